@@ -1,0 +1,64 @@
+# The two that matter: `make demo` and `make test`. Each installs what is missing, and says so.
+# Nothing here is needed to use the binary; see README for that.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test check bench tools postgres wrk clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1:8080
+	cargo run --quiet -- demo
+
+test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private one
+	cargo test
+
+check: tools ## Format, lints and docs, without a warning
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same row
+	cargo build --release
+	benches/throughput.sh target/release/coupon-issuer
+
+clean: ## Remove what was built, and the demo's data
+	cargo clean
+	rm -rf .demo
+
+# As root or through sudo, only where something is missing.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+tools:
+	@if ! command -v cargo >/dev/null; then \
+	    echo "Rust is missing: install it with rustup (https://rustup.rs), then run make again." >&2; exit 1; \
+	fi
+	@if ! command -v cc >/dev/null; then \
+	    echo "Installing a C compiler (some dependencies are built with it) ..."; \
+	    if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq gcc libc6-dev; \
+	    elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q gcc; \
+	    else echo "Install a C compiler, then run make again." >&2; exit 1; fi; \
+	fi
+
+# Where the binary looks for Postgres (src/private_postgres.rs). A server that is named needs none.
+postgres:
+	@if [ -n "$${DATABASE_URL:-}$${COUPON_ISSUER_PG_BIN:-}" ] || command -v initdb >/dev/null \
+	    || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || compgen -G '/usr/pgsql-*/bin/initdb' >/dev/null \
+	    || compgen -G '/opt/homebrew/opt/postgresql@*/bin/initdb' >/dev/null \
+	    || compgen -G '/usr/local/opt/postgresql@*/bin/initdb' >/dev/null; then exit 0; fi; \
+	echo "Installing Postgres with the system's package manager ..."; \
+	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql; \
+	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q postgresql-server; \
+	elif command -v brew >/dev/null; then brew install --quiet postgresql@17; \
+	else echo "Install Postgres 14 or newer, or set DATABASE_URL or COUPON_ISSUER_PG_BIN, then run make again." >&2; exit 1; fi
+
+wrk:
+	@if command -v wrk >/dev/null; then exit 0; fi; \
+	echo "Installing wrk (the load for the benchmark) ..."; \
+	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq wrk; \
+	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q wrk; \
+	elif command -v brew >/dev/null; then brew install --quiet wrk; \
+	else echo "Install wrk, then run make again." >&2; exit 1; fi

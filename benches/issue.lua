@@ -1,0 +1,16 @@
+-- The load of throughput.sh: every request is for another customer. SERIES is the number of series in each.
+local ids = {}
+for i = 1, tonumber(os.getenv("SERIES") or "1") do ids[i] = 1000 + i end
+local before = '{"seriesIds":[' .. table.concat(ids, ",") .. '],"customer":{"id":"'
+local headers = {
+  ["Content-Type"] = "application/json",
+  -- store.server : md5(server123), as a till sends it
+  ["Authorization"] = "Basic c3RvcmUuc2VydmVyOjhhMTZhNmI3MDUwNWViMWYxZmY3Y2RjMGNkNTU1OWE3",
+}
+math.randomseed(os.time())
+
+function request()
+  -- As random as those of bare_insert.sql: neighbours in an index would flatter the figure.
+  local customer = string.format("%.0f", math.random() * 1000000000000)
+  return wrk.format("POST", "/v2/coupon/bulk/issue", headers, before .. customer .. '"}}')
+end

@@ -1,0 +1,309 @@
+-- Everything the service needs to issue coupons.
+--
+-- Every key starts with org_id: that is the wall between tenants, and it lets the schema be distributed by
+-- organisation without a change. Settings are named as in the contract (README, "The contract", section 4).
+-- A setting that is unlimited is null, never -1.
+
+create table organisation (
+    org_id          bigint not null,
+    name            text   not null,
+    time_zone       text   not null,
+    customer_policy text   not null,
+    default_access  text   not null,
+    -- Counts the changes to anything below that decides an issuance. A coupon is written only if the revision it was
+    -- decided under is still the current one, so a decision made on cached settings can be late but never wrong.
+    revision        bigint not null default 1,
+    constraint organisation_pkey primary key (org_id),
+    constraint organisation_customer_policy check (customer_policy in ('open', 'registered')),
+    constraint organisation_default_access check (default_access in ('none', 'read', 'write'))
+);
+
+create table store (
+    org_id   bigint not null,
+    store_id bigint not null,
+    name     text   not null,
+    access   text,                          -- null: the organisation's default
+    constraint store_pkey primary key (org_id, store_id),
+    constraint store_organisation foreign key (org_id) references organisation,
+    constraint store_access check (access in ('none', 'read', 'write'))
+);
+
+create table till (
+    org_id        bigint not null,
+    till_id       text   not null,
+    store_id      bigint not null,
+    password_hash text   not null,          -- argon2id over the md5 that the till protocol sends
+    constraint till_pkey primary key (org_id, till_id),
+    -- A till logs in by its name alone, before any organisation is known: the name is unique over all of them.
+    constraint till_name unique (till_id),
+    constraint till_store foreign key (org_id, store_id) references store
+);
+
+create table oauth_client (
+    org_id            bigint not null,
+    client_key        text   not null,
+    secret_hash       text   not null,      -- argon2id
+    till_id           text   not null,      -- gives the client its store
+    access            text   not null,
+    token_ttl_seconds integer not null,
+    constraint oauth_client_pkey primary key (org_id, client_key),
+    constraint oauth_client_name unique (client_key),
+    constraint oauth_client_till foreign key (org_id, till_id) references till,
+    constraint oauth_client_access check (access in ('none', 'read', 'write'))
+);
+
+-- The keys that sign access tokens. Made by the first replica that starts, shared by all of them.
+create table signing_key (
+    kid         text        not null,
+    private_key bytea       not null,       -- PKCS#8, DER
+    created_at  timestamptz not null default now(),
+    constraint signing_key_pkey primary key (kid)
+);
+
+-- Who a mobile, an e-mail or an external id belongs to. A customer known only by an id, in an organisation that is
+-- open, needs no row here.
+create table customer (
+    org_id      bigint  not null,
+    customer_id text    not null,
+    mobile      text,                       -- digits only
+    email       text,                       -- lower case
+    external_id text,
+    registered  boolean not null,           -- listed by `apply`; false: made on first use
+    constraint customer_pkey primary key (org_id, customer_id),
+    constraint customer_organisation foreign key (org_id) references organisation,
+    constraint customer_mobile unique (org_id, mobile),
+    constraint customer_email unique (org_id, email),
+    constraint customer_external_id unique (org_id, external_id)
+);
+
+create table series (
+    org_id                                bigint  not null,
+    series_id                             bigint  not null,
+    description                           text    not null,
+    info                                  text    not null,
+    discount_code                         text,
+    discount_type                         text    not null,
+    discount_value                        bigint  not null,
+    discount_upto                         bigint  not null,
+    valid_till_date                       date    not null,
+    expiry_strategy_type                  text    not null,
+    expiry_strategy_value                 integer not null,
+    redemption_valid_from                 date,
+    client_handling_type                  text    not null,
+    alpha_numeric                         boolean not null,
+    random_code_length                    integer not null,
+    coupon_prefix                         text    not null,
+    coupon_suffix                         text    not null,
+    generic_code                          text,
+    max_create                            bigint,
+    is_multiple_vouchers_per_user_allowed boolean not null,
+    max_vouchers_per_user                 integer,
+    do_not_resend_existing_voucher        boolean not null,
+    min_days_between_vouchers             integer,
+    mutual_exclusive_series_ids           bigint[] not null,
+    store_ids                             bigint[] not null,
+    externally_managed                    boolean not null,
+    constraint series_pkey primary key (org_id, series_id),
+    constraint series_organisation foreign key (org_id) references organisation,
+    constraint series_discount_type check (discount_type in ('ABS', 'PERC')),
+    constraint series_expiry_strategy check (expiry_strategy_type in ('SERIES_EXPIRY', 'DAYS', 'MONTHS_END')),
+    constraint series_client_handling check (client_handling_type in ('DISC_CODE', 'GENERIC', 'DISC_CODE_PIN')),
+    constraint series_generic_code check ((client_handling_type = 'GENERIC') = (generic_code is not null))
+);
+
+-- mutual_exclusive_series_ids of both sides, so that the exclusion holds whichever of the two names the other.
+create table series_exclusion (
+    org_id             bigint not null,
+    series_id          bigint not null,
+    excluded_series_id bigint not null,
+    constraint series_exclusion_pkey primary key (org_id, series_id, excluded_series_id)
+);
+
+-- How many coupons a series with a cap has issued; a series without one has no row. The row is updated in place (the
+-- free half of each page is for that), under a lock that is held for one coupon's transaction only.
+create table series_counter (
+    org_id    bigint not null,
+    series_id bigint not null,
+    issued    bigint not null,
+    constraint series_counter_pkey primary key (org_id, series_id),
+    constraint series_counter_issued check (issued >= 0)
+) with (fillfactor = 50);
+
+-- Codes uploaded beforehand and not given out yet. Giving one out deletes it in the coupon's own transaction.
+create table pool_code (
+    org_id      bigint not null,
+    series_id   bigint not null,
+    code        text   not null,
+    customer_id text,                       -- only this customer may receive it
+    constraint pool_code_pkey primary key (org_id, series_id, code)
+);
+create index pool_code_free on pool_code (org_id, series_id, customer_id);
+
+-- The coupons. No foreign key to series: it would lock the series' row once for each coupon, and the insert below
+-- already refuses a series that is not as it was when the coupon was decided.
+create table coupon (
+    org_id           bigint      not null,
+    series_id        bigint      not null,
+    customer_id      text        not null,
+    ordinal          integer,               -- 1, 2, 3 … where the customer's earlier coupons decide; else null
+    code             text        not null,
+    shared_code      boolean     not null,  -- the one code of a GENERIC series
+    expires_on       date        not null,
+    issued_at        timestamptz not null,
+    issue_id         uuid        not null,  -- names this one issuance: how it is found again after a broken call
+    till_id          text        not null,
+    store_id         bigint      not null,
+    source           text        not null,
+    account_id       text,
+    metadata         jsonb,
+    request_id       text        not null,
+    redemption_count integer     not null default 0
+);
+create unique index coupon_code on coupon (org_id, code) where not shared_code;
+-- The arbiter of every per-customer rule: of two requests that both mean to issue number 2, one is refused.
+create unique index coupon_ordinal on coupon (org_id, customer_id, series_id, ordinal);
+
+-- Taken by `apply`, until its end: while an organisation's settings change, none of its coupons is half way. Each batch
+-- holds the same lock shared (issue_coupons, below). Advisory, since a lock on a table would also queue behind vacuum.
+create function lock_organisation(org_id bigint) returns void language sql volatile as
+    'select pg_advisory_xact_lock(20191, hashint8(org_id))';
+
+-- Writes a batch of coupons, each in its own transaction, and returns what became of each:
+--
+--   1 issued       issued_codes[i] is its code
+--   2 stale        the organisation's settings have changed since the decision
+--   3 cap          the series' cap is reached
+--   4 ordinal      another request has issued this number of the customer's coupons
+--   5 collision    the code exists already
+--   6 excluded     the customer holds a coupon of a mutually exclusive series
+--   7 empty        no code in the pool is free at this moment
+--
+-- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap; guarded[i] says whether there
+-- is any of these guards. All arrays have one length.
+--
+-- The batch holds a lock on its organisations, so that the revision it has read stays the current one. It is the session's,
+-- to outlive the commits; after a call that failed it is still held, and the caller gives it back with
+-- pg_advisory_unlock_all. In order of the organisations, as `apply` takes them: nobody waits in a circle.
+--
+-- The caller's session has synchronous_commit off, so that the commits share one flush: the last transaction always
+-- writes something and commits with `durability`, which flushes everything before it. Nothing may be answered earlier.
+-- (If the session has it on, all of this holds as well, only slower.)
+create procedure issue_coupons(
+    org_ids bigint[], revisions bigint[], series_ids bigint[], customer_ids text[], ordinals integer[],
+    codes text[], shared boolean[], expiries date[], issued_ats timestamptz[], issue_ids uuid[],
+    guarded boolean[], caps bigint[], exclusive boolean[],
+    till_ids text[], store_ids bigint[], sources text[], account_ids text[], metadatas jsonb[], request_ids text[],
+    durability text,
+    inout outcomes smallint[], inout issued_codes text[])
+language plpgsql as $$
+declare
+    this_org bigint;
+    this_revision bigint;
+    given text;
+    outcome smallint;
+    ignored text;
+begin
+    -- What is written in few statements here is so for speed: each costs a coupon about a microsecond.
+    outcomes := array_fill(1::smallint, array[cardinality(org_ids)]);
+    issued_codes := codes;
+    if org_ids[1] = all (org_ids) then
+        ignored := pg_advisory_lock_shared(20191, hashint8(org_ids[1]));
+    else
+        perform pg_advisory_lock_shared(20191, hashint8(o)) from (select distinct unnest(org_ids) as o order by 1) ordered;
+    end if;
+
+    for i in 1 .. cardinality(org_ids) loop
+        if org_ids[i] is distinct from this_org then
+            this_org := org_ids[i];
+            select o.revision into this_revision from organisation o where o.org_id = this_org;
+        end if;
+
+        outcome := 1;
+        given := codes[i];
+        if revisions[i] is distinct from this_revision then
+            outcome := 2;
+        elsif guarded[i] then
+            if exclusive[i] and holds_excluded(this_org, series_ids[i], customer_ids[i]) then
+                outcome := 6;
+            elsif caps[i] is not null and not count_up(this_org, series_ids[i], caps[i]) then
+                outcome := 3;
+            elsif given is null then
+                given := take_pool_code(this_org, series_ids[i], customer_ids[i]);
+                issued_codes[i] := given;
+                if given is null then outcome := 7; end if;
+            end if;
+        end if;
+
+        if outcome = 1 then
+            insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                                till_id, store_id, source, account_id, metadata, request_id)
+            values (this_org, series_ids[i], customer_ids[i], ordinals[i], given, shared[i], expiries[i], issued_ats[i],
+                    issue_ids[i], till_ids[i], store_ids[i], sources[i], account_ids[i], metadatas[i], request_ids[i])
+            on conflict do nothing;
+            if found then
+                commit;
+                continue;
+            end if;
+            outcome := case when exists (
+                select from coupon c
+                 where c.org_id = this_org and c.customer_id = customer_ids[i] and c.series_id = series_ids[i]
+                   and c.ordinal = ordinals[i]) then 4 else 5 end;
+        end if;
+
+        outcomes[i] := outcome;
+        rollback;
+        if outcome = 5 and codes[i] is null then
+            -- An uploaded code that is a coupon already can never be given out: take it off the pool.
+            delete from pool_code p where p.org_id = this_org and p.series_id = series_ids[i] and p.code = given;
+            commit;
+        end if;
+    end loop;
+
+    ignored := set_config('synchronous_commit', durability, true);
+    ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
+    commit;
+    ignored := pg_advisory_unlock_all();
+end
+$$;
+
+-- Whether the customer holds a coupon of a series that excludes this one. Takes a lock on the customer first, so that of two
+-- requests that ask at once the second sees what the first has issued.
+create function holds_excluded(of_org bigint, of_series bigint, of_customer text) returns boolean language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock(hashtextextended(of_customer, of_org));
+    return exists (
+        select from series_exclusion x
+          join coupon c on c.org_id = x.org_id and c.customer_id = of_customer and c.series_id = x.excluded_series_id
+         where x.org_id = of_org and x.series_id = of_series);
+end
+$$;
+
+-- Counts one more coupon of a series, unless that is beyond its cap.
+create function count_up(of_org bigint, of_series bigint, cap bigint) returns boolean language plpgsql as $$
+begin
+    update series_counter c set issued = c.issued + 1
+     where c.org_id = of_org and c.series_id = of_series and c.issued < cap;
+    return found;
+end
+$$;
+
+-- Takes a code off the pool, the customer's own first. Codes that another transaction is taking are passed over.
+create function take_pool_code(of_org bigint, of_series bigint, for_customer text) returns text language plpgsql as $$
+declare
+    taken text;
+begin
+    delete from pool_code where ctid = (
+        select p.ctid from pool_code p
+         where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
+         limit 1 for update skip locked)
+    returning code into taken;
+    if taken is null then
+        delete from pool_code where ctid = (
+            select p.ctid from pool_code p
+             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null
+             limit 1 for update skip locked)
+        returning code into taken;
+    end if;
+    return taken;
+end
+$$;

@@ -1,0 +1,231 @@
+//! The composition root: builds the rooms out of the settings, and serves until told to stop.
+//!
+//! The only place where the clock, the randomness, the pool and the router meet.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::body::Body;
+use axum::http::header::HOST;
+use axum::http::uri::PathAndQuery;
+use axum::http::{Request, StatusCode, Uri};
+use axum_server::Handle;
+use axum_server::accept::NoDelayAcceptor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::PrometheusHandle;
+use sqlx::postgres::PgConnectOptions;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::auth::{Authenticator, TokenKeys};
+use crate::config::{HttpSettings, Settings};
+use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, router};
+use crate::issuance::{IssueLimits, Issuer};
+use crate::model::{Clock, Entropy, OsEntropy, SystemClock};
+use crate::provisioning::{self, Report};
+use crate::store::migrations::{self, SchemaError};
+use crate::store::writer::{Writer, WriterLimits};
+use crate::store::{ReadLimits, Store};
+
+/// Time and randomness, which tests pass in.
+#[derive(Clone)]
+pub struct Outside {
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where codes come from.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), entropy: Arc::new(OsEntropy) }
+    }
+}
+
+/// The service, built and not yet serving.
+pub struct App {
+    http: Http,
+    settings: HttpSettings,
+    store: Store,
+    writers: Vec<JoinHandle<()>>,
+}
+
+impl App {
+    /// Builds the service over a database, which must have exactly this version's schema.
+    ///
+    /// # Errors
+    /// When the database stays away for `database.startup_timeout_seconds`, or its schema is not this version's.
+    pub async fn build(settings: &Settings, connect: &PgConnectOptions, outside: Outside) -> anyhow::Result<Self> {
+        let store = Store::new(
+            connect.clone(),
+            ReadLimits {
+                max_connections: settings.database.max_connections,
+                acquire_timeout: settings.database.acquire_timeout,
+                statement_timeout: settings.database.statement_timeout,
+            },
+        );
+        wait_for_schema(&store, settings.database.startup_timeout).await?;
+        let keys = TokenKeys::load(&store).await?;
+        let (writer, writers) = Writer::start(
+            connect,
+            WriterLimits {
+                tasks: settings.writer.tasks,
+                batch: settings.writer.batch,
+                queue: settings.writer.queue,
+                statement_timeout: settings.writer.statement_timeout,
+            },
+        );
+        let Outside { clock, entropy } = outside;
+        let limits =
+            IssueLimits { timeout: settings.issuing.timeout, settings_time_to_live: settings.issuing.settings_cache };
+        let authenticator =
+            Authenticator::new(store.clone(), clock.clone(), entropy.clone(), keys, settings.auth.credential_cache)?;
+        let http = Http {
+            issuer: Arc::new(Issuer::new(store.clone(), writer, clock, entropy, limits)),
+            authenticator: Arc::new(authenticator),
+            readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
+            limits: HttpLimits {
+                max_body_bytes: settings.http.max_body_bytes,
+                body_timeout: settings.http.body_timeout,
+                max_series_ids: settings.http.max_series_ids,
+            },
+        };
+        Ok(Self { http, settings: settings.http.clone(), store, writers })
+    }
+
+    /// Serves on this listener until `stop` is done; then accepts nothing more and finishes what is in flight, for as long
+    /// as `http.shutdown_timeout_seconds` allows.
+    ///
+    /// # Errors
+    /// When the listener cannot be served.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let handle: Handle<SocketAddr> = Handle::new();
+        let mut server =
+            axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle.clone()).http1_only();
+        server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
+        let serving = tokio::spawn(server.serve(router(self.http.clone()).into_make_service()));
+        tracing::info!(%address, "serving");
+
+        stop.await;
+        tracing::info!("stopping: accepting nothing more, finishing what is in flight");
+        self.http.readiness.drain();
+        let started = Instant::now();
+        handle.graceful_shutdown(Some(self.settings.shutdown_timeout));
+        serving.await.context("the server task broke off")?.context("serving")?;
+        let left = self.settings.shutdown_timeout.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
+        if timeout(left, self.finish()).await.is_err() {
+            tracing::warn!("stopped before everything in flight was finished");
+        }
+        tracing::info!(seconds = started.elapsed().as_secs_f32(), "stopped");
+        Ok(())
+    }
+
+    /// Waits for issuances whose callers have gone, and then for the writer.
+    async fn finish(self) {
+        self.http.issuer.finish().await;
+        drop(self.http);
+        for writer in self.writers {
+            if let Err(error) = writer.await {
+                tracing::error!(%error, "a writer broke off");
+            }
+        }
+        self.store.close().await;
+    }
+}
+
+/// Serves `/metrics` on its own port, for as long as the process lives.
+///
+/// # Errors
+/// When the port cannot be had.
+pub async fn serve_metrics(address: SocketAddr, handle: PrometheusHandle) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics.listen {address}"))?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            upkeep.run_upkeep();
+        }
+    });
+    let router = axum::Router::new().route("/metrics", axum::routing::get(async move || handle.render()));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    tracing::info!(%address, "serving metrics");
+    Ok(())
+}
+
+/// Creates the database of these options, if it does not exist.
+///
+/// # Errors
+/// When the server cannot be reached or refuses.
+pub async fn create_database(connect: &PgConnectOptions) -> anyhow::Result<()> {
+    migrations::create_database(connect).await.context("creating the database")
+}
+
+/// The status that a GET of an `http` URL is answered with: what `healthcheck` asks for.
+///
+/// # Errors
+/// When the URL is none, or nobody answers.
+pub async fn get_status(url: &str) -> anyhow::Result<StatusCode> {
+    let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
+    let host = uri.host().with_context(|| format!("{url} names no host"))?;
+    let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+    let stream =
+        tokio::net::TcpStream::connect(&address).await.with_context(|| format!("nobody listens on {address}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let request = Request::get(path).header(HOST, &address).body(Body::empty())?;
+    Ok(sender.send_request(request).await?.status())
+}
+
+/// Brings the schema up to this version's.
+///
+/// # Errors
+/// When it cannot; see [`migrations::migrate`].
+pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
+    migrations::migrate(connect).await
+}
+
+/// Applies a file of configuration as code.
+///
+/// # Errors
+/// When the file has mistakes, or the database cannot be asked; nothing is changed then.
+pub async fn apply(connect: &PgConnectOptions, file: &Path) -> anyhow::Result<Report> {
+    let plans = provisioning::read(file)?;
+    Ok(provisioning::apply(connect, &plans).await?)
+}
+
+/// Applies the text of such a file, which holds all of its secrets.
+///
+/// # Errors
+/// As [`apply`].
+pub async fn apply_text(connect: &PgConnectOptions, text: &str) -> anyhow::Result<Report> {
+    let secrets = provisioning::Secrets { directory: Path::new("."), variable: &|_| None };
+    let plans = provisioning::parse(text, &secrets)?;
+    Ok(provisioning::apply(connect, &plans).await?)
+}
+
+async fn wait_for_schema(store: &Store, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match store.check_schema().await {
+            Ok(()) => return Ok(()),
+            Err(SchemaError::Unavailable(error)) if Instant::now() < deadline => {
+                tracing::warn!(%error, "waiting for the database");
+                sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn readiness_check(store: Store) -> ReadinessCheck {
+    Box::new(move || {
+        let store = store.clone();
+        Box::pin(async move { store.check_schema().await.map_err(|error| error.to_string()) })
+    })
+}

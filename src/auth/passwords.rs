@@ -1,0 +1,80 @@
+//! Secrets at rest: argon2id, with the parameters that the library recommends.
+//!
+//! Slow by design, so it never runs on the async threads and never on more cores than there are.
+
+use std::sync::{Arc, OnceLock};
+
+use argon2::Argon2;
+use argon2::password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
+
+/// A secret could not be hashed or checked; a wrong secret is not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// A stored hash is none, or there is no randomness for a salt.
+    #[error("hashing failed: {0}")]
+    Hash(#[from] password_hash::Error),
+    /// A stored hash is none.
+    #[error("a stored hash cannot be read: {0}")]
+    Stored(#[from] password_hash::phc::Error),
+    /// The check itself broke off.
+    #[error("the check broke off")]
+    BrokeOff,
+}
+
+/// Hashes a secret for storage. Takes tens of milliseconds.
+///
+/// # Errors
+/// When there is no randomness for a salt.
+pub fn hash_secret(secret: &SecretString) -> Result<String, PasswordError> {
+    Ok(Argon2::default().hash_password(secret.expose_secret().as_bytes())?.to_string())
+}
+
+/// Whether this is the secret behind a stored hash. Takes tens of milliseconds.
+///
+/// # Errors
+/// When the stored hash is none.
+pub fn verify_secret(hash: &str, secret: &SecretString) -> Result<bool, PasswordError> {
+    let hash = PasswordHash::new(hash)?;
+    match Argon2::default().verify_password(secret.expose_secret().as_bytes(), &hash) {
+        Ok(()) => Ok(true),
+        Err(password_hash::Error::PasswordInvalid) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Checks secrets beside the async threads, as many at once as there are cores.
+pub(super) struct Passwords {
+    permits: Arc<Semaphore>,
+}
+
+impl Passwords {
+    pub(super) fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { permits: Arc::new(Semaphore::new(cores)) }
+    }
+
+    /// Whether the secret is the one behind the hash. Without a hash the answer is no, after the same time: how long it
+    /// takes does not tell whether there is such a till.
+    pub(super) async fn verify(&self, hash: Option<String>, secret: SecretString) -> Result<bool, PasswordError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| PasswordError::BrokeOff)?;
+        let checked = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            match hash {
+                Some(hash) => verify_secret(&hash, &secret),
+                None => verify_secret(nobodys_hash()?, &secret).map(|_| false),
+            }
+        });
+        checked.await.map_err(|_| PasswordError::BrokeOff)?
+    }
+}
+
+fn nobodys_hash() -> Result<&'static str, PasswordError> {
+    static HASH: OnceLock<String> = OnceLock::new();
+    if let Some(hash) = HASH.get() {
+        return Ok(hash);
+    }
+    let hash = hash_secret(&"nobody's".into())?;
+    Ok(HASH.get_or_init(|| hash))
+}

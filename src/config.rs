@@ -1,0 +1,243 @@
+//! Settings: `config/default.toml`, then a file, then the environment; each overrides the one before.
+//!
+//! Parsed once at start into plain values. Nothing else reads the environment.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use config::{Config, ConfigError, Environment, File, FileFormat};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer};
+use sqlx::postgres::PgConnectOptions;
+
+const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// All settings; `config/default.toml` documents each key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct Settings {
+    pub http: HttpSettings,
+    pub metrics: MetricsSettings,
+    pub database: DatabaseSettings,
+    pub writer: WriterSettings,
+    pub issuing: IssuingSettings,
+    pub auth: AuthSettings,
+    pub log: LogSettings,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct HttpSettings {
+    pub listen: SocketAddr,
+    pub max_body_bytes: usize,
+    #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
+    pub header_timeout: Duration,
+    #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
+    pub body_timeout: Duration,
+    pub max_series_ids: usize,
+    #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]
+    pub shutdown_timeout: Duration,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct MetricsSettings {
+    #[serde(deserialize_with = "address_if_any")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[database]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct DatabaseSettings {
+    pub url: SecretString,
+    pub url_file: String,
+    pub max_connections: u32,
+    #[serde(rename = "acquire_timeout_seconds", deserialize_with = "seconds")]
+    pub acquire_timeout: Duration,
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
+    pub statement_timeout: Duration,
+    #[serde(rename = "startup_timeout_seconds", deserialize_with = "seconds")]
+    pub startup_timeout: Duration,
+}
+
+/// `[writer]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct WriterSettings {
+    pub tasks: usize,
+    pub batch: usize,
+    pub queue: usize,
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
+    pub statement_timeout: Duration,
+}
+
+/// `[issuing]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct IssuingSettings {
+    #[serde(rename = "timeout_seconds", deserialize_with = "seconds")]
+    pub timeout: Duration,
+    #[serde(rename = "settings_cache_seconds", deserialize_with = "seconds")]
+    pub settings_cache: Duration,
+}
+
+/// `[auth]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct AuthSettings {
+    #[serde(rename = "credential_cache_seconds", deserialize_with = "seconds")]
+    pub credential_cache: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct LogSettings {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl LogFormat {
+    /// Whether lines are JSON.
+    #[must_use]
+    pub fn is_json(self) -> bool {
+        match self {
+            Self::Auto => !std::io::stdout().is_terminal(),
+            Self::Text => false,
+            Self::Json => true,
+        }
+    }
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A file or a value is wrong; the message names the key.
+    #[error("{0}")]
+    Invalid(#[from] ConfigError),
+    /// A number that must not be zero.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// No database is named.
+    #[error("no database: set DATABASE_URL, or database.url or database.url_file in the configuration")]
+    NoDatabase,
+    /// The file with the URL cannot be read.
+    #[error("database.url_file: {0}")]
+    UrlFile(#[source] std::io::Error),
+    /// The URL is none. It holds a password, so it is not shown.
+    #[error("the database URL is not valid; it looks like postgres://user:password@host:5432/database")]
+    Url,
+}
+
+impl Settings {
+    /// The settings of this process: the defaults, `file` if there is one, and the environment.
+    ///
+    /// # Errors
+    /// When a file, a key or a value is wrong.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(file) = file {
+            builder = builder.add_source(File::from(file).format(FileFormat::Toml));
+        }
+        let environment =
+            Environment::with_prefix("COUPON_ISSUER").prefix_separator("__").separator("__").try_parsing(true);
+        let settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
+        settings.checked()
+    }
+
+    fn checked(self) -> Result<Self, SettingsError> {
+        let numbers = [
+            ("http.max_series_ids", self.http.max_series_ids),
+            ("writer.tasks", self.writer.tasks),
+            ("writer.batch", self.writer.batch),
+            ("writer.queue", self.writer.queue),
+            ("database.max_connections", self.database.max_connections as usize),
+        ];
+        match numbers.into_iter().find(|(_, number)| *number == 0) {
+            Some((key, _)) => Err(SettingsError::Zero(key)),
+            None => Ok(self),
+        }
+    }
+}
+
+impl DatabaseSettings {
+    /// How to connect: `url` of the command line or `DATABASE_URL` first, then these settings.
+    ///
+    /// # Errors
+    /// When no database is named, or its URL cannot be read.
+    pub fn connect_options(&self, url: Option<&SecretString>) -> Result<PgConnectOptions, SettingsError> {
+        let from_file = || std::fs::read_to_string(&self.url_file).map_err(SettingsError::UrlFile);
+        let url = match url {
+            Some(url) => url.clone(),
+            None if !self.url.expose_secret().is_empty() => self.url.clone(),
+            None if !self.url_file.is_empty() => from_file()?.trim().to_owned().into(),
+            None => return Err(SettingsError::NoDatabase),
+        };
+        let text = url.expose_secret();
+        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+            return Err(SettingsError::Url);
+        }
+        let options = PgConnectOptions::from_str(text).map_err(|_| SettingsError::Url)?;
+        Ok(options.application_name("coupon-issuer"))
+    }
+}
+
+fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+}
+
+fn address_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let address = String::deserialize(deserializer)?;
+    if address.is_empty() {
+        return Ok(None);
+    }
+    address.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_complete() {
+        let settings = Settings::load(None).unwrap();
+        assert_eq!(settings.http.max_series_ids, 100);
+        assert!(matches!(settings.database.connect_options(None), Err(SettingsError::NoDatabase)));
+    }
+
+    #[test]
+    fn a_url_is_never_shown() {
+        let mut settings = Settings::load(None).unwrap();
+        settings.database.url = "postgres://u:hunter2@h/d".into();
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        let wrong = SecretString::from("hunter2://");
+        assert!(!settings.database.connect_options(Some(&wrong)).unwrap_err().to_string().contains("hunter2"));
+    }
+}

@@ -1,0 +1,77 @@
+//! A request body: its type, its size, its time to arrive, and its JSON.
+//! Every complaint names what is wrong, and quotes little of it.
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::HttpLimits;
+use super::errors::ApiError;
+use super::object::Object;
+
+/// A message may quote the request; this much of it.
+const LONGEST_MESSAGE: usize = 240;
+
+/// The JSON object in a body.
+///
+/// # Errors
+/// 415 unless it is uncompressed `application/json`, 413 and 408 beyond the limits, 400 for anything that is not `T`.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &HttpLimits,
+) -> Result<T, ApiError> {
+    if !is_json(headers) {
+        return Err(ApiError::NotJson);
+    }
+    if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(ApiError::EncodedBody);
+    }
+    parse(&read(body, limits).await?)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(given), None) = (types.next(), types.next()) else { return false };
+    let media_type = given.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/json")
+}
+
+async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
+    let most = limits.max_body_bytes;
+    match tokio::time::timeout(limits.body_timeout, Limited::new(body, most).collect()).await {
+        Err(_elapsed) => Err(ApiError::BodyTooSlow),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { most }),
+        Ok(Err(_)) => Err(ApiError::BadRequest("the body broke off or is not well-formed HTTP".to_owned())),
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // All of it, also what is in fields that are ignored.
+    let text = std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: {error}")))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let parsed: Object<T> = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner();
+        // A number that no type can hold is well-formed JSON all the same.
+        let is_json = reason.is_data() || reason.to_string().starts_with("number out of range");
+        match (is_json, path.as_str()) {
+            (true, ".") => bad(&reason.to_string()),
+            (true, _) => bad(&format!("{path}: {reason}")),
+            (false, _) => bad(&format!("the body is not JSON: {reason}")),
+        }
+    })?;
+    json.end().map_err(|error| bad(&format!("the body goes on after its JSON object: {error}")))?;
+    Ok(parsed.0)
+}
+
+fn bad(message: &str) -> ApiError {
+    let mut short: String = message.chars().take(LONGEST_MESSAGE).collect();
+    if short.len() < message.len() {
+        short.push('…');
+    }
+    ApiError::BadRequest(short)
+}

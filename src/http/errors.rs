@@ -1,0 +1,186 @@
+//! The one place with status policy: every failure of a request as a whole, with its status, code and body (contract 2).
+//!
+//! A refusal of one entity is no failure of the request and is not here. Messages never hold SQL or other internals;
+//! what went wrong inside is logged here, once.
+
+use std::any::Any;
+
+use axum::Json;
+use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::auth::AuthError;
+use crate::issuance::IssueError;
+
+/// One error or warning (contract 2), of an entity or of the request.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Item {
+    pub(super) status: bool,
+    pub(super) code: u16,
+    pub(super) message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retryable: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next_eligible_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remaining: Option<u64>,
+}
+
+impl Item {
+    pub(super) const fn new(code: u16, message: String, retryable: Option<bool>) -> Self {
+        Self { status: false, code, message, retryable, next_eligible_at: None, remaining: None }
+    }
+}
+
+/// Why a request as a whole failed.
+#[derive(Debug)]
+pub(super) enum ApiError {
+    /// The message names the field.
+    BadRequest(String),
+    TooManyIds {
+        given: usize,
+        most: usize,
+    },
+    NoCustomer,
+    UnknownCustomer,
+    ConflictingCustomer,
+    NoCredentials,
+    BadCredentials,
+    ExpiredToken,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    BodyTooSlow,
+    BodyTooLarge {
+        most: usize,
+    },
+    NotJson,
+    EncodedBody,
+    Internal(String),
+    Unavailable(String),
+    Overloaded,
+}
+
+#[derive(Serialize)]
+struct Body {
+    errors: [Item; 1],
+    warnings: [Item; 0],
+}
+
+impl ApiError {
+    /// Status, code, message, and whether the same request may succeed later.
+    fn parts(&self) -> (StatusCode, u16, String, bool) {
+        use StatusCode as S;
+        let fixed = |status, code, message: &str| (status, code, message.to_owned(), false);
+        let later = |status: S, message: &str| (status, status.as_u16(), message.to_owned(), true);
+        match self {
+            Self::BadRequest(message) => fixed(S::BAD_REQUEST, 400, message),
+            Self::TooManyIds { given, most } => {
+                fixed(S::BAD_REQUEST, 1060, &format!("seriesIds: {given} ids, at most {most} are allowed"))
+            }
+            Self::NoCustomer => {
+                fixed(S::BAD_REQUEST, 701, "customer: one of id, mobile, externalId and email is required")
+            }
+            Self::UnknownCustomer => fixed(S::BAD_REQUEST, 701, "customer: not a registered customer"),
+            Self::ConflictingCustomer => {
+                fixed(S::BAD_REQUEST, 721, "customer: the identifiers name different customers")
+            }
+            Self::NoCredentials => fixed(S::UNAUTHORIZED, 401, "Authentication is required"),
+            Self::BadCredentials => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
+            Self::ExpiredToken => fixed(S::UNAUTHORIZED, 498, "The access token has expired"),
+            Self::Forbidden => fixed(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
+            Self::NotFound => fixed(S::NOT_FOUND, 404, "No such path"),
+            Self::MethodNotAllowed => fixed(S::METHOD_NOT_ALLOWED, 405, "Method not allowed; see the Allow header"),
+            Self::BodyTooSlow => later(S::REQUEST_TIMEOUT, "The request body took too long to arrive"),
+            Self::BodyTooLarge { most } => {
+                fixed(S::PAYLOAD_TOO_LARGE, 413, &format!("The request body is larger than {most} bytes"))
+            }
+            Self::NotJson => fixed(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Type must be application/json"),
+            Self::EncodedBody => {
+                fixed(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Encoding is not supported; send the body as it is")
+            }
+            Self::Internal(_) => {
+                later(S::INTERNAL_SERVER_ERROR, "Internal error; the log has it under this request id")
+            }
+            Self::Unavailable(_) => later(S::SERVICE_UNAVAILABLE, "The database is unavailable; try again later"),
+            Self::Overloaded => later(S::SERVICE_UNAVAILABLE, "Too many requests are waiting; try again later"),
+        }
+    }
+
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let mut add = |name: HeaderName, value: &'static str| headers.append(name, HeaderValue::from_static(value));
+        match self {
+            Self::NoCredentials => {
+                add(WWW_AUTHENTICATE, "Basic realm=\"coupon-issuer\", charset=\"UTF-8\"");
+                add(WWW_AUTHENTICATE, "Bearer realm=\"coupon-issuer\"");
+            }
+            Self::BadCredentials | Self::ExpiredToken => {
+                add(WWW_AUTHENTICATE, "Basic realm=\"coupon-issuer\", charset=\"UTF-8\"");
+                add(WWW_AUTHENTICATE, "Bearer realm=\"coupon-issuer\", error=\"invalid_token\"");
+            }
+            Self::EncodedBody => {
+                add(ACCEPT_ENCODING, "identity");
+            }
+            Self::Unavailable(_) | Self::Overloaded => {
+                add(RETRY_AFTER, "1");
+            }
+            _ => {}
+        }
+        headers
+    }
+
+    fn log(&self) {
+        match self {
+            Self::Internal(reason) => tracing::error!(reason, "a request failed"),
+            Self::Unavailable(reason) => tracing::warn!(reason, "a request found the database away"),
+            Self::Overloaded => tracing::warn!("a request was turned away: too many are waiting"),
+            _ => {}
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.log();
+        let (status, code, message, retryable) = self.parts();
+        let body = Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] };
+        (status, self.headers(), Json(body)).into_response()
+    }
+}
+
+impl From<IssueError> for ApiError {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::UnknownCustomer => Self::UnknownCustomer,
+            IssueError::ConflictingCustomer => Self::ConflictingCustomer,
+            IssueError::Unavailable(ref cause) => {
+                Self::Unavailable(cause.as_ref().map_or_else(|| error.to_string(), ToString::to_string))
+            }
+            IssueError::Overloaded => Self::Overloaded,
+            IssueError::Internal(reason) => Self::Internal(reason),
+        }
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Invalid => Self::BadCredentials,
+            AuthError::Expired => Self::ExpiredToken,
+            AuthError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
+            AuthError::Internal(reason) => Self::Internal(reason),
+        }
+    }
+}
+
+/// A panic is a bug, and the caller's answer is still well formed.
+#[expect(clippy::needless_pass_by_value, reason = "the signature that CatchPanicLayer asks for")]
+pub(super) fn after_panic(panic: Box<dyn Any + Send>) -> Response {
+    let reason = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let reason = reason.or_else(|| panic.downcast_ref::<String>().cloned());
+    ApiError::Internal(format!("panic: {}", reason.as_deref().unwrap_or("no message"))).into_response()
+}

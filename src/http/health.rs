@@ -1,0 +1,49 @@
+//! `/healthz`: the process runs. `/readyz`: it can serve: the database answers, its schema is known, and no stop is under
+//! way. Neither needs credentials, and neither says more than that.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::Http;
+
+/// Asks whether the database can be used; `Err` says why not.
+pub type ReadinessCheck = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// Whether the service can serve.
+pub struct Readiness {
+    check: ReadinessCheck,
+    draining: AtomicBool,
+}
+
+impl Readiness {
+    /// Ready whenever `check` succeeds, until [`Readiness::drain`].
+    #[must_use]
+    pub const fn new(check: ReadinessCheck) -> Self {
+        Self { check, draining: AtomicBool::new(false) }
+    }
+
+    /// From now on not ready: a stop has begun.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+pub(super) async fn readyz(State(http): State<Http>) -> (StatusCode, &'static str) {
+    if http.readiness.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    match (http.readiness.check)().await {
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(reason) => {
+            tracing::warn!(reason, "not ready");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable or its schema is not this version's\n")
+        }
+    }
+}

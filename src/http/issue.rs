@@ -1,0 +1,260 @@
+//! `POST /v2/coupon/bulk/issue`: the request as the contract's section 1 has it, and the answer of its section 2.
+//! Parses and renders; what is issued is decided in `issuance`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Extension, Query, State};
+use axum::http::{HeaderMap, Uri};
+use axum::response::{IntoResponse, Response};
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::Http;
+use super::body::read_json;
+use super::errors::{ApiError, Item};
+use super::object::Object;
+use super::request_log::{Counts, RequestId};
+use crate::issuance::{Entity, Granted, Issuance, IssueRequest, Refusal, validity};
+use crate::model::{Caller, CustomerId, Identifiers, Metadata, SeriesId, Source};
+
+/// The longest `customer.id`, `customer.externalId` and `accountId`, in characters.
+const LONGEST_ID: usize = 255;
+/// The longest `customer.email`, in characters: what an address may have.
+const LONGEST_EMAIL: usize = 254;
+/// So many failures of a request are told in its log line, one by one; all of them are counted.
+const MOST_REFUSED_TOLD: usize = 10;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IssueBody {
+    series_ids: Vec<i64>,
+    customer: Object<CustomerBody>,
+    metadata: Option<Object<Metadata>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CustomerBody {
+    id: Option<IdText>,
+    mobile: Option<String>,
+    email: Option<String>,
+    external_id: Option<String>,
+}
+
+/// An id that callers send as a string or as an integer.
+struct IdText(String);
+
+impl<'de> Deserialize<'de> for IdText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrInteger;
+        impl serde::de::Visitor<'_> for TextOrInteger {
+            type Value = IdText;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+                formatter.write_str("a string or an integer")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<IdText, E> {
+                Ok(IdText(text.to_owned()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<IdText, E> {
+                Ok(IdText(number.to_string()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<IdText, E> {
+                Ok(IdText(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(TextOrInteger)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IssueQuery {
+    source: Option<String>,
+    account_id: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IssueAnswer {
+    response: Vec<EntityBody>,
+    total_count: usize,
+    failure_count: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EntityBody {
+    entity_id: SeriesId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<ResultBody>,
+    errors: Vec<Item>,
+    warnings: Vec<Item>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ResultBody {
+    code: String,
+    series_id: SeriesId,
+    description: String,
+    discount_code: String,
+    valid_till: String,
+    discount_type: &'static str,
+    discount_value: i64,
+    discount_upto: i64,
+    discount_on: &'static str,
+    detailed_info: String,
+    redemption_count: i32,
+    /// Zero in every published sample.
+    id: u8,
+    valid_till_date_time: String,
+}
+
+pub(super) async fn issue_bulk(
+    State(http): State<Http>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let (source, account_id) = parse_query(&uri)?;
+    let body: IssueBody = read_json(&headers, body, &http.limits).await?;
+    let request = IssueRequest {
+        caller: (*caller).clone(),
+        series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
+        customer: identifiers(body.customer.0)?,
+        metadata: body.metadata.map(|metadata| checked_metadata(metadata.0)).transpose()?,
+        source,
+        account_id,
+        request_id,
+    };
+    Ok(answer(&http.issuer.issue(request).await?))
+}
+
+fn parse_query(uri: &Uri) -> Result<(Source, Option<String>), ApiError> {
+    let Query(query) = Query::<IssueQuery>::try_from_uri(uri)
+        .map_err(|error| ApiError::BadRequest(format!("query: {}", error.body_text())))?;
+    let source = match query.source.as_deref() {
+        None | Some("") => Source::default(),
+        Some(name) => Source::ALL.into_iter().find(|source| source.name() == name).ok_or_else(|| {
+            ApiError::BadRequest(format!("source: must be one of {}", Source::ALL.map(Source::name).join(", ")))
+        })?,
+    };
+    Ok((source, text("accountId", query.account_id, LONGEST_ID)?))
+}
+
+fn series_ids(given: Vec<i64>, most: usize) -> Result<Vec<SeriesId>, ApiError> {
+    match given.len() {
+        0 => Err(ApiError::BadRequest("seriesIds: at least one id is required".to_owned())),
+        count if count > most => Err(ApiError::TooManyIds { given: count, most }),
+        _ => Ok(given.into_iter().map(SeriesId).collect()),
+    }
+}
+
+fn identifiers(customer: CustomerBody) -> Result<Identifiers, ApiError> {
+    let mobile = text("customer.mobile", customer.mobile, LONGEST_ID)?;
+    let no_mobile = || ApiError::BadRequest("customer.mobile: must have 1 to 20 digits, and no letters".to_owned());
+    let identifiers = Identifiers {
+        id: text("customer.id", customer.id.map(|id| id.0), LONGEST_ID)?.map(CustomerId),
+        mobile: mobile.map(|mobile| Identifiers::mobile_digits(&mobile).ok_or_else(no_mobile)).transpose()?,
+        external_id: text("customer.externalId", customer.external_id, LONGEST_ID)?,
+        email: text("customer.email", customer.email, LONGEST_EMAIL)?.map(|email| Identifiers::email_folded(&email)),
+    };
+    if identifiers.is_empty() { Err(ApiError::NoCustomer) } else { Ok(identifiers) }
+}
+
+fn checked_metadata(given: Metadata) -> Result<Metadata, ApiError> {
+    for (field, value, most) in [
+        ("metadata.sourceType", &given.source_type, 50),
+        ("metadata.sourceId", &given.source_id, 50),
+        ("metadata.sourceActivity", &given.source_activity, 50),
+        ("metadata.notes", &given.notes, 250),
+        ("metadata.reason", &given.reason, 250),
+    ] {
+        check_text(field, value.as_deref().unwrap_or_default(), most)?;
+    }
+    Ok(given)
+}
+
+/// A field that is absent when it is empty.
+fn text(field: &str, value: Option<String>, most: usize) -> Result<Option<String>, ApiError> {
+    let Some(value) = value.filter(|value| !value.trim().is_empty()) else { return Ok(None) };
+    check_text(field, &value, most)?;
+    Ok(Some(value))
+}
+
+fn check_text(field: &str, value: &str, most: usize) -> Result<(), ApiError> {
+    if value.chars().count() > most {
+        return Err(ApiError::BadRequest(format!("{field}: longer than {most} characters")));
+    }
+    if value.contains('\0') {
+        return Err(ApiError::BadRequest(format!("{field}: must not contain the character U+0000")));
+    }
+    Ok(())
+}
+
+fn answer(issuance: &Issuance) -> Response {
+    let response: Vec<EntityBody> =
+        issuance.entities.iter().map(|entity| entity_body(entity, &issuance.zone)).collect();
+    let total_count = response.len();
+    let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
+    let refused = (failure_count > 0).then(|| refused(&response));
+    let mut answer = Json(IssueAnswer { response, total_count, failure_count }).into_response();
+    answer.extensions_mut().insert(Counts { total: total_count, failures: failure_count, refused });
+    answer
+}
+
+/// What the log line says of the failures: `104:5001 999:707`.
+fn refused(response: &[EntityBody]) -> String {
+    let told = response.iter().filter_map(|entity| Some((entity.entity_id.0, entity.errors.first()?.code)));
+    told.take(MOST_REFUSED_TOLD).map(|(series, code)| format!("{series}:{code}")).collect::<Vec<_>>().join(" ")
+}
+
+fn entity_body(entity: &Entity, zone: &TimeZone) -> EntityBody {
+    let entity_id = entity.series_id;
+    match &entity.outcome {
+        Ok(granted) => EntityBody {
+            entity_id,
+            result: Some(result_body(granted, zone)),
+            errors: Vec::new(),
+            warnings: granted.resent.then(resent_warning).into_iter().collect(),
+        },
+        Err(refusal) => {
+            EntityBody { entity_id, result: None, errors: vec![error_item(*refusal, zone)], warnings: Vec::new() }
+        }
+    }
+}
+
+fn result_body(granted: &Granted, zone: &TimeZone) -> ResultBody {
+    let series = &granted.series;
+    ResultBody {
+        code: granted.code.clone(),
+        series_id: series.id,
+        description: series.description.clone(),
+        discount_code: series.discount_code.clone().unwrap_or_else(|| "NO_VALUE".to_owned()),
+        valid_till: validity::valid_till(granted.expires_on, zone),
+        discount_type: series.discount_type.name(),
+        discount_value: series.discount_value,
+        discount_upto: series.discount_upto,
+        discount_on: "BILL",
+        detailed_info: series.info.clone(),
+        redemption_count: granted.redemption_count,
+        id: 0,
+        valid_till_date_time: validity::valid_till_date_time(granted.expires_on, zone),
+    }
+}
+
+fn error_item(refusal: Refusal, zone: &TimeZone) -> Item {
+    Item {
+        next_eligible_at: refusal.next_eligible_at().map(|at| validity::instant(at, zone)),
+        remaining: refusal.remaining(),
+        ..Item::new(refusal.code(), refusal.message().to_owned(), Some(refusal.is_retryable()))
+    }
+}
+
+fn resent_warning() -> Item {
+    Item::new(700, "Coupon resent successfully".to_owned(), None)
+}

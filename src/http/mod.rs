@@ -1,0 +1,69 @@
+//! The HTTP side: the whole route table, and what stands before and around it.
+//!
+//! Parses requests into `issuance`'s types and renders what comes back. Nothing is decided here, and there is no SQL.
+
+mod authenticate;
+mod body;
+mod errors;
+mod health;
+mod issue;
+mod object;
+mod request_log;
+mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+pub use health::{Readiness, ReadinessCheck};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::auth::Authenticator;
+use crate::issuance::Issuer;
+
+use self::errors::ApiError;
+
+/// The bounds on requests.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpLimits {
+    /// The largest body, in bytes.
+    pub max_body_bytes: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// The most series ids in a request.
+    pub max_series_ids: usize,
+}
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Http {
+    /// Issues.
+    pub issuer: Arc<Issuer>,
+    /// Knows the callers.
+    pub authenticator: Arc<Authenticator>,
+    /// Says whether the service can serve.
+    pub readiness: Arc<Readiness>,
+    /// Bounds requests.
+    pub limits: HttpLimits,
+}
+
+/// The routes that anyone may call. Every other route needs a caller with write access: a new one is closed until it is
+/// listed here.
+const PUBLIC: [&str; 3] = ["/healthz", "/readyz", "/v3/oauth/token/generate"];
+
+/// The route table.
+pub fn router(http: Http) -> Router {
+    Router::new()
+        .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
+        .route("/v3/oauth/token/generate", post(token::generate))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route_layer(from_fn_with_state(http.clone(), authenticate::authenticate))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(CatchPanicLayer::custom(errors::after_panic))
+        .layer(from_fn(request_log::request_log))
+        .with_state(http)
+}

@@ -1,0 +1,68 @@
+//! Settings remembered for a short time, so that the common coupon costs no read.
+//!
+//! What is remembered only ever speeds up a coupon that is issued, and the write is guarded by the revision it was read
+//! at. A refusal is never given on remembered settings, and caps, limits and histories are never remembered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::future::Cache;
+
+use crate::model::{OrgId, Organisation, SeriesId};
+use crate::store::{SeriesAtRevision, Store, StoreError};
+
+const MOST_ORGANISATIONS: u64 = 10_000;
+const MOST_SERIES: u64 = 100_000;
+
+/// The remembered settings.
+#[derive(Debug)]
+pub struct Directory {
+    store: Store,
+    organisations: Cache<OrgId, Arc<Organisation>>,
+    series: Cache<(OrgId, SeriesId), SeriesAtRevision>,
+}
+
+impl Directory {
+    /// Remembers each setting for so long.
+    #[must_use]
+    pub fn new(store: Store, time_to_live: Duration) -> Self {
+        Self {
+            store,
+            organisations: Cache::builder().max_capacity(MOST_ORGANISATIONS).time_to_live(time_to_live).build(),
+            series: Cache::builder().max_capacity(MOST_SERIES).time_to_live(time_to_live).build(),
+        }
+    }
+
+    /// The organisation as remembered, or else as it is now.
+    ///
+    /// # Errors
+    /// When it is not remembered and the database cannot be asked.
+    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, StoreError> {
+        match self.organisations.get(&org_id).await {
+            Some(organisation) => Ok(Some(organisation)),
+            None => self.organisation_now(org_id).await,
+        }
+    }
+
+    /// The organisation as it is now.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn organisation_now(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, StoreError> {
+        let Some(organisation) = self.store.organisation(org_id).await? else { return Ok(None) };
+        let organisation = Arc::new(organisation);
+        self.organisations.insert(org_id, Arc::clone(&organisation)).await;
+        Ok(Some(organisation))
+    }
+
+    /// The series, if it is remembered from this very revision of the organisation.
+    pub async fn series(&self, organisation: &Organisation, series_id: SeriesId) -> Option<SeriesAtRevision> {
+        let remembered = self.series.get(&(organisation.id, series_id)).await?;
+        (remembered.revision == organisation.revision).then_some(remembered)
+    }
+
+    /// Remembers a series as it was just read.
+    pub async fn remember(&self, org_id: OrgId, series: &SeriesAtRevision) {
+        self.series.insert((org_id, series.series.id), series.clone()).await;
+    }
+}

@@ -1,0 +1,170 @@
+//! The decisions: which customer, which series, under which rules, with which code and expiry.
+//!
+//! Knows neither HTTP nor SQL. [`rules`] decides, [`Issuer`] asks the store for facts and has decisions written.
+
+pub mod codes;
+mod customers;
+mod directory;
+mod refusal;
+mod request;
+pub mod rules;
+pub mod validity;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+pub use refusal::Refusal;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use self::directory::Directory;
+use crate::model::{Caller, Clock, Entropy, EntropyError, Identifiers, Metadata, Series, SeriesId, Source};
+use crate::store::writer::Writer;
+use crate::store::{Store, StoreError};
+
+/// What a caller asks for: one coupon of each series for one customer.
+#[derive(Debug, Clone)]
+pub struct IssueRequest {
+    /// Who asks.
+    pub caller: Caller,
+    /// For whom.
+    pub customer: Identifiers,
+    /// Of which series, in the order in which they are answered.
+    pub series_ids: Vec<SeriesId>,
+    /// Stored with each coupon.
+    pub source: Source,
+    /// Stored with each coupon.
+    pub account_id: Option<String>,
+    /// Stored with each coupon.
+    pub metadata: Option<Metadata>,
+    /// Stored with each coupon.
+    pub request_id: String,
+}
+
+/// What became of a request: one entity for each series asked for, in that order.
+#[derive(Debug, Clone)]
+pub struct Issuance {
+    /// The organisation's time zone, in which dates are told.
+    pub zone: TimeZone,
+    /// What became of each.
+    pub entities: Vec<Entity>,
+}
+
+/// What became of one series of a request.
+#[derive(Debug, Clone)]
+pub struct Entity {
+    /// As it was asked for.
+    pub series_id: SeriesId,
+    /// The coupon, durably stored, or why there is none.
+    pub outcome: Result<Granted, Refusal>,
+}
+
+/// The coupon a customer has got.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    /// Its series.
+    pub series: Arc<Series>,
+    /// Its code.
+    pub code: String,
+    /// Its last day.
+    pub expires_on: Date,
+    /// How often it was redeemed.
+    pub redemption_count: i32,
+    /// Whether it is one that the customer held already.
+    pub resent: bool,
+}
+
+/// Why a request as a whole was not processed. Nothing is stored then.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The organisation requires registered customers, and this is none.
+    #[error("the customer is not registered")]
+    UnknownCustomer,
+    /// The identifiers name different customers.
+    #[error("the identifiers name different customers")]
+    ConflictingCustomer,
+    /// The database is away.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] Option<StoreError>),
+    /// More is being asked for than the database takes.
+    #[error("too many requests are waiting")]
+    Overloaded,
+    /// Our fault.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl From<StoreError> for IssueError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable(Some(error)),
+            StoreError::Failed(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EntropyError> for IssueError {
+    fn from(error: EntropyError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+/// The bounds on issuing.
+#[derive(Debug, Clone, Copy)]
+pub struct IssueLimits {
+    /// How long a request may take before what is undecided is answered 748.
+    pub timeout: Duration,
+    /// How long settings are remembered.
+    pub settings_time_to_live: Duration,
+}
+
+/// Issues coupons.
+pub struct Issuer {
+    store: Store,
+    writer: Writer,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    directory: Directory,
+    timeout: Duration,
+    running: TaskTracker,
+}
+
+impl Issuer {
+    /// An issuer over this store, writing through this writer.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        writer: Writer,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        limits: IssueLimits,
+    ) -> Self {
+        let directory = Directory::new(store.clone(), limits.settings_time_to_live);
+        Self { store, writer, clock, entropy, directory, timeout: limits.timeout, running: TaskTracker::new() }
+    }
+
+    /// Issues what is asked for.
+    ///
+    /// It runs to its end even if the caller stops waiting: a client that hangs up leaves nothing half done.
+    ///
+    /// # Errors
+    /// When the request as a whole could not be processed; nothing is stored then.
+    pub async fn issue(self: &Arc<Self>, request: IssueRequest) -> Result<Issuance, IssueError> {
+        let issuer = Arc::clone(self);
+        let deadline = Instant::now() + self.timeout;
+        let task = async move { request::process(&issuer, &request, deadline).await };
+        match self.running.spawn(task.in_current_span()).await {
+            Ok(issuance) => issuance,
+            Err(error) => Err(IssueError::Internal(format!("an issuance broke off: {error}"))),
+        }
+    }
+
+    /// Waits until nothing is running any more. Nothing may be started afterwards.
+    pub async fn finish(&self) {
+        self.running.close();
+        self.running.wait().await;
+    }
+}

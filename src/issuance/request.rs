@@ -1,0 +1,337 @@
+//! One request, from its customer to its last entity.
+//!
+//! It goes in turns: read the facts, decide, have the decisions written. What a guard of the database refused, because
+//! another request was faster, is decided again in the next turn on fresh facts; most requests need one turn.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::rules::{self, Decision, Moment};
+use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers};
+use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
+use crate::store::writer::{Code, NewCoupon, Work, Written};
+use crate::store::{SeriesAtRevision, StoreError};
+
+/// After so many codes that existed already, the space of codes counts as full.
+const MOST_COLLISIONS: u8 = 10;
+
+/// Processes a request. See [`Issuer::issue`].
+pub(super) async fn process(
+    issuer: &Issuer,
+    request: &IssueRequest,
+    deadline: Instant,
+) -> Result<Issuance, IssueError> {
+    let (organisation, customer_id) = identify(issuer, request).await?;
+    let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
+    let mut course = Course { issuer, request, organisation, customer_id, deadline, slots };
+    while course.is_open() {
+        if Instant::now() >= deadline {
+            course.close_with(&Refusal::TimedOut);
+        } else if let Err(error) = course.turn().await {
+            course.broken_off(error)?;
+        }
+    }
+    course.finish()
+}
+
+/// The organisation and the customer. Remembered settings are good enough for a customer who needs no look-up; whoever is
+/// refused, or made, is so under the settings as they are now.
+async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organisation>, CustomerId), IssueError> {
+    let org_id = request.caller.org_id;
+    let missing = || IssueError::Internal("the caller's organisation is missing".to_owned());
+    let remembered = issuer.directory.organisation(org_id).await?.ok_or_else(missing)?;
+    if let Some(customer_id) = customers::as_given(remembered.customer_policy, &request.customer) {
+        return Ok((remembered, customer_id));
+    }
+    let current = issuer.directory.organisation_now(org_id).await?.ok_or_else(missing)?;
+    let customer_id = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer).await?;
+    Ok((current, customer_id))
+}
+
+/// The course of one request.
+struct Course<'a> {
+    issuer: &'a Issuer,
+    request: &'a IssueRequest,
+    organisation: Arc<Organisation>,
+    customer_id: CustomerId,
+    deadline: Instant,
+    slots: Vec<Slot>,
+}
+
+/// One entity on its way.
+struct Slot {
+    series_id: SeriesId,
+    outcome: Option<Result<Granted, Refusal>>,
+    /// Remembered settings are not good enough: decide on fresh facts.
+    needs_facts: bool,
+    collisions: u8,
+    /// It failed because the database was away, and nothing was sent for it.
+    unavailable: bool,
+}
+
+impl Slot {
+    const fn new(series_id: SeriesId) -> Self {
+        Self { series_id, outcome: None, needs_facts: false, collisions: 0, unavailable: false }
+    }
+}
+
+/// What is known of a series in this turn.
+struct View {
+    at: SeriesAtRevision,
+    /// `None`: only the settings are known, from memory.
+    facts: Option<Facts>,
+}
+
+/// A decision on its way to the writer, and the answer if it is written.
+struct Sent {
+    slot: usize,
+    granted: Granted,
+}
+
+impl Course<'_> {
+    fn open(&self) -> impl Iterator<Item = usize> {
+        self.slots.iter().enumerate().filter(|(_, slot)| slot.outcome.is_none()).map(|(index, _)| index)
+    }
+
+    fn is_open(&self) -> bool {
+        self.open().next().is_some()
+    }
+
+    fn close_with(&mut self, refusal: &Refusal) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.outcome.is_none()) {
+            slot.outcome = Some(Err(*refusal));
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), IssueError> {
+        let Some(views) = self.look().await? else { return Ok(()) };
+        let (sent, works) = self.decide(&views);
+        if works.is_empty() {
+            return Ok(());
+        }
+        let written = self.issuer.writer.write(works, self.deadline).await.map_err(|_| IssueError::Overloaded)?;
+        for (sent, written) in sent.into_iter().zip(written) {
+            self.record(sent, written);
+        }
+        Ok(())
+    }
+
+    /// Reads what the open entities need. `None`: the organisation's settings have changed, look again.
+    async fn look(&mut self) -> Result<Option<HashMap<SeriesId, View>>, IssueError> {
+        let issuer = self.issuer;
+        let mut views = HashMap::new();
+        let mut unknown = HashSet::new();
+        for slot in self.open().map(|index| &self.slots[index]) {
+            let remembered = issuer.directory.series(&self.organisation, slot.series_id).await;
+            match remembered.filter(|at| !slot.needs_facts && at.needs_no_facts()) {
+                Some(at) => drop(views.insert(slot.series_id, View { at, facts: None })),
+                None => drop(unknown.insert(slot.series_id)),
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(Some(views));
+        }
+        let unknown: Vec<SeriesId> = unknown.into_iter().collect();
+        let (revision, found) = issuer.store.facts(self.organisation.id, &self.customer_id, &unknown).await?;
+        if revision != self.organisation.revision {
+            self.follow_change().await?;
+            return Ok(None);
+        }
+        for (series_id, fresh) in found {
+            issuer.directory.remember(self.organisation.id, &fresh.series).await;
+            views.insert(series_id, View { at: fresh.series, facts: Some(fresh.facts) });
+        }
+        Ok(Some(views))
+    }
+
+    /// The organisation was changed: another zone, another policy for customers. Starts from there.
+    async fn follow_change(&mut self) -> Result<(), IssueError> {
+        let current = self.issuer.directory.organisation_now(self.organisation.id).await?;
+        self.organisation =
+            current.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
+        let customer = &self.request.customer;
+        self.customer_id =
+            customers::identify(&self.issuer.store, &*self.issuer.entropy, &self.organisation, customer).await?;
+        Ok(())
+    }
+
+    /// Decides what can be decided in this turn, and returns what is to be written.
+    fn decide(&mut self, views: &HashMap<SeriesId, View>) -> (Vec<Sent>, Vec<Work>) {
+        let (mut sent, mut works) = (Vec::new(), Vec::new());
+        let mut queue = Precedence::default();
+        for index in self.open().collect::<Vec<_>>() {
+            let series_id = self.slots[index].series_id;
+            let Some(view) = views.get(&series_id) else {
+                self.slots[index].outcome = Some(Err(Refusal::UnknownSeries));
+                continue;
+            };
+            if !queue.lets_pass(series_id, &view.at) {
+                continue;
+            }
+            match self.decide_one(view) {
+                Ok(Some((granted, work))) => {
+                    sent.push(Sent { slot: index, granted });
+                    works.push(work);
+                    queue.sent(series_id, &view.at);
+                }
+                Ok(None) => self.slots[index].needs_facts = true,
+                Err(refusal) => self.slots[index].outcome = Some(Err(refusal)),
+            }
+        }
+        (sent, works)
+    }
+
+    /// One decision. `None`: a refusal, but only on remembered settings, so look first.
+    fn decide_one(&self, view: &View) -> Result<Option<(Granted, Work)>, Refusal> {
+        let series = &view.at.series;
+        let now = self.issuer.clock.now();
+        let moment = Moment { now, zone: &self.organisation.time_zone, store_id: self.request.caller.store_id };
+        let granted = |code: String, expires_on, redemption_count, resent| Granted {
+            series: Arc::clone(series),
+            code,
+            expires_on,
+            redemption_count,
+            resent,
+        };
+        let decision = match &view.facts {
+            Some(facts) => rules::decide(series, facts, &moment),
+            None => match rules::may_issue(series, &moment) {
+                Ok(expires_on) => Decision::Issue { expires_on, ordinal: None },
+                Err(_) => return Ok(None),
+            },
+        };
+        match decision {
+            Decision::Refuse(refusal) => Err(refusal),
+            Decision::Resend(held) => {
+                Ok(Some((granted(held.code, held.expires_on, held.redemption_count, true), Work::Confirm)))
+            }
+            Decision::Issue { expires_on, ordinal } => {
+                let code = self.code(&series.client_handling)?;
+                let shown = match &code {
+                    Code::Unique(code) | Code::Shared(code) => code.clone(),
+                    Code::FromPool => String::new(),
+                };
+                let coupon = NewCoupon {
+                    org_id: self.organisation.id,
+                    series_id: series.id,
+                    customer_id: self.customer_id.clone(),
+                    issue_id: self.issuer.entropy.uuid().map_err(|_| Refusal::Failed)?,
+                    ordinal,
+                    code,
+                    expires_on,
+                    issued_at: now,
+                    till_id: self.request.caller.till_id.clone(),
+                    store_id: self.request.caller.store_id,
+                    source: self.request.source,
+                    account_id: self.request.account_id.clone(),
+                    metadata: self.request.metadata.clone(),
+                    request_id: self.request.request_id.clone(),
+                    revision: view.at.revision,
+                    max_create: series.max_create,
+                    is_exclusive: view.at.is_exclusive,
+                };
+                Ok(Some((granted(shown, expires_on, 0, false), Work::Issue(Box::new(coupon)))))
+            }
+        }
+    }
+
+    fn code(&self, handling: &ClientHandling) -> Result<Code, Refusal> {
+        match handling {
+            ClientHandling::Generated(shape) => {
+                codes::draw(shape, &*self.issuer.entropy).map(Code::Unique).map_err(|_| Refusal::Failed)
+            }
+            ClientHandling::Generic(code) => Ok(Code::Shared(code.clone())),
+            ClientHandling::Pool => Ok(Code::FromPool),
+        }
+    }
+
+    fn record(&mut self, sent: Sent, written: Written) {
+        let slot = &mut self.slots[sent.slot];
+        slot.outcome = match written {
+            Written::Issued(code) => Some(Ok(Granted { code, ..sent.granted })),
+            Written::Confirmed => Some(Ok(sent.granted)),
+            Written::Stale => {
+                slot.needs_facts = true;
+                None
+            }
+            Written::Collision => {
+                slot.collisions += 1;
+                (slot.collisions >= MOST_COLLISIONS).then_some(Err(Refusal::Failed))
+            }
+            Written::Failed => Some(Err(Refusal::Failed)),
+            Written::Unavailable => {
+                slot.unavailable = true;
+                Some(Err(Refusal::Failed))
+            }
+            Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
+        };
+    }
+
+    /// A turn could not be finished. What was granted before must be told all the same.
+    fn broken_off(&mut self, error: IssueError) -> Result<(), IssueError> {
+        let told = self.slots.iter().any(|slot| matches!(slot.outcome, Some(Ok(_))) || is_in_doubt(slot));
+        if !told {
+            return Err(error);
+        }
+        tracing::error!(%error, "a request broke off after some of its coupons were issued");
+        self.close_with(&Refusal::Failed);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Issuance, IssueError> {
+        if self.slots.iter().all(|slot| slot.unavailable) {
+            return Err(IssueError::Unavailable(None::<StoreError>));
+        }
+        for slot in &self.slots {
+            metrics::counter!("coupon_issuer_entities_total", "outcome" => name(slot)).increment(1);
+        }
+        let entity =
+            |slot: Slot| Entity { series_id: slot.series_id, outcome: slot.outcome.unwrap_or(Err(Refusal::TimedOut)) };
+        Ok(Issuance {
+            zone: self.organisation.time_zone.clone(),
+            entities: self.slots.into_iter().map(entity).collect(),
+        })
+    }
+}
+
+/// The name under which what became of an entity is counted.
+const fn name(slot: &Slot) -> &'static str {
+    match &slot.outcome {
+        Some(Ok(Granted { resent: false, .. })) => "issued",
+        Some(Ok(Granted { resent: true, .. })) => "resent",
+        Some(Err(refusal)) => refusal.name(),
+        None => Refusal::TimedOut.name(),
+    }
+}
+
+fn is_in_doubt(slot: &Slot) -> bool {
+    matches!(slot.outcome, Some(Err(Refusal::TimedOut)))
+}
+
+/// Who goes first within one request: a series listed again, and a mutually exclusive one, waits for the next turn until
+/// the earlier one is decided. Where the order can make no difference nobody waits.
+#[derive(Default)]
+struct Precedence {
+    sent: HashSet<SeriesId>,
+    exclusive: bool,
+}
+
+impl Precedence {
+    fn lets_pass(&self, series_id: SeriesId, at: &SeriesAtRevision) -> bool {
+        let waits = self.sent.contains(&series_id) || (at.is_exclusive && self.exclusive);
+        !waits
+    }
+
+    fn sent(&mut self, series_id: SeriesId, at: &SeriesAtRevision) {
+        let series = &at.series;
+        let in_any_order = at.needs_no_facts()
+            && series.max_create.is_none()
+            && !matches!(series.client_handling, ClientHandling::Pool);
+        if !in_any_order {
+            self.sent.insert(series_id);
+        }
+        self.exclusive |= at.is_exclusive;
+    }
+}

@@ -1,0 +1,240 @@
+//! The command line: reads arguments and settings, and hands over to `app`.
+//! Nothing is decided here.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use coupon_issuer::app::{self, App, Outside};
+use coupon_issuer::config::Settings;
+use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::telemetry;
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Requests allocate much and briefly; this allocator is faster at it than the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const DEMO: &str = include_str!("../config/demo.toml");
+const DEMO_DATABASE: &str = "coupon_issuer";
+
+/// Issues coupons to customers over HTTP, one Postgres transaction per coupon.
+///
+/// Settings come from config/default.toml (built in), then --config, then the environment: COUPON_ISSUER__HTTP__LISTEN is
+/// http.listen. DATABASE_URL names the database.
+#[derive(Parser)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a private Postgres, fill it with a demo, and serve.
+    Demo(DemoArgs),
+    /// Serve, until SIGTERM or Ctrl-C.
+    Serve(ServeArgs),
+    /// Bring the database's schema up to this version's.
+    Migrate(Common),
+    /// Make the database hold the organisations, tills, clients, customers and series that a file describes.
+    ///
+    /// The whole file is checked first, every mistake is told with its line, and all of it takes effect in one transaction.
+    /// Applying the same file again changes nothing. What the file does not list is left alone.
+    Apply(ApplyArgs),
+    /// Ask a running service whether it is ready; exits 0 if it is.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+struct Common {
+    /// A file that overrides the built-in settings.
+    #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
+    config: Option<PathBuf>,
+    /// The database, as postgres://user:password@host:5432/database.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<SecretString>,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Bring the schema up to date first. Safe when several replicas start at once.
+    #[arg(long, env = "COUPON_ISSUER_MIGRATE")]
+    migrate: bool,
+}
+
+#[derive(Args)]
+struct ApplyArgs {
+    /// The file; config/demo.toml is one.
+    #[arg(env = "COUPON_ISSUER_APPLY_FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// Where to serve.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COUPON_ISSUER_DEMO_LISTEN")]
+    listen: SocketAddr,
+    /// Where the private Postgres keeps its data. It survives a restart; remove the directory to start anew.
+    #[arg(long, value_name = "DIR", default_value = ".demo", env = "COUPON_ISSUER_DEMO_DATA_DIR")]
+    data_dir: PathBuf,
+}
+
+#[derive(Args)]
+struct HealthcheckArgs {
+    /// What to ask.
+    #[arg(default_value = "http://127.0.0.1:8080/readyz", env = "COUPON_ISSUER_HEALTHCHECK_URL")]
+    url: String,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = run(Cli::parse().command).await;
+    telemetry::flush_logs();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coupon-issuer: {}", told(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error with its causes, each told once: some messages hold their cause's already.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            told.push_str(": ");
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => demo(args).await,
+        Command::Serve(args) => serve(args).await,
+        Command::Migrate(common) => {
+            app::migrate(&common.connect_options()?).await?;
+            println!("the schema is up to date");
+            Ok(())
+        }
+        Command::Apply(args) => {
+            println!("{}", app::apply(&args.common.connect_options()?, &args.file).await?);
+            Ok(())
+        }
+        Command::Healthcheck(args) => healthcheck(&args.url).await,
+    }
+}
+
+impl Common {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::load(self.config.as_deref())?)
+    }
+
+    fn connect_options(&self) -> anyhow::Result<PgConnectOptions> {
+        Ok(self.settings()?.database.connect_options(self.database_url.as_ref())?)
+    }
+}
+
+async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let settings = args.common.settings()?;
+    telemetry::start_logs(&settings.log.filter, settings.log.format.is_json())?;
+    let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
+    let stop = stop_signal()?;
+    if args.migrate {
+        app::migrate(&connect).await?;
+    }
+    let listener = bind(settings.http.listen)?;
+    let metrics = telemetry::start_metrics()?;
+    if let Some(address) = settings.metrics.listen {
+        app::serve_metrics(address, metrics).await?;
+    }
+    App::build(&settings, &connect, Outside::default()).await?.serve(listener, stop).await
+}
+
+async fn demo(args: DemoArgs) -> anyhow::Result<()> {
+    let settings = Settings::load(None)?;
+    telemetry::start_logs(&settings.log.filter, false)?;
+    let stop = stop_signal()?;
+    let listener = bind(args.listen)?;
+    println!("Starting a private Postgres in {} ...", args.data_dir.display());
+    let options = Options { data_dir: args.data_dir, durable: true, settings: Vec::new() };
+    let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await??;
+    let served = serve_demo(&settings, &postgres, listener, stop).await;
+    let stopped = tokio::task::spawn_blocking(move || postgres.stop()).await?;
+    served?;
+    stopped.context("stopping the private Postgres")
+}
+
+async fn serve_demo(
+    settings: &Settings,
+    postgres: &PrivatePostgres,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let url = SecretString::from(postgres.url(DEMO_DATABASE));
+    let connect = settings.database.connect_options(Some(&url))?;
+    app::create_database(&connect).await?;
+    app::migrate(&connect).await?;
+    println!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?);
+    let app = App::build(settings, &connect, Outside::default()).await?;
+    println!("{}", welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
+    app.serve(listener, stop).await
+}
+
+fn welcome(address: SocketAddr, psql: &str) -> String {
+    format!(
+        "
+Issue two coupons:
+
+  curl -sS -u store.server:server123 -H 'Content-Type: application/json' \\
+    -d '{{\"seriesIds\":[101,102],\"customer\":{{\"id\":\"566881933\"}}}}' \\
+    http://{address}/v2/coupon/bulk/issue
+
+Look at them:
+
+  {psql} -c 'select series_id, customer_id, code, expires_on, xmin from coupon'
+
+Ctrl-C stops the service and its Postgres.
+"
+    )
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Done at the first SIGTERM or Ctrl-C. Listening begins now, so that a signal during start is not lost.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn healthcheck(url: &str) -> anyhow::Result<()> {
+    let status =
+        tokio::time::timeout(Duration::from_secs(5), app::get_status(url)).await.context("no answer in time")??;
+    if !status.is_success() {
+        bail!("{url} answered {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! The words of the trade as plain types: organisations, series, coupons, customers, callers, time and randomness.
+//!
+//! Types and the invariants they hold by themselves. Nothing here knows HTTP, SQL or any other room.
+
+mod caller;
+mod clock;
+mod coupon;
+mod customer;
+mod entropy;
+mod facts;
+mod organisation;
+mod plan;
+mod series;
+
+pub use caller::{Access, Caller, Credential};
+pub use clock::{Clock, SystemClock};
+pub use coupon::{HeldCoupon, Metadata, Source};
+pub use customer::{CustomerId, CustomerPolicy, Identifiers};
+pub use entropy::{Entropy, EntropyError, OsEntropy};
+pub use facts::Facts;
+pub use organisation::{OrgId, Organisation, Revision, StoreId};
+pub use plan::{CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan};
+pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Series, SeriesId};

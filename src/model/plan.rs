@@ -1,0 +1,144 @@
+//! What an organisation is to be, as configuration as code says it (`apply`).
+//! Plans hold secrets in plain text, so they live only while a file is being applied.
+
+use jiff::civil::Date;
+use secrecy::SecretString;
+
+use super::{Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, Series, StoreId};
+
+/// An organisation with everything in it.
+#[derive(Debug, Clone)]
+pub struct OrganisationPlan {
+    /// Its key.
+    pub id: OrgId,
+    /// For people.
+    pub name: String,
+    /// An IANA name.
+    pub time_zone: String,
+    /// Who may receive coupons.
+    pub customer_policy: CustomerPolicy,
+    /// What a store's tills may do where the store says nothing.
+    pub default_access: Access,
+    /// Its stores.
+    pub stores: Vec<StorePlan>,
+    /// Its tills.
+    pub tills: Vec<TillPlan>,
+    /// Its OAuth clients.
+    pub oauth_clients: Vec<OAuthClientPlan>,
+    /// Customers to be registered.
+    pub customers: Vec<CustomerPlan>,
+    /// Its series.
+    pub series: Vec<Series>,
+}
+
+/// A store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorePlan {
+    /// Its key.
+    pub id: StoreId,
+    /// For people.
+    pub name: String,
+    /// `None`: the organisation's default.
+    pub access: Option<Access>,
+}
+
+/// A till.
+#[derive(Debug, Clone)]
+pub struct TillPlan {
+    /// The name it logs in by.
+    pub id: String,
+    /// Where it stands.
+    pub store_id: StoreId,
+    /// In plain text, or as its md5.
+    pub password: SecretString,
+}
+
+/// An OAuth client.
+#[derive(Debug, Clone)]
+pub struct OAuthClientPlan {
+    /// The name it logs in by.
+    pub key: String,
+    /// In plain text.
+    pub secret: SecretString,
+    /// The till whose store it issues for.
+    pub till_id: String,
+    /// What it may do.
+    pub access: Access,
+    /// How long its tokens live.
+    pub token_ttl_seconds: i32,
+}
+
+/// A customer to be registered, by the identifiers that are given; others it may have are left as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomerPlan {
+    /// Its key.
+    pub id: CustomerId,
+    /// The rest.
+    pub identifiers: Identifiers,
+}
+
+/// Something with settings that can be told: for saying what a change changes.
+pub trait Settings {
+    /// Each setting by its name in the configuration, in a fixed order, with its value. Never a secret.
+    fn settings(&self) -> Vec<(&'static str, String)>;
+}
+
+impl Settings for StorePlan {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![("name", self.name.clone()), ("access", self.access.map_or("default", Access::name).to_owned())]
+    }
+}
+
+impl Settings for CustomerPlan {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let told = |value: &Option<String>| value.clone().unwrap_or_default();
+        vec![
+            ("mobile", told(&self.identifiers.mobile)),
+            ("email", told(&self.identifiers.email)),
+            ("external_id", told(&self.identifiers.external_id)),
+        ]
+    }
+}
+
+impl Settings for Series {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let date = |date: Option<Date>| date.map_or_else(|| "none".to_owned(), |date| date.to_string());
+        let ids = |ids: Vec<i64>| format!("{ids:?}");
+        let mut settings = vec![
+            ("description", self.description.clone()),
+            ("info", self.info.clone()),
+            ("discount_code", self.discount_code.clone().unwrap_or_default()),
+            ("discount_type", self.discount_type.name().to_owned()),
+            ("discount_value", self.discount_value.to_string()),
+            ("discount_upto", self.discount_upto.to_string()),
+            ("valid_till_date", self.valid_till_date.to_string()),
+            ("expiry_strategy_type", self.expiry_strategy.name().to_owned()),
+            ("expiry_strategy_value", self.expiry_strategy.value().to_string()),
+            ("redemption_valid_from", date(self.redemption_valid_from)),
+            ("max_create", limit(self.max_create)),
+            ("is_multiple_vouchers_per_user_allowed", self.is_multiple_vouchers_per_user_allowed.to_string()),
+            ("max_vouchers_per_user", limit(self.max_vouchers_per_user)),
+            ("do_not_resend_existing_voucher", self.do_not_resend_existing_voucher.to_string()),
+            ("min_days_between_vouchers", limit(self.min_days_between_vouchers)),
+            ("mutual_exclusive_series_ids", ids(self.mutual_exclusive_series_ids.iter().map(|id| id.0).collect())),
+            ("store_ids", ids(self.store_ids.iter().map(|id| id.0).collect())),
+            ("externally_managed", self.externally_managed.to_string()),
+            ("client_handling_type", self.client_handling.name().to_owned()),
+        ];
+        match &self.client_handling {
+            ClientHandling::Generated(shape) => settings.extend([
+                ("alpha_numeric", shape.alpha_numeric.to_string()),
+                ("random_code_length", shape.random_code_length.to_string()),
+                ("coupon_prefix", shape.coupon_prefix.clone()),
+                ("coupon_suffix", shape.coupon_suffix.clone()),
+            ]),
+            ClientHandling::Generic(code) => settings.push(("generic_code", code.clone())),
+            ClientHandling::Pool => {}
+        }
+        settings
+    }
+}
+
+fn limit(limit: Option<impl ToString>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string())
+}

@@ -1,0 +1,175 @@
+//! A coupon series: the settings that decide an issuance (contract 4), with the contract's names.
+//! What the settings make of a customer is decided in `issuance::rules`, not here.
+
+use jiff::civil::Date;
+use serde::Serialize;
+
+use super::StoreId;
+
+/// A series of an organisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct SeriesId(pub i64);
+
+/// `discountType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiscountType {
+    /// An amount of money.
+    Abs,
+    /// A percentage.
+    Perc,
+}
+
+impl DiscountType {
+    /// The type that the contract spells this way.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "ABS" => Some(Self::Abs),
+            "PERC" => Some(Self::Perc),
+            _ => None,
+        }
+    }
+
+    /// As the contract spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Abs => "ABS",
+            Self::Perc => "PERC",
+        }
+    }
+}
+
+/// `expiryStrategyType` with its `expiryStrategyValue`: the last day of a coupon, never later than the series' own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiryStrategy {
+    /// The series' last day.
+    SeriesExpiry,
+    /// So many days after the issue; 0 is the day of issue.
+    Days(i32),
+    /// The last day of a month so many months after the issue; 0 is the month of issue.
+    MonthsEnd(i32),
+}
+
+impl ExpiryStrategy {
+    /// The strategy that the contract spells this way; `value` counts for `DAYS` and `MONTHS_END`.
+    #[must_use]
+    pub fn parse(name: &str, value: i32) -> Option<Self> {
+        match name {
+            "SERIES_EXPIRY" => Some(Self::SeriesExpiry),
+            "DAYS" => Some(Self::Days(value)),
+            "MONTHS_END" => Some(Self::MonthsEnd(value)),
+            _ => None,
+        }
+    }
+
+    /// As the contract spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SeriesExpiry => "SERIES_EXPIRY",
+            Self::Days(_) => "DAYS",
+            Self::MonthsEnd(_) => "MONTHS_END",
+        }
+    }
+
+    /// `expiryStrategyValue`.
+    #[must_use]
+    pub const fn value(self) -> i32 {
+        match self {
+            Self::SeriesExpiry => 0,
+            Self::Days(value) | Self::MonthsEnd(value) => value,
+        }
+    }
+}
+
+/// The shape of a generated code: prefix, random part, suffix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CodeShape {
+    /// `alphaNumeric`; false: digits.
+    pub alpha_numeric: bool,
+    /// `randomCodeLength`: characters of the random part, 5 to 20.
+    pub random_code_length: u8,
+    /// `couponPrefix`, up to 10 characters, upper case.
+    pub coupon_prefix: String,
+    /// `couponSuffix`, up to 10 characters, upper case.
+    pub coupon_suffix: String,
+}
+
+/// `clientHandlingType`: where a coupon's code comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientHandling {
+    /// `DISC_CODE`: a unique code, generated.
+    Generated(CodeShape),
+    /// `GENERIC`: the series' one code, for every customer.
+    Generic(String),
+    /// `DISC_CODE_PIN`: a code uploaded beforehand, given out once.
+    Pool,
+}
+
+impl ClientHandling {
+    /// As the contract spells it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Generated(_) => "DISC_CODE",
+            Self::Generic(_) => "GENERIC",
+            Self::Pool => "DISC_CODE_PIN",
+        }
+    }
+}
+
+/// The settings of a series (contract 4). What is unlimited is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Series {
+    /// The series' id.
+    pub id: SeriesId,
+    /// Copied into the result.
+    pub description: String,
+    /// Copied into the result as `detailedInfo`.
+    pub info: String,
+    /// Copied into the result; `NO_VALUE` where there is none.
+    pub discount_code: Option<String>,
+    /// Copied into the result.
+    pub discount_type: DiscountType,
+    /// Copied into the result: a percentage, or an amount in the organisation's currency.
+    pub discount_value: i64,
+    /// Copied into the result: the largest discount; 0 where there is no bound.
+    pub discount_upto: i64,
+    /// The series' last day.
+    pub valid_till_date: Date,
+    /// A coupon's last day.
+    pub expiry_strategy: ExpiryStrategy,
+    /// The first day on which a coupon can be redeemed.
+    pub redemption_valid_from: Option<Date>,
+    /// Where codes come from.
+    pub client_handling: ClientHandling,
+    /// The cap: the most coupons the series may issue.
+    pub max_create: Option<i64>,
+    /// Whether a customer may receive more than one.
+    pub is_multiple_vouchers_per_user_allowed: bool,
+    /// How many a customer may receive, where more than one is allowed.
+    pub max_vouchers_per_user: Option<i32>,
+    /// False: a customer who holds a valid coupon gets that one again.
+    pub do_not_resend_existing_voucher: bool,
+    /// The least calendar days between two issues to one customer.
+    pub min_days_between_vouchers: Option<i32>,
+    /// The series that exclude this one, as the configuration lists them.
+    pub mutual_exclusive_series_ids: Vec<SeriesId>,
+    /// The stores that may issue; empty: all.
+    pub store_ids: Vec<StoreId>,
+    /// Issued by another system, never here.
+    pub externally_managed: bool,
+}
+
+impl Series {
+    /// Whether what the customer received before can change the decision. Such coupons are numbered, and are decided
+    /// on what the database says at that moment.
+    #[must_use]
+    pub const fn depends_on_history(&self) -> bool {
+        !self.is_multiple_vouchers_per_user_allowed
+            || self.max_vouchers_per_user.is_some()
+            || !self.do_not_resend_existing_voucher
+            || self.min_days_between_vouchers.is_some()
+    }
+}

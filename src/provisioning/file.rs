@@ -1,0 +1,351 @@
+//! The file of `apply`: its shape and its rules, parsed into plans.
+//! All of it is checked before anything is changed.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use secrecy::{ExposeSecret, SecretString};
+use toml::de::DeTable;
+
+use super::toml::{Mistake, Mistakes, Section};
+use crate::issuance::codes;
+use crate::model::{
+    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy,
+    Identifiers, OAuthClientPlan, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan, TillPlan,
+};
+
+const LONGEST_NAME: usize = 255;
+const ACCESS_WORDS: &str = "none, read, write";
+/// A series needs so many times more codes than coupons: a draw rarely meets a code that exists, and a guess rarely
+/// meets a coupon.
+const LEAST_CODES_PER_COUPON: u128 = 10;
+
+/// Where secrets that are not in the file itself come from.
+pub struct Secrets<'a> {
+    /// What a relative `password_file` is relative to.
+    pub directory: &'a Path,
+    /// Looks up an environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// Parses a whole file.
+///
+/// # Errors
+/// Every mistake in it, by line.
+pub fn parse(source: &str, secrets: &Secrets<'_>) -> Result<Vec<OrganisationPlan>, Vec<Mistake>> {
+    let (document, errors) = DeTable::parse_recoverable(source);
+    let mistakes = Mistakes::new(source);
+    for error in errors {
+        mistakes.add(&error.span().unwrap_or_default(), "TOML", error.message());
+    }
+    let root = Section::new(&document, String::new(), mistakes.clone());
+    let mut names = Names::default();
+    let orgs = each(&root, "orgs", |section| organisation(section, secrets, &mut names));
+    root.finish();
+    let found = mistakes.take();
+    match (found.is_empty(), orgs) {
+        (true, Some(orgs)) => Ok(orgs),
+        (true, None) => Err(vec![Mistake { line: 1, key: "orgs".to_owned(), message: "cannot be read".to_owned() }]),
+        (false, _) => Err(found),
+    }
+}
+
+/// What must be unique over the whole file, because it is looked up without an organisation.
+#[derive(Default)]
+struct Names {
+    orgs: BTreeSet<i64>,
+    tills: BTreeSet<String>,
+    clients: BTreeSet<String>,
+}
+
+/// Notes a value that was there before.
+fn unique<T: Ord>(section: &Section<'_>, key: &str, seen: &mut BTreeSet<T>, value: T) {
+    if !seen.insert(value) {
+        section.mistake(key, "is listed twice");
+    }
+}
+
+fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names) -> Option<OrganisationPlan> {
+    let id = section.required("id", section.integer("id", 1..=i64::MAX));
+    unique(section, "id", &mut names.orgs, id.unwrap_or_default());
+    let name = section.required("name", section.name("name", LONGEST_NAME));
+    let time_zone = section.text("time_zone").unwrap_or_else(|| "UTC".to_owned());
+    if jiff::tz::TimeZone::get(&time_zone).is_err() {
+        section.mistake("time_zone", "must be an IANA time zone like Asia/Kolkata");
+    }
+    let policy = section.choice("customer_policy", "open, registered", CustomerPolicy::parse);
+    let access = section.choice("default_access", ACCESS_WORDS, Access::parse);
+
+    let (mut store_ids, mut till_ids, mut customer_ids, mut series_ids) = Default::default();
+    let mut codes = BTreeSet::new();
+    let stores = each(section, "stores", |one| store(one, &mut store_ids));
+    let tills = each(section, "tills", |one| till(one, secrets, &store_ids, &mut till_ids, names));
+    let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, names));
+    let customers = each(section, "customers", |one| customer(one, &mut customer_ids));
+    let series = each(section, "series", |one| series(one, &store_ids, &mut series_ids, &mut codes));
+    Some(OrganisationPlan {
+        id: OrgId(id?),
+        name: name?,
+        time_zone,
+        customer_policy: policy.unwrap_or(CustomerPolicy::Open),
+        default_access: access.unwrap_or(Access::None),
+        stores: stores?,
+        tills: tills?,
+        oauth_clients: oauth_clients?,
+        customers: customers?,
+        series: series?,
+    })
+}
+
+/// Reads every table of an array, so that each tells its mistakes, and then all of them or none.
+fn each<'s, T>(
+    section: &Section<'s>,
+    key: &'static str,
+    mut read: impl FnMut(&Section<'s>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let read: Vec<Option<T>> = section
+        .sections(key)
+        .iter()
+        .map(|one| {
+            let value = read(one);
+            one.finish();
+            value
+        })
+        .collect();
+    read.into_iter().collect()
+}
+
+fn store(section: &Section<'_>, ids: &mut BTreeSet<i64>) -> Option<StorePlan> {
+    let id = section.required("id", section.integer("id", 1..=i64::MAX));
+    unique(section, "id", ids, id.unwrap_or_default());
+    let name = section.required("name", section.name("name", LONGEST_NAME));
+    let access = section.choice("access", ACCESS_WORDS, Access::parse);
+    Some(StorePlan { id: StoreId(id?), name: name?, access })
+}
+
+fn till(
+    section: &Section<'_>,
+    secrets: &Secrets<'_>,
+    stores: &BTreeSet<i64>,
+    ids: &mut BTreeSet<String>,
+    names: &mut Names,
+) -> Option<TillPlan> {
+    let id = section.required("id", section.name("id", LONGEST_NAME));
+    if let Some(id) = &id {
+        if id.contains(':') {
+            section.mistake("id", "must not contain a colon: it ends the name in Basic authentication");
+        }
+        ids.insert(id.clone());
+        unique(section, "id", &mut names.tills, id.clone());
+    }
+    let store_id = section.required("store_id", section.integer("store_id", 1..=i64::MAX));
+    if store_id.is_some_and(|id| !stores.contains(&id)) {
+        section.mistake("store_id", "is no store of this organisation in this file");
+    }
+    let password = secret(section, secrets, ["password", "password_file", "password_env"]);
+    Some(TillPlan { id: id?, store_id: StoreId(store_id?), password: password? })
+}
+
+fn oauth_client(
+    section: &Section<'_>,
+    secrets: &Secrets<'_>,
+    tills: &BTreeSet<String>,
+    names: &mut Names,
+) -> Option<OAuthClientPlan> {
+    let key = section.required("key", section.name("key", LONGEST_NAME));
+    if let Some(key) = &key {
+        unique(section, "key", &mut names.clients, key.clone());
+    }
+    let till_id = section.required("till", section.text("till"));
+    if till_id.as_ref().is_some_and(|till| !tills.contains(till)) {
+        section.mistake("till", "is no till of this organisation in this file");
+    }
+    let access = section.required("access", section.choice("access", ACCESS_WORDS, Access::parse));
+    let ttl = section.integer("token_ttl_seconds", 1..=2_592_000).unwrap_or(3600);
+    let secret = secret(section, secrets, ["secret", "secret_file", "secret_env"]);
+    Some(OAuthClientPlan {
+        key: key?,
+        secret: secret?,
+        till_id: till_id?,
+        access: access?,
+        token_ttl_seconds: i32::try_from(ttl).ok()?,
+    })
+}
+
+/// A secret: in the file, in a file of its own, or in the environment. Exactly one of the three keys must be there.
+fn secret(section: &Section<'_>, secrets: &Secrets<'_>, keys: [&'static str; 3]) -> Option<SecretString> {
+    let [plain, file, variable] = keys;
+    let given = keys.into_iter().filter(|key| section.has(key)).count();
+    if given != 1 {
+        section.mistake(plain, format!("give exactly one of {plain}, {file} and {variable}"));
+        return None;
+    }
+    let (key, secret) = if let Some(name) = section.text(file) {
+        let read = std::fs::read_to_string(secrets.directory.join(name));
+        (file, read.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()).map_err(|error| error.to_string()))
+    } else if let Some(name) = section.text(variable) {
+        (variable, (secrets.variable)(&name).ok_or_else(|| "the environment has no such variable".to_owned()))
+    } else {
+        (plain, Ok(section.text(plain)?))
+    };
+    match secret.map(SecretString::from) {
+        Ok(secret) if !secret.expose_secret().is_empty() => return Some(secret),
+        Ok(_) => section.mistake(key, "must not be empty"),
+        Err(reason) => section.mistake(key, reason),
+    }
+    None
+}
+
+fn customer(section: &Section<'_>, ids: &mut BTreeSet<String>) -> Option<CustomerPlan> {
+    let id = section.required("id", section.name("id", LONGEST_NAME));
+    unique(section, "id", ids, id.clone().unwrap_or_default());
+    let given = section.text("mobile");
+    let mobile = given.as_deref().and_then(Identifiers::mobile_digits);
+    if given.is_some() && mobile.is_none() {
+        section.mistake("mobile", "must have 1 to 20 digits, and no letters");
+    }
+    let email = section.name("email", LONGEST_NAME).map(|email| Identifiers::email_folded(&email));
+    let external_id = section.name("external_id", LONGEST_NAME);
+    let id = CustomerId(id?);
+    Some(CustomerPlan { identifiers: Identifiers { id: Some(id.clone()), mobile, external_id, email }, id })
+}
+
+fn series(
+    section: &Section<'_>,
+    stores: &BTreeSet<i64>,
+    ids: &mut BTreeSet<i64>,
+    codes: &mut BTreeSet<String>,
+) -> Option<Series> {
+    // Every key is read before the first `?`: one mistake must not hide another.
+    let id = section.required("id", section.integer("id", 1..=i64::MAX));
+    unique(section, "id", ids, id.unwrap_or_default());
+    let description = section.required("description", section.text("description"));
+    let valid_till_date = section.required("valid_till_date", section.date("valid_till_date"));
+    let discount = discount(section);
+    let expiry_strategy = expiry_strategy(section);
+    let max_create = section.limit("max_create", i64::MAX);
+    let client_handling = client_handling(section, max_create, codes);
+    let store_ids = section.integers("store_ids");
+    if store_ids.iter().any(|id| !stores.contains(id)) {
+        section.mistake("store_ids", "names a store that is none of this organisation in this file");
+    }
+    let exclusive = section.integers("mutual_exclusive_series_ids");
+    if exclusive.iter().any(|other| Some(*other) == id) {
+        section.mistake("mutual_exclusive_series_ids", "must not name the series itself");
+    }
+    let small = |limit: Option<i64>| limit.and_then(|limit| i32::try_from(limit).ok());
+    let flag = |key, default| section.boolean(key).unwrap_or(default);
+    let settings = Series {
+        id: SeriesId(id.unwrap_or_default()),
+        description: description.clone().unwrap_or_default(),
+        info: section.text("info").unwrap_or_default(),
+        discount_code: section.text("discount_code").filter(|code| !code.is_empty()),
+        discount_type: discount.map_or(DiscountType::Abs, |discount| discount.0),
+        discount_value: discount.map_or(0, |discount| discount.1),
+        discount_upto: section.integer("discount_upto", 0..=i64::MAX).unwrap_or(0),
+        valid_till_date: valid_till_date.unwrap_or_default(),
+        expiry_strategy,
+        redemption_valid_from: section.date("redemption_valid_from"),
+        client_handling: client_handling.clone().unwrap_or(ClientHandling::Pool),
+        max_create,
+        is_multiple_vouchers_per_user_allowed: flag("is_multiple_vouchers_per_user_allowed", false),
+        max_vouchers_per_user: small(section.limit("max_vouchers_per_user", i32::MAX.into())),
+        do_not_resend_existing_voucher: flag("do_not_resend_existing_voucher", true),
+        min_days_between_vouchers: small(section.limit("min_days_between_vouchers", 36_500)).filter(|days| *days > 0),
+        mutual_exclusive_series_ids: sorted(exclusive).into_iter().map(SeriesId).collect(),
+        store_ids: sorted(store_ids).into_iter().map(StoreId).collect(),
+        externally_managed: flag("externally_managed", false),
+    };
+    (id.is_some()
+        && description.is_some()
+        && valid_till_date.is_some()
+        && discount.is_some()
+        && client_handling.is_some())
+    .then_some(settings)
+}
+
+fn sorted(ids: Vec<i64>) -> Vec<i64> {
+    ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn discount(section: &Section<'_>) -> Option<(DiscountType, i64)> {
+    let kind = section.required("discount_type", section.choice("discount_type", "ABS, PERC", DiscountType::parse));
+    let most = if kind == Some(DiscountType::Perc) { 100 } else { i64::MAX };
+    let value = section.required("discount_value", section.integer("discount_value", 0..=most));
+    Some((kind?, value?))
+}
+
+fn expiry_strategy(section: &Section<'_>) -> ExpiryStrategy {
+    let value = section.integer("expiry_strategy_value", 0..=36_500).and_then(|value| i32::try_from(value).ok());
+    let words = "SERIES_EXPIRY, DAYS, MONTHS_END";
+    let parse = |word: &str| ExpiryStrategy::parse(word, value.unwrap_or(0));
+    let strategy = section.choice("expiry_strategy_type", words, parse).unwrap_or(ExpiryStrategy::SeriesExpiry);
+    if strategy == ExpiryStrategy::SeriesExpiry && value.is_some() {
+        section.mistake("expiry_strategy_value", "means something only with DAYS or MONTHS_END");
+    } else if strategy != ExpiryStrategy::SeriesExpiry {
+        section.required("expiry_strategy_value", value);
+    }
+    strategy
+}
+
+fn client_handling(
+    section: &Section<'_>,
+    max_create: Option<i64>,
+    codes: &mut BTreeSet<String>,
+) -> Option<ClientHandling> {
+    let kind = section.text("client_handling_type").unwrap_or_else(|| "DISC_CODE".to_owned());
+    let shape = code_shape(section);
+    let generic = section.name("generic_code", LONGEST_NAME).map(|code| code.to_uppercase());
+    if generic.is_some() && kind != "GENERIC" {
+        section.mistake("generic_code", "means something only with client_handling_type GENERIC");
+    }
+    match kind.as_str() {
+        "DISC_CODE" => {
+            check_space(section, &shape, max_create.unwrap_or(0));
+            Some(ClientHandling::Generated(shape))
+        }
+        "DISC_CODE_PIN" => Some(ClientHandling::Pool),
+        "GENERIC" => {
+            let code = section.required("generic_code", generic)?;
+            unique(section, "generic_code", codes, code.clone());
+            Some(ClientHandling::Generic(code))
+        }
+        _ => {
+            section.mistake("client_handling_type", "must be one of DISC_CODE, GENERIC, DISC_CODE_PIN");
+            None
+        }
+    }
+}
+
+fn code_shape(section: &Section<'_>) -> CodeShape {
+    let length = section.integer("random_code_length", 5..=20);
+    CodeShape {
+        alpha_numeric: section.boolean("alpha_numeric").unwrap_or(true),
+        random_code_length: length.and_then(|length| u8::try_from(length).ok()).unwrap_or(10),
+        coupon_prefix: affix(section, "coupon_prefix"),
+        coupon_suffix: affix(section, "coupon_suffix"),
+    }
+}
+
+/// Refuses a shape that has too few codes for the cap.
+fn check_space(section: &Section<'_>, shape: &CodeShape, cap: i64) {
+    let (space, letters, length) = (codes::space(shape), codes::alphabet(shape).len(), shape.random_code_length);
+    let needed = u128::try_from(cap).unwrap_or(0).saturating_mul(LEAST_CODES_PER_COUPON);
+    if space < needed {
+        section.mistake(
+            "random_code_length",
+            format!(
+                "{letters}^{length} = {space} codes are too few for max_create {cap}: \
+                 at least {LEAST_CODES_PER_COUPON} x {cap} = {needed} are needed"
+            ),
+        );
+    }
+}
+
+fn affix(section: &Section<'_>, key: &'static str) -> String {
+    let given = section.text(key).unwrap_or_default();
+    if given.len() > 10 || !given.bytes().all(|byte| byte.is_ascii_graphic()) {
+        section.mistake(key, "must have at most 10 characters: letters, digits and signs, no space");
+    }
+    given.to_ascii_uppercase()
+}

@@ -1,0 +1,119 @@
+//! The customers that identifiers name, and those made on first use.
+//!
+//! What a match means is decided in `issuance::customers`; uniqueness of each identifier is the database's.
+
+use sqlx::FromRow;
+
+use super::{Store, StoreError};
+use crate::model::{CustomerId, Identifiers, OrgId};
+
+/// A customer that at least one of the identifiers asked for names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomerLookup {
+    /// Its key.
+    pub id: CustomerId,
+    /// Whether `apply` has listed it.
+    pub registered: bool,
+    /// All the identifiers it is known by.
+    pub identifiers: Identifiers,
+}
+
+#[derive(FromRow)]
+struct CustomerRow {
+    customer_id: String,
+    mobile: Option<String>,
+    email: Option<String>,
+    external_id: Option<String>,
+    registered: bool,
+}
+
+impl From<CustomerRow> for CustomerLookup {
+    fn from(row: CustomerRow) -> Self {
+        let id = CustomerId(row.customer_id);
+        let identifiers =
+            Identifiers { id: Some(id.clone()), mobile: row.mobile, external_id: row.external_id, email: row.email };
+        Self { id, registered: row.registered, identifiers }
+    }
+}
+
+impl Store {
+    /// Every customer that one of these identifiers names.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn customers_named(
+        &self,
+        org_id: OrgId,
+        identifiers: &Identifiers,
+    ) -> Result<Vec<CustomerLookup>, StoreError> {
+        let rows: Vec<CustomerRow> = sqlx::query_as(
+            "select customer_id, mobile, email, external_id, registered
+               from customer
+              where org_id = $1 and (customer_id = $2 or mobile = $3 or external_id = $4 or email = $5)",
+        )
+        .bind(org_id.0)
+        .bind(identifiers.id.as_ref().map(|id| &id.0))
+        .bind(&identifiers.mobile)
+        .bind(&identifiers.external_id)
+        .bind(&identifiers.email)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(CustomerLookup::from).collect())
+    }
+
+    /// Makes a customer with these identifiers. False: one of them is another's by now, or the organisation is no longer
+    /// open; nothing was made.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn add_customer(
+        &self,
+        org_id: OrgId,
+        id: &CustomerId,
+        identifiers: &Identifiers,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "insert into customer (org_id, customer_id, mobile, external_id, email, registered)
+             select org_id, $2, $3, $4, $5, false from organisation where org_id = $1 and customer_policy = 'open'
+             on conflict do nothing",
+        )
+        .bind(org_id.0)
+        .bind(&id.0)
+        .bind(&identifiers.mobile)
+        .bind(&identifiers.external_id)
+        .bind(&identifiers.email)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Gives a customer those of these identifiers that it has none of yet; what it has stays. False: one of them is
+    /// another's by now, and nothing was changed.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn complete_customer(
+        &self,
+        org_id: OrgId,
+        id: &CustomerId,
+        identifiers: &Identifiers,
+    ) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update customer
+                set mobile = coalesce(mobile, $3), external_id = coalesce(external_id, $4), email = coalesce(email, $5)
+              where org_id = $1 and customer_id = $2",
+        )
+        .bind(org_id.0)
+        .bind(&id.0)
+        .bind(&identifiers.mobile)
+        .bind(&identifiers.external_id)
+        .bind(&identifiers.email)
+        .execute(&self.pool)
+        .await;
+        match done {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a decision needs to know: the organisation, the series and what the customer received, read in one statement
+//! and so at one moment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::rows::{OrganisationRow, series_if_any};
+use super::{Store, StoreError};
+use crate::model::{CustomerId, Facts, HeldCoupon, OrgId, Organisation, Revision, Series, SeriesId};
+
+/// A series' settings, and the revision of the organisation they were read at.
+#[derive(Debug, Clone)]
+pub struct SeriesAtRevision {
+    /// The settings.
+    pub series: Arc<Series>,
+    /// The revision.
+    pub revision: Revision,
+    /// Whether the series excludes another, or another excludes it.
+    pub is_exclusive: bool,
+}
+
+impl SeriesAtRevision {
+    /// Whether a decision to issue needs nothing but the settings: the write guards all the rest.
+    #[must_use]
+    pub fn needs_no_facts(&self) -> bool {
+        !self.is_exclusive && !self.series.depends_on_history()
+    }
+}
+
+/// All that decides on one series for one customer, as of one moment.
+#[derive(Debug, Clone)]
+pub struct FreshFacts {
+    /// The settings.
+    pub series: SeriesAtRevision,
+    /// The rest.
+    pub facts: Facts,
+}
+
+impl Store {
+    /// The organisation's settings; `None` if there is none with this key.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Organisation>, StoreError> {
+        let row: Option<OrganisationRow> =
+            sqlx::query_as("select org_id, revision, time_zone, customer_policy from organisation where org_id = $1")
+                .bind(org_id.0)
+                .fetch_optional(&self.pool)
+                .await?;
+        row.map(Organisation::try_from).transpose()
+    }
+
+    /// The organisation's revision, and the facts for each of these series that it has; a series that is missing is not
+    /// in the map.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn facts(
+        &self,
+        org_id: OrgId,
+        customer_id: &CustomerId,
+        series_ids: &[SeriesId],
+    ) -> Result<(Revision, HashMap<SeriesId, FreshFacts>), StoreError> {
+        let ids: Vec<i64> = series_ids.iter().map(|id| id.0).collect();
+        let rows = sqlx::query(FACTS).bind(org_id.0).bind(&customer_id.0).bind(ids).fetch_all(&self.pool).await?;
+        let mut found = HashMap::with_capacity(rows.len());
+        let mut revision = Revision(0);
+        for row in rows {
+            revision = Revision(row.try_get("revision")?);
+            if let Some(series) = series_if_any(&row)? {
+                let id = series.id;
+                let at =
+                    SeriesAtRevision { series: Arc::new(series), revision, is_exclusive: row.try_get("is_exclusive")? };
+                found.insert(id, FreshFacts { series: at, facts: facts_from(&row)? });
+            }
+        }
+        Ok((revision, found))
+    }
+}
+
+const FACTS: &str = "
+    select s.*, o.revision,
+           exists (select from series_exclusion x
+                    where x.org_id = s.org_id and x.series_id = s.series_id) as is_exclusive,
+           exists (select from series_exclusion x
+                     join coupon c on c.org_id = x.org_id and c.customer_id = $2 and c.series_id = x.excluded_series_id
+                    where x.org_id = s.org_id and x.series_id = s.series_id) as holds_excluded,
+           coalesce(n.issued, 0) as issued,
+           s.client_handling_type = 'DISC_CODE_PIN' and exists (
+               select from pool_code p
+                where p.org_id = s.org_id and p.series_id = s.series_id
+                  and (p.customer_id is null or p.customer_id = $2)) as pool_has_code,
+           received.count, received.last_ordinal, received.last_issued_at,
+           held.code, held.expires_on, held.redemption_count
+      from organisation o
+      -- Outer, so that there is a row with the revision even if none of the series exists.
+      left join series s on s.org_id = o.org_id and s.series_id = any ($3)
+      left join series_counter n on n.org_id = s.org_id and n.series_id = s.series_id
+     cross join lateral (
+           select count(*)::integer as count, coalesce(max(c.ordinal), 0) as last_ordinal, max(c.issued_at) as last_issued_at
+             from coupon c
+            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id) received
+      left join lateral (
+           select c.code, c.expires_on, c.redemption_count
+             from coupon c
+            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id
+            order by c.expires_on desc, c.issued_at desc
+            limit 1) held on true
+     where o.org_id = $1";
+
+fn facts_from(row: &PgRow) -> Result<Facts, StoreError> {
+    Ok(Facts {
+        received: row.try_get("count")?,
+        last_ordinal: row.try_get("last_ordinal")?,
+        last_issued_at: row
+            .try_get::<Option<jiff_sqlx::Timestamp>, _>("last_issued_at")?
+            .map(jiff_sqlx::Timestamp::to_jiff),
+        longest_valid: held_from(row)?,
+        holds_excluded: row.try_get("holds_excluded")?,
+        issued: row.try_get("issued")?,
+        pool_has_code: row.try_get("pool_has_code")?,
+    })
+}
+
+fn held_from(row: &PgRow) -> Result<Option<HeldCoupon>, StoreError> {
+    let Some(code) = row.try_get::<Option<String>, _>("code")? else { return Ok(None) };
+    Ok(Some(HeldCoupon {
+        code,
+        expires_on: row.try_get::<jiff_sqlx::Date, _>("expires_on")?.to_jiff(),
+        redemption_count: row.try_get("redemption_count")?,
+    }))
+}

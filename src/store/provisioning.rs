@@ -1,0 +1,470 @@
+//! Reading and writing an organisation's settings, all of it within one transaction of `apply`.
+//!
+//! What is to be changed is decided in `provisioning`. Nothing is ever deleted but what derives from settings.
+
+use std::collections::BTreeMap;
+
+use jiff_sqlx::ToSqlx;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+
+use super::StoreError;
+use super::rows::{series_from, unknown_value};
+use crate::model::{
+    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, Identifiers, OrgId, OrganisationPlan,
+    Series, SeriesId, StoreId, StorePlan,
+};
+
+/// An organisation's own settings, without what is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganisationSettings {
+    /// For people.
+    pub name: String,
+    /// An IANA name.
+    pub time_zone: String,
+    /// Who may receive coupons.
+    pub customer_policy: CustomerPolicy,
+    /// What a store's tills may do where the store says nothing.
+    pub default_access: Access,
+}
+
+impl From<&OrganisationPlan> for OrganisationSettings {
+    fn from(plan: &OrganisationPlan) -> Self {
+        Self {
+            name: plan.name.clone(),
+            time_zone: plan.time_zone.clone(),
+            customer_policy: plan.customer_policy,
+            default_access: plan.default_access,
+        }
+    }
+}
+
+/// A till as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the columns of table till")]
+pub struct StoredTillSettings {
+    pub store_id: StoreId,
+    pub password_hash: String,
+}
+
+/// An OAuth client as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the columns of table oauth_client")]
+pub struct StoredClientSettings {
+    pub till_id: String,
+    pub access: Access,
+    pub token_ttl_seconds: i32,
+    pub secret_hash: String,
+}
+
+/// What is stored of an organisation.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the tables of the same names")]
+pub struct StoredOrganisation {
+    pub settings: Option<OrganisationSettings>,
+    pub stores: BTreeMap<StoreId, StorePlan>,
+    pub tills: BTreeMap<String, StoredTillSettings>,
+    pub oauth_clients: BTreeMap<String, StoredClientSettings>,
+    /// Only those asked for.
+    pub customers: BTreeMap<CustomerId, CustomerPlan>,
+    pub series: BTreeMap<SeriesId, Series>,
+}
+
+/// The transaction of one `apply`.
+pub struct Provisioning {
+    connection: PgConnection,
+}
+
+impl Provisioning {
+    /// Begins the transaction.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn begin(connect: &PgConnectOptions) -> Result<Self, StoreError> {
+        let mut connection = connect.connect().await?;
+        sqlx::query("begin").execute(&mut connection).await?;
+        // Two applies at once would each see the other's organisations half way.
+        sqlx::query("select pg_advisory_xact_lock(20190, 0)").execute(&mut connection).await?;
+        Ok(Self { connection })
+    }
+
+    /// Makes all of it take effect at once.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; nothing is changed then, unless the answer itself was lost.
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        sqlx::query("commit").execute(&mut self.connection).await?;
+        self.connection.close().await?;
+        Ok(())
+    }
+
+    /// Waits until none of the organisation's coupons is half way, and keeps new ones waiting until the end.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn pause_issuing(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+        sqlx::query("select lock_organisation($1)").bind(org_id.0).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// Every organisation that is stored.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn organisations(&mut self) -> Result<Vec<OrgId>, StoreError> {
+        let ids: Vec<i64> = sqlx::query_scalar("select org_id from organisation order by org_id")
+            .fetch_all(&mut self.connection)
+            .await?;
+        Ok(ids.into_iter().map(OrgId).collect())
+    }
+
+    /// All that is stored, with those of these customers that are.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn stored(&mut self, org_id: OrgId, customers: &[CustomerId]) -> Result<StoredOrganisation, StoreError> {
+        Ok(StoredOrganisation {
+            settings: self.settings(org_id).await?,
+            stores: self.stores(org_id).await?,
+            tills: self.tills(org_id).await?,
+            oauth_clients: self.oauth_clients(org_id).await?,
+            customers: self.customers(org_id, customers).await?,
+            series: self.series(org_id).await?,
+        })
+    }
+
+    async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, StoreError> {
+        let row =
+            sqlx::query("select name, time_zone, customer_policy, default_access from organisation where org_id = $1")
+                .bind(org_id.0)
+                .fetch_optional(&mut self.connection)
+                .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(OrganisationSettings {
+            name: row.try_get("name")?,
+            time_zone: row.try_get("time_zone")?,
+            customer_policy: CustomerPolicy::parse(row.try_get("customer_policy")?)
+                .ok_or_else(|| unknown_value("customer_policy"))?,
+            default_access: access(row.try_get("default_access")?)?,
+        }))
+    }
+
+    async fn stores(&mut self, org_id: OrgId) -> Result<BTreeMap<StoreId, StorePlan>, StoreError> {
+        let rows = sqlx::query("select store_id, name, access from store where org_id = $1")
+            .bind(org_id.0)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let id = StoreId(row.try_get("store_id")?);
+                let access = row.try_get::<Option<&str>, _>("access")?.map(access).transpose()?;
+                Ok((id, StorePlan { id, name: row.try_get("name")?, access }))
+            })
+            .collect()
+    }
+
+    async fn tills(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredTillSettings>, StoreError> {
+        let rows = sqlx::query("select till_id, store_id, password_hash from till where org_id = $1")
+            .bind(org_id.0)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let settings = StoredTillSettings {
+                    store_id: StoreId(row.try_get("store_id")?),
+                    password_hash: row.try_get("password_hash")?,
+                };
+                Ok((row.try_get("till_id")?, settings))
+            })
+            .collect()
+    }
+
+    async fn oauth_clients(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredClientSettings>, StoreError> {
+        let rows = sqlx::query(
+            "select client_key, till_id, access, token_ttl_seconds, secret_hash from oauth_client where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let settings = StoredClientSettings {
+                    till_id: row.try_get("till_id")?,
+                    access: access(row.try_get("access")?)?,
+                    token_ttl_seconds: row.try_get("token_ttl_seconds")?,
+                    secret_hash: row.try_get("secret_hash")?,
+                };
+                Ok((row.try_get("client_key")?, settings))
+            })
+            .collect()
+    }
+
+    /// Registered ones only: a customer made on first use is registered by being listed.
+    async fn customers(
+        &mut self,
+        org_id: OrgId,
+        ids: &[CustomerId],
+    ) -> Result<BTreeMap<CustomerId, CustomerPlan>, StoreError> {
+        let ids: Vec<&str> = ids.iter().map(|id| id.0.as_str()).collect();
+        let rows = sqlx::query(
+            "select customer_id, mobile, email, external_id from customer
+              where org_id = $1 and customer_id = any ($2) and registered",
+        )
+        .bind(org_id.0)
+        .bind(ids)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let id = CustomerId(row.try_get("customer_id")?);
+                let identifiers = Identifiers {
+                    id: Some(id.clone()),
+                    mobile: row.try_get("mobile")?,
+                    external_id: row.try_get("external_id")?,
+                    email: row.try_get("email")?,
+                };
+                Ok((id.clone(), CustomerPlan { id, identifiers }))
+            })
+            .collect()
+    }
+
+    async fn series(&mut self, org_id: OrgId) -> Result<BTreeMap<SeriesId, Series>, StoreError> {
+        let rows = sqlx::query("select * from series where org_id = $1")
+            .bind(org_id.0)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(|row| series_from(row).map(|series| (series.id, series))).collect()
+    }
+
+    /// Writes the organisation's own settings, and makes every decision under the earlier ones stale.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into organisation as o (org_id, name, time_zone, customer_policy, default_access)
+             values ($1, $2, $3, $4, $5)
+             on conflict (org_id) do update
+                set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
+                    default_access = excluded.default_access, revision = o.revision + 1",
+        )
+        .bind(id.0)
+        .bind(&settings.name)
+        .bind(&settings.time_zone)
+        .bind(settings.customer_policy.name())
+        .bind(settings.default_access.name())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes a store.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn put_store(&mut self, org_id: OrgId, store: &StorePlan) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into store (org_id, store_id, name, access) values ($1, $2, $3, $4)
+             on conflict (org_id, store_id) do update set name = excluded.name, access = excluded.access",
+        )
+        .bind(org_id.0)
+        .bind(store.id.0)
+        .bind(&store.name)
+        .bind(store.access.map(Access::name))
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes a till.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or another organisation has a till of this name (see [`is_taken`]).
+    pub async fn put_till(&mut self, org_id: OrgId, id: &str, till: &StoredTillSettings) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into till (org_id, till_id, store_id, password_hash) values ($1, $2, $3, $4)
+             on conflict (org_id, till_id) do update
+                set store_id = excluded.store_id, password_hash = excluded.password_hash",
+        )
+        .bind(org_id.0)
+        .bind(id)
+        .bind(till.store_id.0)
+        .bind(&till.password_hash)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes an OAuth client.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or another organisation has a client with this key (see [`is_taken`]).
+    pub async fn put_oauth_client(
+        &mut self,
+        org_id: OrgId,
+        key: &str,
+        client: &StoredClientSettings,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into oauth_client (org_id, client_key, secret_hash, till_id, access, token_ttl_seconds)
+             values ($1, $2, $3, $4, $5, $6)
+             on conflict (org_id, client_key) do update
+                set secret_hash = excluded.secret_hash, till_id = excluded.till_id, access = excluded.access,
+                    token_ttl_seconds = excluded.token_ttl_seconds",
+        )
+        .bind(org_id.0)
+        .bind(key)
+        .bind(&client.secret_hash)
+        .bind(&client.till_id)
+        .bind(client.access.name())
+        .bind(client.token_ttl_seconds)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Registers a customer; identifiers that are not given are left as they are.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or an identifier is another customer's (see [`is_taken`]).
+    pub async fn put_customer(&mut self, org_id: OrgId, customer: &CustomerPlan) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into customer as c (org_id, customer_id, mobile, email, external_id, registered)
+             values ($1, $2, $3, $4, $5, true)
+             on conflict (org_id, customer_id) do update
+                set mobile = coalesce(excluded.mobile, c.mobile), email = coalesce(excluded.email, c.email),
+                    external_id = coalesce(excluded.external_id, c.external_id), registered = true",
+        )
+        .bind(org_id.0)
+        .bind(&customer.id.0)
+        .bind(&customer.identifiers.mobile)
+        .bind(&customer.identifiers.email)
+        .bind(&customer.identifiers.external_id)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes a series.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn put_series(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
+        let (shape, generic_code) = code_columns(&series.client_handling);
+        sqlx::query(PUT_SERIES)
+            .bind(org_id.0)
+            .bind(series.id.0)
+            .bind(&series.description)
+            .bind(&series.info)
+            .bind(&series.discount_code)
+            .bind(series.discount_type.name())
+            .bind(series.discount_value)
+            .bind(series.discount_upto)
+            .bind(series.valid_till_date.to_sqlx())
+            .bind(series.expiry_strategy.name())
+            .bind(series.expiry_strategy.value())
+            .bind(series.redemption_valid_from.map(ToSqlx::to_sqlx))
+            .bind(series.client_handling.name())
+            .bind(shape.alpha_numeric)
+            .bind(i32::from(shape.random_code_length))
+            .bind(shape.coupon_prefix)
+            .bind(shape.coupon_suffix)
+            .bind(generic_code)
+            .bind(series.max_create)
+            .bind(series.is_multiple_vouchers_per_user_allowed)
+            .bind(series.max_vouchers_per_user)
+            .bind(series.do_not_resend_existing_voucher)
+            .bind(series.min_days_between_vouchers)
+            .bind(series.mutual_exclusive_series_ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .bind(series.store_ids.iter().map(|id| id.0).collect::<Vec<_>>())
+            .bind(series.externally_managed)
+            .execute(&mut self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Brings what derives from the series' settings up to them: the exclusions of both sides, and a counter for each
+    /// series that has a cap and none yet. Such a series' coupons are counted, which reads all coupons once.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn derive(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+        for statement in [
+            "delete from series_exclusion where org_id = $1",
+            "insert into series_exclusion (org_id, series_id, excluded_series_id)
+             select s.org_id, s.series_id, other from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1
+             union
+             select s.org_id, other, s.series_id from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1",
+            "delete from series_counter n using series s
+              where n.org_id = $1 and s.org_id = n.org_id and s.series_id = n.series_id and s.max_create is null",
+            "insert into series_counter (org_id, series_id, issued)
+             select s.org_id, s.series_id, coalesce(c.issued, 0)
+               from series s
+               left join (select c.series_id, count(*) as issued
+                            from coupon c
+                           where c.org_id = $1 and c.series_id in (select series_id from series
+                                                                    where org_id = $1 and max_create is not null
+                                                                   except
+                                                                  select series_id from series_counter where org_id = $1)
+                           group by c.series_id) c on c.series_id = s.series_id
+              where s.org_id = $1 and s.max_create is not null
+             on conflict do nothing",
+        ] {
+            sqlx::query(statement).bind(org_id.0).execute(&mut self.connection).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a write was refused because a name or an identifier is another's.
+#[must_use]
+pub fn is_taken(error: &StoreError) -> bool {
+    match error {
+        StoreError::Failed(sqlx::Error::Database(database)) => database.is_unique_violation(),
+        _ => false,
+    }
+}
+
+const PUT_SERIES: &str = "
+    insert into series (
+        org_id, series_id, description, info, discount_code, discount_type, discount_value, discount_upto,
+        valid_till_date, expiry_strategy_type, expiry_strategy_value, redemption_valid_from, client_handling_type,
+        alpha_numeric, random_code_length, coupon_prefix, coupon_suffix, generic_code, max_create,
+        is_multiple_vouchers_per_user_allowed, max_vouchers_per_user, do_not_resend_existing_voucher,
+        min_days_between_vouchers, mutual_exclusive_series_ids, store_ids, externally_managed)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+            $25, $26)
+    on conflict (org_id, series_id) do update set
+        description = excluded.description, info = excluded.info, discount_code = excluded.discount_code,
+        discount_type = excluded.discount_type, discount_value = excluded.discount_value,
+        discount_upto = excluded.discount_upto, valid_till_date = excluded.valid_till_date,
+        expiry_strategy_type = excluded.expiry_strategy_type, expiry_strategy_value = excluded.expiry_strategy_value,
+        redemption_valid_from = excluded.redemption_valid_from, client_handling_type = excluded.client_handling_type,
+        alpha_numeric = excluded.alpha_numeric, random_code_length = excluded.random_code_length,
+        coupon_prefix = excluded.coupon_prefix, coupon_suffix = excluded.coupon_suffix,
+        generic_code = excluded.generic_code, max_create = excluded.max_create,
+        is_multiple_vouchers_per_user_allowed = excluded.is_multiple_vouchers_per_user_allowed,
+        max_vouchers_per_user = excluded.max_vouchers_per_user,
+        do_not_resend_existing_voucher = excluded.do_not_resend_existing_voucher,
+        min_days_between_vouchers = excluded.min_days_between_vouchers,
+        mutual_exclusive_series_ids = excluded.mutual_exclusive_series_ids, store_ids = excluded.store_ids,
+        externally_managed = excluded.externally_managed";
+
+/// The columns that say where codes come from; those that do not apply hold what means nothing.
+fn code_columns(handling: &ClientHandling) -> (CodeShape, Option<String>) {
+    let nothing = CodeShape {
+        alpha_numeric: true,
+        random_code_length: 0,
+        coupon_prefix: String::new(),
+        coupon_suffix: String::new(),
+    };
+    match handling {
+        ClientHandling::Generated(shape) => (shape.clone(), None),
+        ClientHandling::Generic(code) => (nothing, Some(code.clone())),
+        ClientHandling::Pool => (nothing, None),
+    }
+}
+
+fn access(name: &str) -> Result<Access, StoreError> {
+    Access::parse(name).ok_or_else(|| unknown_value("access"))
+}

@@ -1,0 +1,271 @@
+//! One batch: sent as one call, and, where the call breaks midway, settled item by item.
+//!
+//! What a broken call has committed is found again in the database by its issue id, never guessed; the rest is sent
+//! again one by one, so that an item the database cannot take fails alone.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff_sqlx::ToSqlx;
+use sqlx::types::Json;
+use sqlx::{Postgres, Row};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
+
+use super::connection::{Backend, Connector, WriterConnection};
+use super::{Code, NewCoupon, Work, Written};
+use crate::store::StoreError;
+
+const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// After a deadline, the time that is left to find out what a broken call has committed.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Sends batches over one connection, which it makes and replaces as needed.
+pub(super) struct Batches {
+    connector: Connector,
+    current: Option<WriterConnection>,
+    /// Connections that broke and whose server process may still be at work.
+    broken: Vec<Backend>,
+}
+
+impl Batches {
+    pub(super) const fn new(connector: Connector) -> Self {
+        Self { connector, current: None, broken: Vec::new() }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(connection) = self.current {
+            connection.close().await;
+        }
+    }
+
+    /// Does all of these, and returns what became of each, in order.
+    pub(super) async fn write(&mut self, works: &[Work], deadline: Instant) -> Vec<Written> {
+        if !self.connected(deadline).await {
+            return vec![Written::Unavailable; works.len()];
+        }
+        let coupons: Vec<&NewCoupon> = works.iter().filter_map(coupon).collect();
+        match self.call(&coupons).await {
+            Ok(written) => merge(works, written.into_iter(), &Written::Confirmed),
+            Err(error) => {
+                tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
+                metrics::counter!("coupon_issuer_broken_batches_total").increment(1);
+                let (written, confirmed) = self.settle(&coupons, deadline).await;
+                merge(works, written.into_iter(), if confirmed { &Written::Confirmed } else { &Written::InDoubt })
+            }
+        }
+    }
+
+    /// Settles the coupons of a call that broke. Also says whether everything visible is flushed.
+    async fn settle(&mut self, coupons: &[&NewCoupon], deadline: Instant) -> (Vec<Written>, bool) {
+        let mut written: Vec<Option<Written>> = vec![None; coupons.len()];
+        while Instant::now() < deadline + GRACE && self.connected(deadline + GRACE).await {
+            match self.settle_once(coupons, &mut written, deadline).await {
+                Ok(()) => {
+                    return (written.into_iter().map(|outcome| outcome.unwrap_or(Written::InDoubt)).collect(), true);
+                }
+                Err(error) => tracing::warn!(%error, "settling a broken batch was itself cut short; again"),
+            }
+            sleep(RECONNECT_PAUSE).await;
+        }
+        // A coupon that was found, but perhaps not flushed, is as much in doubt as one that was not.
+        let certain = |outcome: Option<Written>| outcome.filter(|known| !matches!(known, Written::Issued(_)));
+        let written: Vec<Written> = written.into_iter().map(|one| certain(one).unwrap_or(Written::InDoubt)).collect();
+        let in_doubt = written.iter().filter(|outcome| **outcome == Written::InDoubt).count();
+        tracing::error!(in_doubt, "the database did not come back in time to settle a broken batch");
+        (written, false)
+    }
+
+    /// Finds what is committed, sends the rest one by one, and flushes. An error: the connection broke again.
+    async fn settle_once(
+        &mut self,
+        coupons: &[&NewCoupon],
+        written: &mut [Option<Written>],
+        deadline: Instant,
+    ) -> Result<(), sqlx::Error> {
+        let found = self.find_committed(coupons).await?;
+        for (coupon, outcome) in coupons.iter().zip(written.iter_mut()) {
+            *outcome = match (found.get(&coupon.issue_id), outcome.take()) {
+                (Some(code), _) => Some(Written::Issued(code.clone())),
+                // Issued in an earlier pass and not there: a crash has taken it back before it was flushed.
+                (None, Some(decided)) if !matches!(decided, Written::Issued(_)) => Some(decided),
+                (None, _) if Instant::now() >= deadline => Some(Written::Expired),
+                (None, _) => Some(self.send_alone(coupon).await?),
+            };
+        }
+        self.call(&[]).await.map(drop)
+    }
+
+    /// Sends one coupon. An error: the connection broke.
+    async fn send_alone(&mut self, coupon: &NewCoupon) -> Result<Written, sqlx::Error> {
+        match self.call(&[coupon]).await {
+            Ok(one) => Ok(one.into_iter().next().unwrap_or(Written::Failed)),
+            Err(error) if self.current.is_none() => Err(error),
+            Err(error) if took_too_long(&error) => Ok(Written::Expired),
+            Err(error) => {
+                tracing::error!(%error, series_id = coupon.series_id.0, "the database cannot take this coupon");
+                Ok(Written::Failed)
+            }
+        }
+    }
+
+    /// Whether there is a connection, made before the deadline if need be, and no broken one is still at work.
+    async fn connected(&mut self, deadline: Instant) -> bool {
+        while self.current.is_none() || !self.broken.is_empty() {
+            match timeout_at(deadline, self.reconnect()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "a writer cannot reach the database");
+                    self.current = None;
+                    if timeout_at(deadline, sleep(RECONNECT_PAUSE)).await.is_err() {
+                        return false;
+                    }
+                }
+                Err(_elapsed) => return false,
+            }
+        }
+        true
+    }
+
+    async fn reconnect(&mut self) -> Result<(), sqlx::Error> {
+        let mut connection = match self.current.take() {
+            Some(connection) => connection,
+            None => self.connector.connect().await?,
+        };
+        while let Some(broken) = self.broken.last() {
+            connection.end(broken).await?;
+            self.broken.pop();
+        }
+        self.current = Some(connection);
+        Ok(())
+    }
+
+    /// Sends these as one call. After an error that leaves the connection's state unknown there is no connection.
+    async fn call(&mut self, coupons: &[&NewCoupon]) -> Result<Vec<Written>, sqlx::Error> {
+        let patience = self.connector.patience();
+        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
+        let called =
+            timeout(patience, issue_coupons(coupons, &writer.durability).fetch_one(&mut writer.connection)).await;
+        let result = called.unwrap_or_else(|_| Err(no_answer())).and_then(|row| {
+            let outcomes: Vec<i16> = row.try_get("outcomes")?;
+            let codes: Vec<Option<String>> = row.try_get("issued_codes")?;
+            Ok(outcomes.into_iter().zip(codes).map(|(outcome, code)| meaning(outcome, code)).collect())
+        });
+        self.checked(result).await
+    }
+
+    async fn find_committed(&mut self, coupons: &[&NewCoupon]) -> Result<HashMap<Uuid, String>, sqlx::Error> {
+        let patience = self.connector.patience();
+        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
+        let query = sqlx::query_as(
+            "select c.issue_id, c.code
+               from unnest($1::bigint[], $2::text[], $3::bigint[], $4::uuid[]) as sent (org_id, customer_id, series_id, issue_id)
+               join coupon c using (org_id, customer_id, series_id, issue_id)",
+        )
+        .bind(column(coupons, |c| c.org_id.0))
+        .bind(column(coupons, |c| c.customer_id.0.as_str()))
+        .bind(column(coupons, |c| c.series_id.0))
+        .bind(column(coupons, |c| c.issue_id));
+        let found = timeout(patience, query.fetch_all(&mut writer.connection)).await;
+        let result =
+            found.unwrap_or_else(|_| Err(no_answer())).map(|rows: Vec<(Uuid, String)>| rows.into_iter().collect());
+        self.checked(result).await
+    }
+
+    /// After an error, gives the connection up, unless it was only the statement that failed: its server process is then
+    /// ended before anything is counted.
+    async fn checked<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        let (error, is_statements) = match result.map_err(StoreError::from) {
+            Ok(done) => return Ok(done),
+            Err(StoreError::Failed(error)) => (error, true),
+            Err(StoreError::Unavailable(error)) => (error, false),
+        };
+        if !(is_statements && self.unlock().await) {
+            self.broken.extend(self.current.take().map(|broken| broken.backend));
+        }
+        Err(error)
+    }
+
+    /// Gives back the locks that a failed call leaves with its session (migrations/0001, `issue_coupons`).
+    async fn unlock(&mut self) -> bool {
+        let Some(writer) = &mut self.current else { return false };
+        let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(&mut writer.connection);
+        matches!(timeout(self.connector.patience(), unlock).await, Ok(Ok(_)))
+    }
+}
+
+/// The database took longer than its own timeout allows: as good as a connection that broke.
+fn no_answer() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
+/// Whether Postgres gave a statement up by its own clock: the statement's, or that of a lock it waited for.
+fn took_too_long(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("57014" | "55P03"))
+}
+
+const fn coupon(work: &Work) -> Option<&NewCoupon> {
+    match work {
+        Work::Issue(coupon) => Some(coupon),
+        Work::Confirm => None,
+    }
+}
+
+/// Puts what became of the coupons back between the works that were none.
+fn merge(works: &[Work], mut written: impl Iterator<Item = Written>, confirmed: &Written) -> Vec<Written> {
+    works
+        .iter()
+        .map(|work| match work {
+            Work::Issue(_) => written.next().unwrap_or(Written::InDoubt),
+            Work::Confirm => confirmed.clone(),
+        })
+        .collect()
+}
+
+/// The outcomes of procedure `issue_coupons`, which lists them.
+fn meaning(outcome: i16, code: Option<String>) -> Written {
+    match (outcome, code) {
+        (1, Some(code)) => Written::Issued(code),
+        (5, _) => Written::Collision,
+        (2..=4 | 6 | 7, _) => Written::Stale,
+        _ => Written::Failed,
+    }
+}
+
+fn column<'c, T: 'c>(coupons: &[&'c NewCoupon], value: impl Fn(&'c NewCoupon) -> T) -> Vec<T> {
+    coupons.iter().map(|coupon| value(coupon)).collect()
+}
+
+fn issue_coupons<'q>(
+    coupons: &[&NewCoupon],
+    durability: &'q str,
+) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    sqlx::query(
+        "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                            $20, null::smallint[], null::text[])",
+    )
+    .bind(column(coupons, |c| c.org_id.0))
+    .bind(column(coupons, |c| c.revision.0))
+    .bind(column(coupons, |c| c.series_id.0))
+    .bind(column(coupons, |c| c.customer_id.0.as_str()))
+    .bind(column(coupons, |c| c.ordinal))
+    .bind(column(coupons, |c| match &c.code {
+        Code::Unique(code) | Code::Shared(code) => Some(code.as_str()),
+        Code::FromPool => None,
+    }))
+    .bind(column(coupons, |c| matches!(c.code, Code::Shared(_))))
+    .bind(column(coupons, |c| c.expires_on.to_sqlx()))
+    .bind(column(coupons, |c| c.issued_at.to_sqlx()))
+    .bind(column(coupons, |c| c.issue_id))
+    .bind(column(coupons, |c| c.is_exclusive || c.max_create.is_some() || c.code == Code::FromPool))
+    .bind(column(coupons, |c| c.max_create))
+    .bind(column(coupons, |c| c.is_exclusive))
+    .bind(column(coupons, |c| c.till_id.as_str()))
+    .bind(column(coupons, |c| c.store_id.0))
+    .bind(column(coupons, |c| c.source.name()))
+    .bind(column(coupons, |c| c.account_id.as_deref()))
+    .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
+    .bind(column(coupons, |c| c.request_id.as_str()))
+    .bind(durability)
+}

@@ -1,0 +1,199 @@
+//! The writer: every request's coupons go through one bounded queue, and a few tasks, each with a connection of its own,
+//! send whatever is waiting as one batch. Each coupon is a transaction; the round trip and the flush are shared.
+//!
+//! Nothing is answered before it is flushed. A batch belongs to its task: no caller that goes away can cut it short.
+
+mod batch;
+mod connection;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId, Source, StoreId};
+
+/// The code of a coupon to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Code {
+    /// A generated one, which must be new in the organisation.
+    Unique(String),
+    /// The one code of a `GENERIC` series.
+    Shared(String),
+    /// One from the series' uploaded pool.
+    FromPool,
+}
+
+/// A coupon as it was decided: what to store, and under which guards.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the columns of table coupon; migrations/0001_issuing.sql says what each is")]
+pub struct NewCoupon {
+    pub org_id: OrgId,
+    pub series_id: SeriesId,
+    pub customer_id: CustomerId,
+    pub issue_id: Uuid,
+    pub ordinal: Option<i32>,
+    pub code: Code,
+    pub expires_on: Date,
+    pub issued_at: Timestamp,
+    pub till_id: String,
+    pub store_id: StoreId,
+    pub source: Source,
+    pub account_id: Option<String>,
+    pub metadata: Option<Metadata>,
+    pub request_id: String,
+    /// Guard: the organisation must still be at this revision.
+    pub revision: Revision,
+    /// Guard: the series must have issued fewer than this.
+    pub max_create: Option<i64>,
+    /// Guard: the customer must hold no coupon of a mutually exclusive series.
+    pub is_exclusive: bool,
+}
+
+/// One thing for the writer to do.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// Write this coupon.
+    Issue(Box<NewCoupon>),
+    /// Write nothing, but answer only once everything visible by now is flushed: a coupon that was read may have been
+    /// committed a moment ago and not be safe yet.
+    Confirm,
+}
+
+/// What became of one [`Work`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// The coupon is stored and flushed; its code.
+    Issued(String),
+    /// What was only to be confirmed is flushed.
+    Confirmed,
+    /// A guard refused: the decision has gone stale and must be made again on fresh facts. Nothing is stored.
+    Stale,
+    /// The code exists already. Nothing is stored.
+    Collision,
+    /// The database failed on this coupon alone. Nothing is stored.
+    Failed,
+    /// The database could not be reached in time. Nothing is stored.
+    Unavailable,
+    /// The deadline passed while it was waiting its turn, or for a lock. Nothing is stored.
+    Expired,
+    /// The connection broke midway, and the database could not be asked in time whether the coupon is stored.
+    InDoubt,
+}
+
+/// The queue is full: more is being asked for than the database takes.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("too many coupons are waiting to be written")]
+pub struct QueueFull;
+
+/// The bounds on writing.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterLimits {
+    /// Tasks, each with a connection.
+    pub tasks: usize,
+    /// A batch takes no further request once it has this many coupons.
+    pub batch: usize,
+    /// Requests that may wait.
+    pub queue: usize,
+    /// How long Postgres may work on one batch.
+    pub statement_timeout: Duration,
+}
+
+/// A handle on the queue. The tasks end when the last handle is dropped and the queue is empty.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    works: Vec<Work>,
+    deadline: Instant,
+    answer: oneshot::Sender<Vec<Written>>,
+}
+
+impl Writer {
+    /// Starts the tasks. They connect when there is something to write.
+    #[must_use]
+    pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
+        let (queue, jobs) = mpsc::channel(limits.queue);
+        let jobs = Arc::new(Mutex::new(jobs));
+        let tasks = (0..limits.tasks)
+            .map(|_| {
+                let batches =
+                    batch::Batches::new(connection::Connector::new(connect.clone(), limits.statement_timeout));
+                tokio::spawn(run(Arc::clone(&jobs), batches, limits.batch))
+            })
+            .collect();
+        (Self { queue }, tasks)
+    }
+
+    /// Has these done, in order, in one batch, and returns what became of each.
+    ///
+    /// It always answers: within `deadline` and the time the database may take for a batch.
+    ///
+    /// # Errors
+    /// When the queue is full; nothing is stored then.
+    pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<Written>, QueueFull> {
+        let count = works.len();
+        let (answer, answered) = oneshot::channel();
+        self.queue.try_send(Job { works, deadline, answer }).map_err(|_| QueueFull)?;
+        // A task drops an answer only if it panicked: what it had sent by then is in doubt.
+        Ok(answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]))
+    }
+}
+
+async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, mut batches: batch::Batches, limit: usize) {
+    while let Some(mut taken) = take(&jobs, limit).await {
+        let now = Instant::now();
+        while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
+            if let Some(job) = taken.remove(late) {
+                reply(job.answer, vec![Written::Expired; job.works.len()]);
+            }
+        }
+        let Some(deadline) = taken.iter().map(|job| job.deadline).min() else { continue };
+
+        let mut works = Vec::new();
+        let mut answers = Vec::new();
+        for job in taken {
+            answers.push((job.answer, job.works.len()));
+            works.extend(job.works);
+        }
+        metrics::histogram!("coupon_issuer_batch_size")
+            .record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
+        let mut written = batches.write(&works, deadline).await.into_iter();
+        for (answer, count) in answers {
+            reply(answer, written.by_ref().take(count).collect());
+        }
+    }
+    batches.close().await;
+}
+
+/// Waits for a job, and takes with it what else is waiting. `None`: the queue is closed and empty.
+async fn take(jobs: &Mutex<mpsc::Receiver<Job>>, limit: usize) -> Option<VecDeque<Job>> {
+    let mut jobs = jobs.lock().await;
+    let first = jobs.recv().await?;
+    let mut count = first.works.len();
+    let mut taken = VecDeque::from([first]);
+    // Requests that are about to be queued get the chance: a fuller batch costs less for each coupon. With nothing else
+    // to run this returns at once.
+    yield_now().await;
+    while count < limit {
+        let Ok(job) = jobs.try_recv() else { break };
+        count += job.works.len();
+        taken.push_back(job);
+    }
+    Some(taken)
+}
+
+/// Nobody may be waiting any more; the coupons are stored all the same.
+fn reply(answer: oneshot::Sender<Vec<Written>>, written: Vec<Written>) {
+    let _ = answer.send(written);
+}

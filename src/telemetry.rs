@@ -1,0 +1,133 @@
+//! Logs and metrics: how they leave the process. What is said is decided where it happens.
+//!
+//! Logs go to standard output, one event a line, written together a few times a second (a warning or an error at once);
+//! metrics are read from their own port. Neither ever holds a secret.
+
+use std::io::{BufWriter, IsTerminal, Stdout, Write};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::TryInitError;
+
+/// Telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter is no filter.
+    #[error("log.filter: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Logs are set up already.
+    #[error("logs cannot be set up: {0}")]
+    Logs(#[from] TryInitError),
+    /// There is no thread for them.
+    #[error("logs cannot be set up: {0}")]
+    Thread(#[from] std::io::Error),
+    /// Metrics are set up already.
+    #[error("metrics cannot be set up: {0}")]
+    Metrics(#[from] BuildError),
+}
+
+/// Starts logging to standard output, as JSON for machines or as text for people.
+///
+/// # Errors
+/// When `filter` is none, or logging was started before.
+pub fn start_logs(filter: &str, as_json: bool) -> Result<(), TelemetryError> {
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    let filter = EnvFilter::try_new(filter)?;
+    let lines = tracing_subscriber::fmt().with_writer(Lines).with_env_filter(filter).with_target(false);
+    if as_json {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init()?;
+    } else {
+        lines.with_ansi(std::io::stdout().is_terminal()).finish().try_init()?;
+    }
+    std::thread::Builder::new().name("log".to_owned()).spawn(|| {
+        loop {
+            std::thread::sleep(FLUSH_EVERY);
+            flush_logs();
+        }
+    })?;
+    Ok(())
+}
+
+/// How long a line that is no warning may wait for its companions: one write for all of them.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+
+/// Writes out what is waiting. To be called before the process ends.
+pub fn flush_logs() {
+    // Nobody is left to be told that standard output is gone.
+    let _ = output().flush();
+}
+
+fn output() -> MutexGuard<'static, BufWriter<Stdout>> {
+    static OUTPUT: OnceLock<Mutex<BufWriter<Stdout>>> = OnceLock::new();
+    let output = OUTPUT.get_or_init(|| Mutex::new(BufWriter::with_capacity(64 * 1024, std::io::stdout())));
+    output.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where events are written to.
+struct Lines;
+
+/// One event on its way; a warning or an error takes along what is waiting.
+struct Line {
+    is_urgent: bool,
+}
+
+impl<'w> MakeWriter<'w> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'w self) -> Line {
+        Line { is_urgent: true }
+    }
+
+    fn make_writer_for(&'w self, event: &Metadata<'_>) -> Line {
+        Line { is_urgent: *event.level() <= Level::WARN }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut output = output();
+        output.write_all(bytes)?;
+        if self.is_urgent {
+            output.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        output().flush()
+    }
+}
+
+/// Starts collecting metrics; the handle renders them in Prometheus' text format.
+///
+/// # Errors
+/// When they were started before.
+pub fn start_metrics() -> Result<PrometheusHandle, TelemetryError> {
+    let seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    let coupons = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 64.0, 100.0, 200.0];
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
+        .set_buckets_for_metric(Matcher::Full("coupon_issuer_batch_size".to_owned()), &coupons)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    metrics::describe_counter!("coupon_issuer_entities_total", "Entities answered, by outcome");
+    metrics::describe_counter!("coupon_issuer_requests_total", "HTTP requests answered, by route and status");
+    metrics::describe_histogram!(
+        "coupon_issuer_request_duration_seconds",
+        "From the request's head to the answer's, by route"
+    );
+    metrics::describe_histogram!("coupon_issuer_batch_size", "Coupons written with one flush");
+    metrics::describe_counter!(
+        "coupon_issuer_broken_batches_total",
+        "Batches that broke midway and were settled coupon by coupon"
+    );
+}

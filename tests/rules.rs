@@ -1,0 +1,308 @@
+//! The rules against the contract: the table of re-issue line by line, and properties over settings and histories.
+//! No database: `rules` and `validity` are pure.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use coupon_issuer::issuance::Refusal;
+use coupon_issuer::issuance::rules::{Decision, Moment, decide};
+use coupon_issuer::issuance::validity::{expires_on, valid_till, valid_till_date_time};
+use coupon_issuer::model::{
+    ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Facts, HeldCoupon, Series, SeriesId, StoreId,
+};
+use jiff::civil::{Date, date};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+use proptest::prelude::*;
+
+/// A series that issues to anyone any number of times.
+fn series() -> Series {
+    Series {
+        id: SeriesId(1),
+        description: String::new(),
+        info: String::new(),
+        discount_code: None,
+        discount_type: DiscountType::Abs,
+        discount_value: 1,
+        discount_upto: 0,
+        valid_till_date: date(2027, 5, 9),
+        expiry_strategy: ExpiryStrategy::SeriesExpiry,
+        redemption_valid_from: None,
+        client_handling: ClientHandling::Generated(CodeShape {
+            alpha_numeric: true,
+            random_code_length: 10,
+            coupon_prefix: String::new(),
+            coupon_suffix: String::new(),
+        }),
+        max_create: None,
+        is_multiple_vouchers_per_user_allowed: true,
+        max_vouchers_per_user: None,
+        do_not_resend_existing_voucher: true,
+        min_days_between_vouchers: None,
+        mutual_exclusive_series_ids: Vec::new(),
+        store_ids: Vec::new(),
+        externally_managed: false,
+    }
+}
+
+const NOW: &str = "2026-11-22T10:00:00Z";
+
+fn decided(series: &Series, facts: &Facts) -> Decision {
+    let moment = Moment { now: NOW.parse().unwrap(), zone: &TimeZone::UTC, store_id: StoreId(10) };
+    decide(series, facts, &moment)
+}
+
+fn held(expires_on: Date) -> HeldCoupon {
+    HeldCoupon { code: "HELD".to_owned(), expires_on, redemption_count: 0 }
+}
+
+fn received(count: i32, expires_on: Date) -> Facts {
+    Facts {
+        received: count,
+        last_ordinal: count,
+        last_issued_at: Some("2026-11-01T10:00:00Z".parse().unwrap()),
+        longest_valid: Some(held(expires_on)),
+        ..Facts::default()
+    }
+}
+
+/// One row: what the customer has, the three settings, and what follows.
+#[test]
+fn the_table_of_reissue() {
+    let (valid, run_out) = (date(2026, 11, 22), date(2026, 11, 21));
+    let (issue, resend) = ("issue", "resend");
+    // received, expires on | doNotResend, multiple, maximum | then
+    for (count, expiry, do_not_resend, multiple, maximum, then) in [
+        (0, valid, true, false, None, issue),
+        (0, valid, false, false, None, issue),
+        (0, valid, true, true, Some(1), issue),
+        (0, valid, true, true, Some(0), "730"),
+        (1, valid, false, false, None, resend),
+        (1, valid, false, true, None, resend),
+        (2, valid, false, true, Some(2), resend),
+        (1, run_out, false, false, None, "709"),
+        (1, run_out, false, true, None, issue),
+        (2, run_out, false, true, Some(2), "730"),
+        (1, valid, true, false, None, "709"),
+        (1, run_out, true, false, None, "709"),
+        (1, valid, true, false, Some(5), "709"),
+        (1, valid, true, true, None, issue),
+        (1, valid, true, true, Some(2), issue),
+        (2, valid, true, true, Some(2), "730"),
+        (3, valid, true, true, Some(2), "730"),
+    ] {
+        let series = Series {
+            do_not_resend_existing_voucher: do_not_resend,
+            is_multiple_vouchers_per_user_allowed: multiple,
+            max_vouchers_per_user: maximum,
+            ..series()
+        };
+        let facts = if count == 0 { Facts::default() } else { received(count, expiry) };
+        let got = match decided(&series, &facts) {
+            Decision::Issue { .. } => issue.to_owned(),
+            Decision::Resend(_) => resend.to_owned(),
+            Decision::Refuse(refusal) => refusal.code().to_string(),
+        };
+        assert_eq!(got, then, "{count} received, {expiry}, {do_not_resend} {multiple} {maximum:?}");
+    }
+}
+
+/// All reasons at once: taking each away shows the next, in the documented order.
+#[test]
+fn reasons_come_in_the_documented_order() {
+    let mut series = Series {
+        externally_managed: true,
+        store_ids: vec![StoreId(99)],
+        valid_till_date: date(2026, 11, 21),
+        redemption_valid_from: Some(date(2028, 1, 1)),
+        is_multiple_vouchers_per_user_allowed: false,
+        max_vouchers_per_user: Some(1),
+        max_create: Some(5),
+        min_days_between_vouchers: Some(60),
+        client_handling: ClientHandling::Pool,
+        ..series()
+    };
+    let mut facts = Facts { holds_excluded: true, issued: 5, ..received(1, date(2026, 12, 1)) };
+    let refused = |series: &Series, facts: &Facts| match decided(series, facts) {
+        Decision::Refuse(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&series, &facts), Refusal::ExternallyManaged);
+    series.externally_managed = false;
+    assert_eq!(refused(&series, &facts), Refusal::InvalidStore);
+    series.store_ids = vec![StoreId(10)];
+    assert_eq!(refused(&series, &facts), Refusal::Expired);
+    series.valid_till_date = date(2027, 5, 9);
+    assert_eq!(refused(&series, &facts), Refusal::Expired, "redemption starts after it");
+    series.redemption_valid_from = Some(date(2027, 5, 9));
+    assert_eq!(refused(&series, &facts), Refusal::AlreadyHolds);
+    series.is_multiple_vouchers_per_user_allowed = true;
+    assert_eq!(refused(&series, &facts), Refusal::PerUserMaximum);
+    series.max_vouchers_per_user = None;
+    assert_eq!(refused(&series, &facts), Refusal::MutuallyExclusive);
+    facts.holds_excluded = false;
+    assert_eq!(refused(&series, &facts), Refusal::CapReached);
+    series.max_create = None;
+    assert_eq!(refused(&series, &facts), Refusal::PoolEmpty);
+    facts.pool_has_code = true;
+    let next_eligible_at = "2026-12-31T00:00:00Z".parse().unwrap();
+    assert_eq!(refused(&series, &facts), Refusal::Gap { next_eligible_at });
+    series.min_days_between_vouchers = Some(21);
+    assert_eq!(decided(&series, &facts), Decision::Issue { expires_on: date(2027, 5, 9), ordinal: Some(2) });
+}
+
+#[test]
+fn the_last_day_follows_the_strategy() {
+    use ExpiryStrategy::{Days, MonthsEnd, SeriesExpiry};
+    let far = date(2099, 12, 31);
+    for (strategy, today, series_expiry, last) in [
+        (SeriesExpiry, date(2026, 11, 22), date(2026, 11, 22), Some(date(2026, 11, 22))),
+        (SeriesExpiry, date(2026, 11, 23), date(2026, 11, 22), None),
+        (Days(0), date(2026, 11, 22), far, Some(date(2026, 11, 22))),
+        (Days(1), date(2028, 2, 28), far, Some(date(2028, 2, 29))),
+        (Days(365), date(2027, 3, 1), far, Some(date(2028, 2, 29))),
+        (Days(30), date(2026, 11, 22), date(2026, 12, 1), Some(date(2026, 12, 1))),
+        (MonthsEnd(0), date(2028, 2, 1), far, Some(date(2028, 2, 29))),
+        (MonthsEnd(0), date(2027, 2, 28), far, Some(date(2027, 2, 28))),
+        (MonthsEnd(1), date(2027, 1, 31), far, Some(date(2027, 2, 28))),
+        (MonthsEnd(3), date(2026, 11, 30), far, Some(date(2027, 2, 28))),
+        (MonthsEnd(1), date(2026, 12, 15), far, Some(date(2027, 1, 31))),
+        (MonthsEnd(2), date(2026, 11, 22), date(2027, 1, 10), Some(date(2027, 1, 10))),
+        (Days(i32::MAX), date(2026, 11, 22), far, Some(far)),
+        (MonthsEnd(i32::MAX), date(2026, 11, 22), far, Some(far)),
+    ] {
+        let series = Series { expiry_strategy: strategy, valid_till_date: series_expiry, ..series() };
+        assert_eq!(expires_on(&series, today), last, "{strategy:?} on {today}");
+    }
+}
+
+#[test]
+fn a_day_is_told_in_its_zone() {
+    for (zone, day, at_midnight, last_second) in [
+        ("UTC", date(2027, 5, 9), "2027-05-09T00:00:00Z", "2027-05-09T23:59:59Z"),
+        ("Asia/Kolkata", date(2027, 5, 9), "2027-05-09T00:00:00+05:30", "2027-05-09T23:59:59+05:30"),
+        ("America/New_York", date(2027, 7, 1), "2027-07-01T00:00:00-04:00", "2027-07-01T23:59:59-04:00"),
+        // Clocks go forward, then back, within the day.
+        ("Europe/Berlin", date(2027, 3, 28), "2027-03-28T00:00:00+01:00", "2027-03-28T23:59:59+02:00"),
+        ("Europe/Berlin", date(2027, 10, 31), "2027-10-31T00:00:00+02:00", "2027-10-31T23:59:59+01:00"),
+        ("Europe/London", date(2027, 1, 1), "2027-01-01T00:00:00Z", "2027-01-01T23:59:59Z"),
+        // Midnight is skipped; the last hour is repeated.
+        ("America/Sao_Paulo", date(2018, 11, 4), "2018-11-04T00:00:00-03:00", "2018-11-04T23:59:59-02:00"),
+        ("America/Sao_Paulo", date(2018, 2, 17), "2018-02-17T00:00:00-02:00", "2018-02-17T23:59:59-03:00"),
+    ] {
+        let zone = TimeZone::get(zone).unwrap();
+        assert_eq!(valid_till(day, &zone), at_midnight);
+        assert_eq!(valid_till_date_time(day, &zone), last_second);
+    }
+}
+
+fn any_strategy() -> impl Strategy<Value = ExpiryStrategy> {
+    prop_oneof![
+        Just(ExpiryStrategy::SeriesExpiry),
+        (0..400).prop_map(ExpiryStrategy::Days),
+        (0..30).prop_map(ExpiryStrategy::MonthsEnd),
+    ]
+}
+
+prop_compose! {
+    fn any_series()(
+        days in -40_i64..800,
+        expiry_strategy in any_strategy(),
+        from in proptest::option::of(-40_i64..800),
+        (max_create, maximum, gap) in (
+            proptest::option::of(0_i64..20), proptest::option::of(0_i32..5), proptest::option::of(1_i32..60)),
+        (multiple, do_not_resend, external, pool) in any::<(bool, bool, bool, bool)>(),
+        stores in proptest::sample::subsequence(vec![10, 11, 12], 0..=3),
+    ) -> Series {
+        let day = |days: i64| date(2026, 11, 22).checked_add(days.days()).unwrap();
+        Series {
+            valid_till_date: day(days),
+            expiry_strategy,
+            redemption_valid_from: from.map(day),
+            client_handling: if pool { ClientHandling::Pool } else { series().client_handling },
+            max_create,
+            is_multiple_vouchers_per_user_allowed: multiple,
+            max_vouchers_per_user: maximum,
+            do_not_resend_existing_voucher: do_not_resend,
+            min_days_between_vouchers: gap,
+            store_ids: stores.into_iter().map(StoreId).collect(),
+            externally_managed: external,
+            ..series()
+        }
+    }
+}
+
+prop_compose! {
+    fn any_facts()(
+        count in 0_i32..6, hours_ago in 0_i64..2000, valid_days in -30_i64..400, issued in 0_i64..25,
+        (excluded, has_code) in any::<(bool, bool)>(),
+    ) -> Facts {
+        let now: Timestamp = NOW.parse().unwrap();
+        let issued_at = now.checked_sub(hours_ago.hours()).unwrap();
+        let expires_on = date(2026, 11, 22).checked_add(valid_days.days()).unwrap();
+        Facts {
+            received: count,
+            last_ordinal: count,
+            last_issued_at: (count > 0).then_some(issued_at),
+            longest_valid: (count > 0).then(|| held(expires_on)),
+            holds_excluded: excluded,
+            issued,
+            pool_has_code: has_code,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the settings and the history: what is issued exceeds no limit and outlives no expiry, and what is sent
+    /// again is valid.
+    #[test]
+    fn no_decision_exceeds_a_limit(
+        series in any_series(),
+        facts in any_facts(),
+        zone in prop_oneof![Just("UTC"), Just("Asia/Kolkata"), Just("America/New_York"), Just("Pacific/Apia")],
+    ) {
+        let zone = TimeZone::get(zone).unwrap();
+        let now: Timestamp = NOW.parse().unwrap();
+        let today = zone.to_datetime(now).date();
+        let moment = Moment { now, zone: &zone, store_id: StoreId(10) };
+        match decide(&series, &facts, &moment) {
+            Decision::Issue { expires_on, ordinal } => {
+                prop_assert!(!series.externally_managed && !facts.holds_excluded);
+                prop_assert!(series.store_ids.is_empty() || series.store_ids.contains(&StoreId(10)));
+                prop_assert!(today <= expires_on && expires_on <= series.valid_till_date);
+                prop_assert!(series.redemption_valid_from.is_none_or(|from| from <= expires_on));
+                prop_assert!(series.max_create.is_none_or(|cap| facts.issued < cap));
+                prop_assert!(series.max_vouchers_per_user.is_none_or(|maximum| facts.received < maximum));
+                prop_assert!(series.is_multiple_vouchers_per_user_allowed || facts.received == 0);
+                prop_assert!(series.client_handling != ClientHandling::Pool || facts.pool_has_code);
+                if let (Some(gap), Some(last)) = (series.min_days_between_vouchers, facts.last_issued_at) {
+                    let last = zone.to_datetime(last).date();
+                    prop_assert!(today.since(last).unwrap().get_days() >= gap);
+                }
+                prop_assert_eq!(ordinal, series.depends_on_history().then_some(facts.received + 1));
+                match series.expiry_strategy {
+                    ExpiryStrategy::SeriesExpiry => prop_assert_eq!(expires_on, series.valid_till_date),
+                    ExpiryStrategy::Days(days) => prop_assert!(today.until(expires_on).unwrap().get_days() <= days),
+                    ExpiryStrategy::MonthsEnd(_) => prop_assert!(
+                        expires_on == expires_on.last_of_month() || expires_on == series.valid_till_date
+                    ),
+                }
+            }
+            Decision::Resend(coupon) => {
+                prop_assert!(coupon.expires_on >= today && !series.do_not_resend_existing_voucher);
+                prop_assert!(!series.externally_managed && facts.received > 0);
+            }
+            Decision::Refuse(Refusal::Gap { next_eligible_at }) => {
+                // The hint is true: at that instant the gap is over, a moment before it is not.
+                let at = |now| decide(&series, &facts, &Moment { now, ..moment.clone() });
+                let is_gap = |decision: &Decision| matches!(decision, Decision::Refuse(Refusal::Gap { .. }));
+                prop_assert!(!is_gap(&at(next_eligible_at)));
+                let before = at(next_eligible_at.checked_sub(1.second()).unwrap());
+                let issues = matches!(before, Decision::Issue { .. });
+                prop_assert!(!issues, "{:?}", before);
+            }
+            Decision::Refuse(refusal) => prop_assert!(!refusal.is_retryable(), "{:?}", refusal),
+        }
+    }
+}

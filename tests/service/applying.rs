@@ -1,0 +1,665 @@
+//! Configuration as code: what `apply` changes and tells, what it refuses, and that a running service follows at once.
+//! A file is applied as a whole or not at all, and nothing is ever deleted.
+
+use std::sync::Arc;
+
+use coupon_issuer::app;
+use coupon_issuer::provisioning::Report;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions};
+
+use crate::support::{ORG, TestApp, close, failure, new_database, outcomes, series, tally};
+
+async fn apply(connect: &PgConnectOptions, file: &str) -> Report {
+    app::apply_text(connect, file).await.unwrap()
+}
+
+/// What the file is refused with.
+async fn refused(connect: &PgConnectOptions, file: &str) -> String {
+    format!("{:#}", app::apply_text(connect, file).await.unwrap_err())
+}
+
+/// All that `apply` writes, as text.
+async fn stored(connect: &PgConnectOptions) -> Vec<String> {
+    let mut connection = connect.connect().await.unwrap();
+    let mut stored = Vec::new();
+    let tables = "organisation store till oauth_client customer series series_counter series_exclusion";
+    for table in tables.split(' ') {
+        let rows = sqlx::query_scalar(AssertSqlSafe(format!("select '{table} ' || t::text from {table} t order by 1")));
+        stored.extend(rows.fetch_all(&mut connection).await.unwrap());
+    }
+    close(connection).await;
+    stored
+}
+
+/// An organisation with a single till, for files whose secrets are beside the point.
+fn small(series: &[String]) -> String {
+    let org = r#"
+[[orgs]]
+id = 1
+name = "Test Retail"
+default_access = "write"
+[[orgs.stores]]
+id = 10
+name = "Downtown"
+[[orgs.stores]]
+id = 11
+name = "Head office"
+[[orgs.tills]]
+id = "store.server"
+store_id = 10
+password = "server123"
+"#;
+    format!("{org}{}", series.concat())
+}
+
+async fn small_app(series: &[String]) -> TestApp {
+    TestApp::start_with(&small(series), |_| {}).await
+}
+
+const REGISTERED: &str = r#"
+[[orgs.customers]]
+id = "c1"
+mobile = "+91 99000 00001"
+email = "One@Example.com"
+external_id = "crm/1"
+[[orgs.customers]]
+id = "c2"
+mobile = "919900000002"
+email = "two@example.com"
+"#;
+
+fn registered() -> String {
+    small(&[series(1, "")]).replace("default_access", "customer_policy = \"registered\"\ndefault_access") + REGISTERED
+}
+
+#[tokio::test]
+async fn the_first_run_creates_and_the_second_changes_nothing() {
+    let connect = new_database().await;
+    let file = format!("{ORG}{REGISTERED}{}", series(1, "max_create = 5"));
+    let report = apply(&connect, &file).await;
+    let created = [
+        "",
+        "series 1",
+        "store 10",
+        "store 11",
+        "store 12",
+        "till store.server",
+        "till office.desk",
+        "till warehouse.gate",
+        "oauth_client crm",
+        "oauth_client reports",
+        "customer c1",
+        "customer c2",
+    ];
+    let lines = created.map(|what| format!("org 1 {what}").trim_end().to_owned() + ": created");
+    assert_eq!(report.changes, lines);
+    assert_eq!(report.to_string(), format!("{}\n12 changes", lines.join("\n")));
+
+    let before = stored(&connect).await;
+    assert_eq!(apply(&connect, &file).await.to_string(), "no change");
+    assert_eq!(stored(&connect).await, before);
+}
+
+#[tokio::test]
+async fn the_demo_applies_and_issues() {
+    let demo = include_str!("../../config/demo.toml");
+    let app = TestApp::start_with(demo, |_| {}).await;
+    assert_eq!(apply(&app.connect, demo).await.to_string(), "no change");
+    assert_eq!(outcomes(&app.issue("566881933", &[101, 102, 103, 104]).await), ["issued"; 4]);
+    assert_eq!(app.issue_one("566881933", 103).await, "709");
+}
+
+#[tokio::test]
+async fn a_change_is_told_with_the_old_and_the_new_value() {
+    let connect = new_database().await;
+    let file = format!("{ORG}{REGISTERED}{}", series(1, "coupon_prefix = \"A-\""));
+    apply(&connect, &file).await;
+    let changed = [
+        ("name = \"Test Retail\"", "name = \"Retail \\\"Test\\\"\""),
+        ("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\""),
+        ("customer_policy = \"open\"", "customer_policy = \"registered\""),
+        ("default_access = \"write\"", "default_access = \"none\""),
+        ("name = \"Downtown\"", "name = \"Uptown\"\naccess = \"write\""),
+        ("store_id = 11", "store_id = 12"),
+        ("token_ttl_seconds = 3600", "token_ttl_seconds = 60"),
+        ("till = \"store.server\"\naccess = \"read\"", "till = \"office.desk\"\naccess = \"none\""),
+        ("email = \"two@example.com\"", "email = \"TWO@example.org\"\nexternal_id = \"crm/2\""),
+        ("discount_value = 500", "discount_value = 501\ndiscount_code = \"AUT\"\nmax_create = 7\nstore_ids = [12, 10]"),
+        ("valid_till_date = \"2027-05-09\"", "valid_till_date = 2027-05-10\nmutual_exclusive_series_ids = [2]"),
+        (
+            "coupon_prefix = \"A-\"",
+            "coupon_prefix = \"b-\"\nexpiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 3",
+        ),
+    ]
+    .into_iter()
+    .fold(file, |file, (old, new)| {
+        assert_eq!(file.matches(old).count(), 1, "{old}");
+        file.replace(old, new)
+    });
+    let expected = [
+        r#"org 1: name "Test Retail" -> "Retail \"Test\"", time_zone "UTC" -> "Asia/Kolkata", customer_policy "open" -> "registered", default_access "write" -> "none""#,
+        r#"org 1 series 1: discount_code "" -> "AUT", discount_value "500" -> "501", valid_till_date "2027-05-09" -> "2027-05-10", expiry_strategy_type "SERIES_EXPIRY" -> "DAYS", expiry_strategy_value "0" -> "3", max_create "unlimited" -> "7", mutual_exclusive_series_ids "[]" -> "[2]", store_ids "[]" -> "[10, 12]", coupon_prefix "A-" -> "B-""#,
+        r#"org 1 store 10: name "Downtown" -> "Uptown", access "default" -> "write""#,
+        r#"org 1 till office.desk: store_id "11" -> "12""#,
+        r#"org 1 oauth_client crm: token_ttl_seconds "3600" -> "60""#,
+        r#"org 1 oauth_client reports: till "store.server" -> "office.desk", access "read" -> "none""#,
+        r#"org 1 customer c2: email "two@example.com" -> "two@example.org", external_id "" -> "crm/2""#,
+    ];
+    assert_eq!(apply(&connect, &changed).await.changes, expected);
+    assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
+}
+
+#[tokio::test]
+async fn a_change_of_the_code_is_told_too() {
+    let connect = new_database().await;
+    apply(&connect, &small(&[series(1, "")])).await;
+    let generic = series(1, "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"");
+    let expected = r#"org 1 series 1: client_handling_type "DISC_CODE" -> "GENERIC", generic_code "SPRING""#;
+    assert_eq!(apply(&connect, &small(&[generic])).await.changes, [expected]);
+}
+
+#[tokio::test]
+async fn a_new_secret_is_told_without_its_value() {
+    let connect = new_database().await;
+    apply(&connect, ORG).await;
+    let changed = ORG.replace("server123", "0ther-Password").replace("\"crm-secret\"", "\"0ther-Secret\"");
+    let changed = changed.replace("store_id = 10", "store_id = 12");
+    let expected = [r#"org 1 till store.server: store_id "10" -> "12", password"#, "org 1 oauth_client crm: secret"];
+    assert_eq!(apply(&connect, &changed).await.changes, expected);
+    assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
+
+    let md5 = changed.replace("0ther-Password", "8A16A6B70505EB1F1FF7CDC0CD5559A7");
+    assert_eq!(apply(&connect, &md5).await.changes, ["org 1 till store.server: password"]);
+    let plain = changed.replace("0ther-Password", "server123");
+    assert_eq!(apply(&connect, &plain).await.to_string(), "no change");
+}
+
+/// A file with a mistake in each line that ends in `#!`, which says what is told of it.
+const MISTAKES: &str = r#"
+nonsense = true              #! nonsense: is not a key here
+[[orgs]]
+id = 1
+name = "   "                 #! orgs[1].name: must have 1 to 255 characters
+time_zone = "Mars/Olympus"   #! orgs[1].time_zone: must be an IANA time zone
+customer_policy = "closed"   #! orgs[1].customer_policy: must be one of open, registered
+default_access = true        #! orgs[1].default_access: must be a string
+[[orgs.stores]]
+id = 10
+name = "Downtown"
+acess = "read"               #! orgs[1].stores[1].acess: is not a key here
+[[orgs.stores]]
+id = 10                      #! orgs[1].stores[2].id: is listed twice
+name = "Uptown"
+[[orgs.stores]]              #! orgs[1].stores[3].name: is missing
+id = 11
+[[orgs.tills]]
+id = "till:1"                #! orgs[1].tills[1].id: must not contain a colon
+store_id = 99                #! orgs[1].tills[1].store_id: is no store of this organisation
+password = "hunter2"
+[[orgs.tills]]
+id = "till.2"
+store_id = 10
+password = "hunter2"         #! orgs[1].tills[2].password: give exactly one of password, password_file and password_env
+password_file = "till.2"
+[[orgs.tills]]               #! orgs[1].tills[3].password: give exactly one of password, password_file and password_env
+id = "till.3"
+store_id = 10
+[[orgs.tills]]
+id = "till.2"                #! orgs[1].tills[4].id: is listed twice
+store_id = "10"              #! orgs[1].tills[4].store_id: must be an integer
+password_env = "NO_SUCH"     #! orgs[1].tills[4].password_env: the environment has no such variable
+[[orgs.tills]]
+id = "till.5"
+store_id = 10
+password_file = "/no/such"   #! orgs[1].tills[5].password_file: No such file
+[[orgs.oauth_clients]]
+key = "crm"
+secret = ""                  #! orgs[1].oauth_clients[1].secret: must not be empty
+till = "till.9"              #! orgs[1].oauth_clients[1].till: is no till of this organisation
+access = "admin"             #! orgs[1].oauth_clients[1].access: must be one of none, read, write
+token_ttl_seconds = 0        #! orgs[1].oauth_clients[1].token_ttl_seconds: must be an integer from 1 to 2592000
+[[orgs.customers]]
+id = "c"
+mobile = "none"              #! orgs[1].customers[1].mobile: must have 1 to 20 digits
+[[orgs.customers]]
+id = "c"                     #! orgs[1].customers[2].id: is listed twice
+[[orgs.series]]              #! orgs[1].series[1].description: is missing #! orgs[1].series[1].discount_value: is missing
+id = 101
+discount_type = "FREE"       #! orgs[1].series[1].discount_type: must be one of ABS, PERC
+valid_till_date = "tomorrow" #! orgs[1].series[1].valid_till_date: must be a date like 2027-05-09
+store_ids = [10, 99]         #! orgs[1].series[1].store_ids: names a store that is none
+[[orgs.series]]
+id = 101                     #! orgs[1].series[2].id: is listed twice
+description = "d"
+discount_type = "PERC"
+discount_value = 101         #! orgs[1].series[2].discount_value: must be an integer from 0 to 100
+valid_till_date = "2027-02-30" #! orgs[1].series[2].valid_till_date: must be a date
+max_create = 1.5             #! orgs[1].series[2].max_create: must be an integer
+mutual_exclusive_series_ids = [101] #! orgs[1].series[2].mutual_exclusive_series_ids: must not name the series itself
+[[orgs.series]]
+id = 103
+description = "d"
+discount_type = "ABS"
+discount_value = 1
+valid_till_date = 2027-05-09
+alpha_numeric = false
+random_code_length = 5       #! orgs[1].series[3].random_code_length: 10^5 = 100000 codes are too few for max_create 10001: at least 10 x 10001 = 100010 are needed
+max_create = 10001
+[[orgs.series]]
+id = 104
+description = 7              #! orgs[1].series[4].description: must be a string
+discount_type = "ABS"
+discount_value = 1
+valid_till_date = 2027-05-09T10:00:00 #! orgs[1].series[4].valid_till_date: must be a date
+expiry_strategy_value = 3    #! orgs[1].series[4].expiry_strategy_value: means something only with DAYS or MONTHS_END
+coupon_prefix = "far too long" #! orgs[1].series[4].coupon_prefix: must have at most 10 characters
+random_code_length = 4       #! orgs[1].series[4].random_code_length: must be an integer from 5 to 20
+generic_code = "SPRING"      #! orgs[1].series[4].generic_code: means something only with client_handling_type GENERIC
+[[orgs]]
+id = 1                       #! orgs[2].id: is listed twice
+name = "Other Retail"
+tills = "none"               #! orgs[2].tills: must be an array of tables
+"#;
+
+#[tokio::test]
+async fn every_mistake_is_told_at_once_with_its_line_and_nothing_is_changed() {
+    let connect = new_database().await;
+    let expected: Vec<String> = MISTAKES
+        .lines()
+        .zip(1..)
+        .flat_map(|(line, number)| {
+            line.split("#! ").skip(1).map(move |told| format!("line {number}: {}", told.trim_end()))
+        })
+        .collect();
+    let told = refused(&connect, MISTAKES).await;
+    let told: Vec<&str> = told.lines().collect();
+    for (told, expected) in told.iter().zip(&expected) {
+        assert!(told.starts_with(expected), "{told}\nis not\n{expected}");
+    }
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert_eq!(stored(&connect).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn one_mistake_keeps_all_the_rest_from_being_applied() {
+    let connect = new_database().await;
+    let file = small(&[series(1, "")]);
+    apply(&connect, &file).await;
+    let before = stored(&connect).await;
+    let changed = file.replace("Downtown", "Uptown") + &series(2, "max_create = \"ten\"");
+    assert!(refused(&connect, &changed).await.contains("orgs[1].series[2].max_create: must be an integer"));
+    assert_eq!(stored(&connect).await, before);
+}
+
+#[tokio::test]
+async fn broken_toml_is_told_with_its_line() {
+    let connect = new_database().await;
+    for (file, line) in [
+        ("[[orgs]]\nid = 1\nname = \"Test Retail\n", 3),
+        ("[[orgs]]\nid = \nname = \"Test Retail\"\n", 2),
+        ("[[orgs]]\nid = 1\nname = \"Test Retail\"\nid = 2\n", 4),
+        ("[[orgs\nid = 1\nname = \"Test Retail\"\n", 1),
+        ("[[orgs]]\nid = 1\nname = \"Test Retail\"\n[[orgs.series]]\nvalid_till_date = 2027-02-30\n", 5),
+    ] {
+        let told = refused(&connect, file).await;
+        assert!(told.contains(&format!("line {line}: TOML: ")), "{file}\n{told}");
+    }
+    assert_eq!(stored(&connect).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn too_few_codes_are_told_even_where_the_length_is_not_given() {
+    let connect = new_database().await;
+    let file = |cap: &str| small(&[series(1, &format!("alpha_numeric = false\nmax_create = {cap}"))]);
+    let told = refused(&connect, &file("1000000001")).await;
+    let arithmetic = "10^10 = 10000000000 codes are too few for max_create 1000000001: at least 10 x 1000000001";
+    assert!(told.starts_with("line 16: orgs[1].series[1].random_code_length: "), "{told}");
+    assert!(told.contains(arithmetic), "{told}");
+    assert_eq!(apply(&connect, &file("1000000000")).await.changes.len(), 5);
+}
+
+#[tokio::test]
+async fn a_password_may_be_in_a_file_or_in_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("secrets")).unwrap();
+    std::fs::write(directory.path().join("secrets/till"), "from file \r\n").unwrap();
+    std::fs::write(directory.path().join("secret"), "crm from file\n").unwrap();
+    let file = ORG
+        .replace("password = \"server123\"", "password_file = \"secrets/till\"")
+        .replace("password = \"office123\"", "password_env = \"PATH\"")
+        .replace("secret = \"crm-secret\"", "secret_file = \"secret\"")
+        .replace("secret = \"reports-secret\"", "secret_env = \"PATH\"")
+        .replace("access = \"read\"", "access = \"write\"");
+    let path = directory.path().join("orgs.toml");
+    std::fs::write(&path, file + &series(1, "")).unwrap();
+
+    let app = TestApp::start(&[]).await;
+    let report = app::apply(&app.connect, &path).await.unwrap().to_string();
+    assert!(report.contains("org 1 till store.server: password\n"), "{report}");
+    assert_eq!(app::apply(&app.connect, &path).await.unwrap().to_string(), "no change");
+
+    let environment = std::env::var("PATH").unwrap();
+    let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
+    for (till, password) in [("store.server", "from file "), ("office.desk", &environment)] {
+        let request = app.bare(body).basic_auth(till, Some(password)).header("Content-Type", "application/json");
+        assert_eq!(request.send().await.unwrap().status(), 200, "{till}");
+    }
+    for (key, secret) in [("crm", "crm from file"), ("reports", &environment)] {
+        let request = app.client().post(app.url("/v3/oauth/token/generate"));
+        let answer = request.json(&json!({"key": key, "secret": secret})).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_not_there_is_a_mistake() {
+    let connect = new_database().await;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("empty"), "\n").unwrap();
+    let path = directory.path().join("orgs.toml");
+    for (instead, told) in [
+        ("password_file = \"missing\"", "line 15: orgs[1].tills[1].password_file: "),
+        ("password_file = \"empty\"", "line 15: orgs[1].tills[1].password_file: must not be empty"),
+        ("password_env = \"COUPON_ISSUER_TEST_NO_SUCH\"", "line 15: orgs[1].tills[1].password_env: "),
+        ("password = \"\"", "line 15: orgs[1].tills[1].password: must not be empty"),
+    ] {
+        std::fs::write(&path, small(&[]).replace("password = \"server123\"", instead)).unwrap();
+        let error = app::apply(&connect, &path).await.unwrap_err().to_string();
+        assert!(error.starts_with(told), "{error}");
+    }
+    let missing = directory.path().join("missing.toml");
+    let error = app::apply(&connect, &missing).await.unwrap_err().to_string();
+    assert!(error.contains("missing.toml"), "{error}");
+    assert_eq!(stored(&connect).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_listed_is_left_alone_and_told() {
+    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let (org_and_first_store, _) = ORG.split_once("[[orgs.stores]]\nid = 11").unwrap();
+    let before = stored(&app.connect).await;
+    let report = apply(&app.connect, org_and_first_store).await;
+    let left = [
+        "store 11",
+        "store 12",
+        "till office.desk",
+        "till store.server",
+        "till warehouse.gate",
+        "oauth_client crm",
+        "oauth_client reports",
+        "series 1",
+        "series 2",
+    ];
+    let lines = left.map(|what| format!("org 1 {what}: not in the file, left alone"));
+    assert_eq!(report.left_alone, lines);
+    assert_eq!(report.to_string(), format!("{}\nno change", lines.join("\n")));
+    assert_eq!(stored(&app.connect).await, before);
+    assert_eq!(outcomes(&app.issue("c", &[1, 2]).await), ["issued", "issued"]);
+}
+
+#[tokio::test]
+async fn a_name_that_another_organisation_has_is_refused() {
+    let connect = new_database().await;
+    apply(&connect, ORG).await;
+    let before = stored(&connect).await;
+    let other = |till: &str, client: &str| {
+        format!(
+            "[[orgs]]\nid = 2\nname = \"Other\"\n[[orgs.stores]]\nid = 10\nname = \"Other store\"\n\
+             [[orgs.tills]]\nid = \"{till}\"\nstore_id = 10\npassword = \"0ther-Password\"\n\
+             [[orgs.oauth_clients]]\nkey = \"{client}\"\nsecret = \"0ther-Secret\"\ntill = \"{till}\"\naccess = \"write\"\n"
+        )
+    };
+    for (till, client, named) in
+        [("store.server", "other", "org 2 till store.server"), ("other", "crm", "org 2 oauth_client crm")]
+    {
+        let alone = other(till, client);
+        let told = refused(&connect, &alone).await;
+        assert!(told.contains(named) && told.contains("taken") && !told.contains("0ther"), "{told}");
+        // In one file it is a mistake, told with its line.
+        let told = refused(&connect, &format!("{ORG}{alone}")).await;
+        assert!(told.contains("is listed twice"), "{told}");
+        assert_eq!(stored(&connect).await, before);
+    }
+    assert_eq!(apply(&connect, &other("other", "other")).await.changes.len(), 4);
+}
+
+#[tokio::test]
+async fn an_identifier_that_another_customer_has_is_refused() {
+    let connect = new_database().await;
+    apply(&connect, &registered()).await;
+    let before = stored(&connect).await;
+    for identifier in ["mobile = \"(91) 9900000001\"", "email = \"ONE@example.com\"", "external_id = \"crm/1\""] {
+        let file = registered() + &format!("[[orgs.customers]]\nid = \"c3\"\n{identifier}\n");
+        let told = refused(&connect, &file).await;
+        assert!(told.contains("org 1 customer c3") && told.contains("taken"), "{told}");
+        assert_eq!(stored(&connect).await, before);
+    }
+}
+
+#[tokio::test]
+async fn a_cap_that_comes_later_counts_what_was_issued() {
+    let app = small_app(&[series(1, ""), series(2, "")]).await;
+    for customer in ["a", "b", "c"] {
+        app.issue(customer, &[1, 2]).await;
+    }
+    apply(&app.connect, &small(&[series(1, "max_create = 4"), series(2, "")])).await;
+    let mut outcomes = Vec::new();
+    for customer in ["a", "b", "c", "d"] {
+        outcomes.push(app.issue_one(customer, 1).await);
+    }
+    assert_eq!(outcomes, ["issued", "5001", "5001", "5001"]);
+    assert_eq!(app.count("select from coupon where series_id = 1").await, 4);
+    assert_eq!(app.issue_one("a", 2).await, "issued");
+}
+
+#[tokio::test]
+async fn a_cap_may_be_raised_lowered_and_lifted() {
+    let app = small_app(&[series(1, "max_create = 2")]).await;
+    let issue_five = async || {
+        let mut outcomes = Vec::new();
+        for customer in ["a", "b", "c", "d", "e"] {
+            outcomes.push(app.issue_one(customer, 1).await);
+        }
+        tally(outcomes).get("issued").copied().unwrap_or_default()
+    };
+    assert_eq!(issue_five().await, 2);
+    for (cap, issued) in [("5", 3), ("3", 0), ("0", 0), ("6", 1), ("-1", 5), ("11", 0), ("13", 2)] {
+        apply(&app.connect, &small(&[series(1, &format!("max_create = {cap}"))])).await;
+        assert_eq!(issue_five().await, issued, "{cap}");
+    }
+    assert_eq!(app.count("select from coupon").await, 13);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_that_comes_while_coupons_are_issued_is_exact() {
+    let app = Arc::new(small_app(&[series(1, "")]).await);
+    let calls: Vec<_> = (0..300)
+        .map(|customer: i32| {
+            let app = Arc::clone(&app);
+            tokio::spawn(async move { app.issue_one(&customer.to_string(), 1).await })
+        })
+        .collect();
+    apply(&app.connect, &small(&[series(1, "max_create = 200")])).await;
+    let mut outcomes = Vec::new();
+    for call in calls {
+        outcomes.push(call.await.unwrap());
+    }
+    let issued = tally(outcomes)["issued"];
+    assert_eq!(app.count("select from coupon").await, issued);
+    let counted = "select from series_counter where issued >= 200 and issued = (select count(*) from coupon)";
+    assert_eq!(app.count(counted).await, 1, "{issued}");
+}
+
+/// Each time the service has just used, and remembers, the settings of before.
+#[tokio::test]
+async fn a_running_service_follows_a_change_at_once() {
+    let app = small_app(&[series(1, "")]).await;
+    for (settings, expected) in [
+        ("", "issued"),
+        ("valid_till_date = \"2026-11-21\"", "712"),
+        ("valid_till_date = \"2026-11-22\"", "issued"),
+        ("store_ids = [11]", "735"),
+        ("store_ids = [10, 11]", "issued"),
+        ("externally_managed = true", "777"),
+        ("redemption_valid_from = \"2027-05-10\"", "712"),
+        ("", "issued"),
+        ("max_create = 1", "5001"),
+        ("max_vouchers_per_user = 3", "730"),
+        ("is_multiple_vouchers_per_user_allowed = false", "709"),
+        ("do_not_resend_existing_voucher = false", "resent"),
+        ("min_days_between_vouchers = 1", "709"),
+        ("", "issued"),
+    ] {
+        apply(&app.connect, &small(&[series(1, settings)])).await;
+        assert_eq!(app.issue_one("c", 1).await, expected, "{settings}");
+    }
+    assert_eq!(app.issue_one("c", 2).await, "707");
+    apply(&app.connect, &small(&[series(2, "mutual_exclusive_series_ids = [1]")])).await;
+    assert_eq!(app.issue_one("c", 2).await, "709");
+    assert_eq!(app.issue_one("d", 2).await, "issued");
+    assert_eq!(app.issue_one("d", 1).await, "709");
+}
+
+#[tokio::test]
+async fn a_running_service_shows_what_was_changed_at_once() {
+    let app = small_app(&[series(1, "")]).await;
+    app.issue("c", &[1]).await;
+    let discount = series(1, "coupon_prefix = \"NEW-\"").replace("discount_value = 500", "discount_value = 7");
+    apply(&app.connect, &small(&[discount.replace("Series 1", "Renamed")])).await;
+    let result = &app.issue("c", &[1]).await["response"][0]["result"];
+    assert_eq!((&result["description"], &result["discountValue"]), (&json!("Renamed"), &json!(7)));
+    assert!(result["code"].as_str().unwrap().starts_with("NEW-"), "{result}");
+}
+
+#[tokio::test]
+async fn a_running_service_follows_another_time_zone_at_once() {
+    let today = series(1, "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0");
+    let app = small_app(std::slice::from_ref(&today)).await;
+    for (zone, day, offset) in
+        [("UTC", "22", "Z"), ("Pacific/Kiritimati", "23", "+14:00"), ("America/New_York", "22", "-05:00")]
+    {
+        let file = small(std::slice::from_ref(&today));
+        apply(&app.connect, &file.replace("default_access", &format!("time_zone = \"{zone}\"\ndefault_access"))).await;
+        let result = &app.issue("c", &[1]).await["response"][0]["result"];
+        assert_eq!(result["validTill"], format!("2026-11-{day}T00:00:00{offset}"));
+        assert_eq!(result["validTillDateTime"], format!("2026-11-{day}T23:59:59{offset}"));
+    }
+}
+
+/// Status and code of a request for series 1, or what became of it.
+async fn ask(app: &TestApp, series: i64, customer: &Value) -> String {
+    let body = json!({"seriesIds": [series], "customer": customer}).to_string();
+    let answer = app.post(body).send().await.unwrap();
+    if answer.status() == 200 {
+        return outcomes(&answer.json().await.unwrap()).concat();
+    }
+    let (status, code, message) = failure(answer).await;
+    assert!(message.contains("customer"), "{message}");
+    format!("{status} {code}")
+}
+
+#[tokio::test]
+async fn only_registered_customers_receive_where_they_must_be() {
+    let app = TestApp::start_with(&registered(), |_| {}).await;
+    for (customer, expected) in [
+        (json!({"id": "c1"}), "issued"),
+        (json!({"mobile": "91-9900000001"}), "issued"),
+        (json!({"email": "ONE@example.COM"}), "issued"),
+        (json!({"externalId": "crm/1"}), "issued"),
+        (json!({"id": "c1", "mobile": "919900000001", "email": "one@example.com", "externalId": "crm/1"}), "issued"),
+        (json!({"id": "C1"}), "400 701"),
+        (json!({"id": "c3"}), "400 701"),
+        (json!({"id": "c3", "mobile": "919900000001"}), "400 701"),
+        (json!({"mobile": "919900000003"}), "400 701"),
+        (json!({"email": "three@example.com"}), "400 701"),
+        (json!({"externalId": "CRM/1"}), "400 701"),
+        (json!({"id": "c1", "mobile": "919900000002"}), "400 721"),
+        (json!({"mobile": "919900000001", "email": "two@example.com"}), "400 721"),
+    ] {
+        assert_eq!(ask(&app, 1, &customer).await, expected, "{customer}");
+    }
+    assert_eq!(app.count("select from coupon where customer_id = 'c1'").await, 5);
+    assert_eq!(app.count("select from coupon").await, 5);
+    assert_eq!(app.count("select from customer").await, 2);
+}
+
+#[tokio::test]
+async fn a_running_service_follows_the_policy_for_customers_at_once() {
+    let open = small(&[series(1, "")]);
+    let app = TestApp::start_with(&open, |_| {}).await;
+    assert_eq!(ask(&app, 1, &json!({"id": "c1"})).await, "issued");
+    assert_eq!(ask(&app, 1, &json!({"id": "c9", "mobile": "919900000009"})).await, "issued");
+
+    let closed = registered();
+    apply(&app.connect, &closed).await;
+    for (customer, expected) in [
+        (json!({"id": "c3"}), "400 701"),
+        (json!({"id": "c1"}), "issued"),
+        (json!({"mobile": "919900000009"}), "400 701"),
+    ] {
+        assert_eq!(ask(&app, 1, &customer).await, expected, "{customer}");
+    }
+
+    // Who was made on first use is registered by being listed.
+    let report = apply(&app.connect, &format!("{closed}[[orgs.customers]]\nid = \"c9\"\n")).await;
+    assert_eq!(report.changes, ["org 1 customer c9: created"]);
+    assert_eq!(ask(&app, 1, &json!({"mobile": "919900000009"})).await, "issued");
+
+    apply(&app.connect, &open).await;
+    assert_eq!(ask(&app, 1, &json!({"id": "c3"})).await, "issued");
+}
+
+#[tokio::test]
+async fn the_first_request_after_customers_must_be_registered_makes_none() {
+    let app = small_app(&[series(1, "")]).await;
+    app.issue("c", &[1]).await;
+    apply(&app.connect, &registered()).await;
+    assert_eq!(ask(&app, 1, &json!({"mobile": "919900000009"})).await, "400 701");
+    assert_eq!(app.count("select from customer where not registered").await, 0);
+}
+
+#[tokio::test]
+async fn an_unregistered_customer_is_701_whatever_series_is_asked_for() {
+    let app = small_app(&[series(1, "")]).await;
+    app.issue("c", &[1]).await;
+    apply(&app.connect, &registered()).await;
+    assert_eq!(ask(&app, 999, &json!({"id": "c3"})).await, "400 701");
+}
+
+/// Batches lock their organisations in order; a file that lists them in another must not make anyone wait in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn organisations_in_any_order_are_applied_while_both_issue() {
+    let org = |id: i64, cap: i64| {
+        let unlimited = series(1, &format!("max_create = {cap}"));
+        format!(
+            "[[orgs]]\nid = {id}\nname = \"O\"\ndefault_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"S\"\n\
+             [[orgs.tills]]\nid = \"till-{id}\"\nstore_id = 10\npassword = \"p\"\n{unlimited}"
+        )
+    };
+    let file = |cap: i64| format!("{}{}", org(2, cap), org(1, cap));
+    let app = TestApp::start_with(&file(1_000_000), |settings| settings.writer.tasks = 4).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let callers: Vec<_> = (0..32)
+        .map(|caller| {
+            let (stop, client, url) = (stop.clone(), app.client().clone(), app.url("/v2/coupon/bulk/issue"));
+            tokio::spawn(async move {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let body = serde_json::json!({"seriesIds": [1], "customer": {"id": "c"}});
+                    let request = client.post(&url).basic_auth(format!("till-{}", 1 + caller % 2), Some("p"));
+                    let answer: serde_json::Value = request.json(&body).send().await.unwrap().json().await.unwrap();
+                    assert_eq!(crate::support::outcomes(&answer), ["issued"], "{answer}");
+                }
+            })
+        })
+        .collect();
+    for round in 1..=60 {
+        let report = app::apply_text(&app.connect, &file(1_000_000 + round)).await.unwrap();
+        assert_eq!(report.changes.len(), 2, "{report}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}

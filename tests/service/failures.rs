@@ -1,0 +1,296 @@
+//! What breaks in production: Postgres killed or away, connections cut, callers that hang up, a coupon the database cannot
+//! take. An answered coupon is there afterwards, and nothing is issued twice.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use coupon_issuer::app;
+use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use serde_json::json;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Row};
+
+use crate::support::{ORG, TestApp, close, eventually, fresh_dir, new_database, outcome, outcomes, series};
+
+/// A Postgres of this test's own, which it may kill, and the service over it.
+async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
+    let options = Options { data_dir: fresh_dir(name), durable: false, settings: Vec::new() };
+    let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await.unwrap().unwrap();
+    let connect = PgConnectOptions::from_str(&postgres.url("crash")).unwrap();
+    app::create_database(&connect).await.unwrap();
+    app::migrate(&connect).await.unwrap();
+    let app = TestApp::start_over(connect, &format!("{ORG}{}", series(1, "")), |settings| {
+        settings.issuing.timeout = Duration::from_secs(3);
+        settings.writer.statement_timeout = Duration::from_secs(2);
+        settings.database.acquire_timeout = Duration::from_secs(1);
+    })
+    .await;
+    (postgres, app)
+}
+
+fn kill(postgres: &PrivatePostgres) {
+    let pid = postgres.postmaster_pid().to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+}
+
+async fn restart(postgres: PrivatePostgres) -> PrivatePostgres {
+    let restarted = tokio::task::spawn_blocking(move || {
+        let mut postgres = postgres;
+        postgres.restart().map(|()| postgres)
+    });
+    restarted.await.unwrap().unwrap()
+}
+
+/// Callers that ask for one coupon each, over and over, until told to stop; returns the coupons they were answered.
+struct Load {
+    callers: Vec<tokio::task::JoinHandle<Vec<(String, String)>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Load {
+    fn start(app: &Arc<TestApp>, run: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let callers = (0..16)
+            .map(|caller| {
+                let (app, stop) = (Arc::clone(app), Arc::clone(&stop));
+                tokio::spawn(async move {
+                    let mut answered = Vec::new();
+                    for number in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let customer = format!("{run}-{caller}-{number}");
+                        let (status, answer) = app.send(&json!({"seriesIds": [1], "customer": {"id": customer}})).await;
+                        assert!(status == 200 || status == 503, "{status} {answer}");
+                        if status == 200 && outcome(&answer["response"][0]) == "issued" {
+                            let code = answer["response"][0]["result"]["code"].as_str().unwrap().to_owned();
+                            answered.push((customer, code));
+                        }
+                    }
+                    answered
+                })
+            })
+            .collect();
+        Self { callers, stop }
+    }
+
+    async fn stop(self) -> Vec<(String, String)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut answered = Vec::new();
+        for caller in self.callers {
+            answered.extend(caller.await.unwrap());
+        }
+        answered
+    }
+}
+
+async fn stored(app: &TestApp) -> BTreeMap<String, Vec<String>> {
+    let mut stored: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in sqlx::query("select customer_id, code from coupon").fetch_all(&app.pool).await.unwrap() {
+        stored.entry(row.get("customer_id")).or_default().push(row.get("code"));
+    }
+    stored
+}
+
+fn assert_all_stored_once(answered: &[(String, String)], stored: &BTreeMap<String, Vec<String>>) {
+    for (customer, code) in answered {
+        assert_eq!(stored.get(customer), Some(&vec![code.clone()]), "answered to {customer}");
+    }
+    assert!(stored.values().all(|codes| codes.len() == 1), "nobody has two");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_postgres_takes_back_no_answered_coupon() {
+    let (mut postgres, app) = own_server("killed").await;
+    let app = Arc::new(app);
+    let load = Load::start(&app, "r");
+    for _ in 0..3 {
+        let so_far = app.count("select from coupon").await;
+        eventually("the load issues", || async { app.count("select from coupon").await > so_far + 100 }).await;
+        kill(&postgres);
+        postgres = restart(postgres).await;
+        eventually("the service recovers", || async {
+            let (status, answer) = app.send(&json!({"seriesIds": [1], "customer": {"id": "probe"}})).await;
+            status == 200 && outcome(&answer["response"][0]) == "issued"
+        })
+        .await;
+        sqlx::query("delete from coupon where customer_id = 'probe'").execute(&app.pool).await.unwrap();
+    }
+    let answered = load.stop().await;
+    assert!(answered.len() > 300, "{}", answered.len());
+    assert_all_stored_once(&answered, &stored(&app).await);
+    Arc::into_inner(app).unwrap().stop().await;
+    tokio::task::spawn_blocking(|| postgres.stop()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_away_callers_are_told_to_retry() {
+    let (postgres, app) = own_server("away").await;
+    assert_eq!(app.issue_one("before", 1).await, "issued");
+    kill(&postgres);
+    let answer = app.post(r#"{"seriesIds":[1],"customer":{"id":"during"}}"#).send().await.unwrap();
+    // The batch that finds the connection cut does not know yet whether it was written.
+    let in_doubt = answer.status() == 200;
+    if in_doubt {
+        assert_eq!(outcomes(&answer.json().await.unwrap()), ["748"]);
+        let answer = app.post(r#"{"seriesIds":[1],"customer":{"id":"during"}}"#).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    } else {
+        assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    }
+    let ready = app.client().get(app.url("/readyz")).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    let healthy = app.client().get(app.url("/healthz")).send().await.unwrap();
+    assert_eq!(healthy.status(), 200);
+
+    let postgres = restart(postgres).await;
+    eventually("ready", || async { app.client().get(app.url("/readyz")).send().await.unwrap().status() == 200 }).await;
+    assert_eq!(app.issue_one("after", 1).await, "issued");
+    assert_eq!(app.count("select from coupon where customer_id = 'during'").await, 0);
+    app.stop().await;
+    tokio::task::spawn_blocking(|| postgres.stop()).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_connection_loses_nothing_and_issues_nothing_twice() {
+    let app = Arc::new(TestApp::start(&[series(1, "")]).await);
+    let load = Load::start(&app, "r");
+    let mut cut = 0;
+    for _ in 0..20 {
+        let so_far = app.count("select from coupon").await;
+        eventually("the load goes on", || async { app.count("select from coupon").await > so_far + 20 }).await;
+        cut += app
+            .count(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                  where datname = current_database() and application_name = 'coupon-issuer writer'",
+            )
+            .await;
+    }
+    let answered = load.stop().await;
+    assert!(cut >= 20 && answered.len() > 400, "{cut} connections cut, {} answered", answered.len());
+    let stored = stored(&app).await;
+    assert_all_stored_once(&answered, &stored);
+    assert_eq!(stored.len(), answered.len(), "a cut connection is settled within the request");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_hang_up_leave_nothing_half_done() {
+    let app = Arc::new(
+        TestApp::start(&[series(1, ""), series(2, "max_create = 1000000"), series(3, "max_vouchers_per_user = 5")])
+            .await,
+    );
+    assert_eq!(outcomes(&app.issue("warm", &[1, 2, 3]).await), ["issued"; 3]);
+    let address = app.address;
+    let callers: Vec<_> = (0..4)
+        .map(|caller| {
+            tokio::task::spawn_blocking(move || {
+                for number in 0..500 {
+                    let body = format!(r#"{{"seriesIds":[1,2,3],"customer":{{"id":"gone-{caller}-{number}"}}}}"#);
+                    let request = format!(
+                        "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                         Authorization: Basic c3RvcmUuc2VydmVyOnNlcnZlcjEyMw==\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    // Every fourth breaks off in the middle of its body.
+                    let sent = if number % 4 == 0 { request.len() - 10 } else { request.len() };
+                    stream.write_all(&request.as_bytes()[..sent]).unwrap();
+                    std::thread::sleep(Duration::from_micros(100 * (number % 20)));
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+
+    let calls: Vec<_> = (0..50)
+        .map(|caller| {
+            let app = Arc::clone(&app);
+            tokio::spawn(async move {
+                for number in 0..40 {
+                    let answer = app.issue(&format!("here-{caller}-{number}"), &[1, 2, 3]).await;
+                    assert_eq!(outcomes(&answer), ["issued"; 3]);
+                }
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    let pool = app.pool.clone();
+    Arc::into_inner(app).unwrap().stop().await;
+    let halves = sqlx::query("select customer_id from coupon group by customer_id having count(*) <> 3");
+    assert_eq!(halves.fetch_all(&pool).await.unwrap().len(), 0, "all three or none");
+    let counted: i64 = sqlx::query_scalar(
+        "select issued - (select count(*) from coupon where series_id = 2) from series_counter where series_id = 2",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(counted, 0, "the counter counts what is stored");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coupon_the_database_cannot_take_fails_alone() {
+    let app = Arc::new(TestApp::start(&[series(1, "")]).await);
+    sqlx::raw_sql(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+         create trigger refuse before insert on coupon for each row when (new.customer_id = 'poison')
+         execute function refuse()",
+    )
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    let calls: Vec<_> = (0..32)
+        .map(|caller| {
+            let app = Arc::clone(&app);
+            let customer = if caller % 8 == 0 { "poison".to_owned() } else { caller.to_string() };
+            tokio::spawn(async move { (customer.clone(), app.issue_one(&customer, 1).await) })
+        })
+        .collect();
+    for call in calls {
+        let (customer, outcome) = call.await.unwrap();
+        assert_eq!(outcome, if customer == "poison" { "786" } else { "issued" }, "{customer}");
+    }
+    assert_eq!(app.count("select from coupon").await, 28);
+}
+
+#[tokio::test]
+async fn a_transaction_that_takes_too_long_is_answered_748_and_stores_nothing() {
+    let app = TestApp::start_over(new_database().await, &format!("{ORG}{}", series(1, "")), |settings| {
+        settings.issuing.timeout = Duration::from_millis(400);
+        settings.writer.statement_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let mut holder = app.connect.connect().await.unwrap();
+    sqlx::raw_sql("begin; select lock_organisation(1)").execute(&mut holder).await.unwrap();
+    let answer = app.issue("c", &[1]).await;
+    let error = &answer["response"][0]["errors"][0];
+    assert_eq!((&error["code"], &error["message"]), (&json!(748), &json!("Coupon service timed out")));
+    assert_eq!(error["retryable"], true);
+    close(holder).await;
+    assert_eq!(app.issue_one("c", 1).await, "issued");
+    assert_eq!(app.count("select from coupon").await, 1);
+}
+
+#[tokio::test]
+async fn a_space_of_codes_that_is_full_is_786_and_no_loop() {
+    let app = TestApp::start(&[series(1, "alpha_numeric = false\nrandom_code_length = 5")]).await;
+    sqlx::query(
+        "insert into coupon (org_id, series_id, customer_id, code, shared_code, expires_on, issued_at, issue_id, till_id,
+                             store_id, source, request_id)
+         select 1, 1, 'full', lpad(n::text, 5, '0'), false, '2027-05-09', now(), gen_random_uuid(), 't', 10, 'INSTORE', 'r'
+           from generate_series(0, 99999) n",
+    )
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    assert_eq!(app.issue_one("c", 1).await, "786");
+}

@@ -1,0 +1,190 @@
+//! The endpoint's answers: the contract's bytes, and what is stored with them.
+//! One caller at a time; races.rs has the others.
+
+use serde_json::{Value, json};
+use sqlx::Row;
+
+use crate::support::{TestApp, outcome, outcomes, series};
+
+/// Contract 2: key order and spelling, byte for byte but for the code.
+#[tokio::test]
+async fn the_answer_has_the_contracts_bytes() {
+    let welcome = "discount_code = \"AUT10\"\ndiscount_upto = 0";
+    let app = TestApp::start(&[series(101, welcome)]).await;
+    let answer = app.post(r#"{"seriesIds":[101,999],"customer":{"id":"566881933"}}"#).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let text = answer.text().await.unwrap();
+    let code = serde_json::from_str::<Value>(&text).unwrap()["response"][0]["result"]["code"].clone();
+    let expected = format!(
+        concat!(
+            r#"{{"response":[{{"entityId":101,"result":{{"code":{code},"seriesId":101,"description":"Series 101","#,
+            r#""discountCode":"AUT10","validTill":"2027-05-09T00:00:00Z","discountType":"ABS","discountValue":500,"#,
+            r#""discountUpto":0,"discountOn":"BILL","detailedInfo":"Info 101","redemptionCount":0,"id":0,"#,
+            r#""validTillDateTime":"2027-05-09T23:59:59Z"}},"errors":[],"warnings":[]}},"#,
+            r#"{{"entityId":999,"errors":[{{"status":false,"code":707,"message":"Coupon Series ID is invalid","#,
+            r#""retryable":false}}],"warnings":[]}}],"totalCount":2,"failureCount":1}}"#
+        ),
+        code = code
+    );
+    assert_eq!(text, expected);
+}
+
+#[tokio::test]
+async fn good_unknown_and_exhausted_in_one_request_store_one_coupon() {
+    let app = TestApp::start(&[series(101, ""), series(104, "max_create = 0")]).await;
+    let answer = app.issue("c", &[101, 999, 104]).await;
+    assert_eq!(outcomes(&answer), ["issued", "707", "5001"]);
+    assert_eq!((&answer["totalCount"], &answer["failureCount"]), (&json!(3), &json!(2)));
+    assert_eq!(app.count("select from coupon").await, 1);
+}
+
+#[tokio::test]
+async fn each_coupon_is_a_transaction_of_its_own() {
+    let all: Vec<String> = (1..=10).map(|id| series(id, "")).collect();
+    let app = TestApp::start(&all).await;
+    app.issue("c", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await;
+    assert_eq!(app.count("select distinct xmin::text from coupon").await, 10);
+}
+
+#[tokio::test]
+async fn what_the_caller_says_is_stored_with_the_coupon() {
+    let app = TestApp::start(&[series(101, "")]).await;
+    let body = json!({
+        "seriesIds": [101], "customer": {"id": 42}, "somethingNew": {"deep": [1, 2]},
+        "metadata": {"sourceType": "CAMPAIGN", "notes": "naïve ☕", "unheardOf": 1},
+    });
+    let url = app.url("/v2/coupon/bulk/issue?source=MOBILE_APP&accountId=acc%2F7&other=1");
+    let answer = app.client().post(url).basic_auth("store.server", Some("server123")).json(&body);
+    let answer = answer.header("X-CAP-REQUEST-ID", "till-7/000123").send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-cap-request-id"], "till-7/000123");
+    assert_eq!(answer.headers()["x-request-id"], "till-7/000123");
+
+    let row =
+        sqlx::query("select customer_id, till_id, store_id, source, account_id, metadata, request_id from coupon")
+            .fetch_one(&app.pool)
+            .await
+            .unwrap();
+    assert_eq!(row.get::<&str, _>("customer_id"), "42");
+    assert_eq!(row.get::<&str, _>("till_id"), "store.server");
+    assert_eq!(row.get::<i64, _>("store_id"), 10);
+    assert_eq!(row.get::<&str, _>("source"), "MOBILE_APP");
+    assert_eq!(row.get::<&str, _>("account_id"), "acc/7");
+    assert_eq!(row.get::<Value, _>("metadata"), json!({"sourceType": "CAMPAIGN", "notes": "naïve ☕"}));
+    assert_eq!(row.get::<&str, _>("request_id"), "till-7/000123");
+}
+
+#[tokio::test]
+async fn an_id_is_the_same_as_text_and_as_number() {
+    let app = TestApp::start(&[series(103, "is_multiple_vouchers_per_user_allowed = false")]).await;
+    for (id, expected) in [(json!("566881933"), "issued"), (json!(566_881_933), "709")] {
+        let (status, answer) = app.send(&json!({"seriesIds": [103], "customer": {"id": id}})).await;
+        assert_eq!((status, outcome(&answer["response"][0]).as_str()), (200, expected));
+    }
+}
+
+#[tokio::test]
+async fn a_series_listed_again_is_processed_again_in_order() {
+    let app = TestApp::start(&[
+        series(101, ""),
+        series(103, "is_multiple_vouchers_per_user_allowed = false"),
+        series(104, "max_create = 2"),
+    ])
+    .await;
+    let answer = app.issue("c", &[103, 101, 103, 101, 104, 104, 104]).await;
+    assert_eq!(outcomes(&answer), ["issued", "issued", "709", "issued", "issued", "issued", "5001"]);
+    let codes: std::collections::BTreeSet<String> = answer["response"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|entity| entity["result"]["code"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(codes.len(), 5);
+}
+
+/// One answer for each setting of this version, and for each refusal.
+#[tokio::test]
+async fn each_refusal_has_its_code_and_message() {
+    let app = TestApp::start(&[
+        series(1, "is_multiple_vouchers_per_user_allowed = false"),
+        series(2, "max_vouchers_per_user = 1"),
+        series(3, "max_create = 0"),
+        series(4, "valid_till_date = \"2026-11-21\""),
+        series(5, "externally_managed = true"),
+        series(6, "redemption_valid_from = \"2027-05-10\""),
+        series(7, "store_ids = [11]"),
+        series(8, "min_days_between_vouchers = 2"),
+        series(9, "client_handling_type = \"DISC_CODE_PIN\""),
+        series(10, "mutual_exclusive_series_ids = [1]"),
+    ])
+    .await;
+    app.issue("c", &[1, 2, 8]).await;
+    let answer = app.issue("c", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]).await;
+    let errors: Vec<String> =
+        answer["response"].as_array().unwrap().iter().map(|entity| entity["errors"][0].to_string()).collect();
+    let has = "Coupon processing failed: user already has a coupon";
+    let gap =
+        "Coupon processing failed: days between consecutive issuals for a user less than min days between issuals";
+    let exclusive = "Coupon processing failed: coupon present in mutually exclusive series";
+    let plain = |code: u16, message: &str| {
+        format!(r#"{{"status":false,"code":{code},"message":"{message}","retryable":false}}"#)
+    };
+    let none_left = |code: u16, message: &str| {
+        format!(r#"{{"status":false,"code":{code},"message":"{message}","retryable":false,"remaining":0}}"#)
+    };
+    let expected = [
+        plain(709, has),
+        plain(730, "Unknown error : MAX_COUPON_ISSUAL_PER_USER_EXCEEDED"),
+        none_left(5001, "Maximum number of series has been created"),
+        plain(712, "Coupon Series has expired"),
+        plain(777, "coupon source not valid for issue coupon"),
+        plain(712, "Coupon Series has expired"),
+        plain(735, "Invalid store"),
+        format!(
+            r#"{{"status":false,"code":709,"message":"{gap}","retryable":true,"nextEligibleAt":"2026-11-24T00:00:00Z"}}"#
+        ),
+        none_left(5005, "Queue is empty for series"),
+        plain(709, exclusive),
+        plain(707, "Coupon Series ID is invalid"),
+    ];
+    let normal = |json: &str| serde_json::from_str::<Value>(json).unwrap();
+    for (got, expected) in errors.iter().zip(&expected) {
+        assert_eq!(normal(got), normal(expected));
+    }
+    assert_eq!(answer["failureCount"], 11);
+}
+
+#[tokio::test]
+async fn a_coupon_held_is_sent_again_with_its_own_validity() {
+    let resend = "do_not_resend_existing_voucher = false\nexpiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 2";
+    let app = TestApp::start(&[series(1, resend)]).await;
+    let first = app.issue("c", &[1]).await;
+    app.clock.set("2026-11-24T23:59:59Z");
+    let again = app.issue("c", &[1]).await;
+    assert_eq!(first["response"][0]["result"], again["response"][0]["result"]);
+    assert_eq!(
+        again["response"][0]["warnings"],
+        json!([{"status": false, "code": 700, "message": "Coupon resent successfully"}])
+    );
+    assert_eq!((&again["failureCount"], app.count("select from coupon").await), (&json!(0), 1));
+
+    // It has run out: another is allowed here, so another is issued.
+    app.clock.set("2026-11-25T00:00:00Z");
+    assert_eq!(app.issue_one("c", 1).await, "issued");
+    assert_eq!(app.count("select from coupon").await, 2);
+}
+
+#[tokio::test]
+async fn dates_are_told_in_the_organisations_zone() {
+    let file = crate::support::ORG.replace("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\"");
+    let today = "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0";
+    let app = TestApp::start_with(&format!("{file}{}", series(1, today)), |_| {}).await;
+    // 23:59:59 and 00:00:00 in Kolkata.
+    for (now, day) in [("2026-11-22T18:29:59Z", "2026-11-22"), ("2026-11-22T18:30:00Z", "2026-11-23")] {
+        app.clock.set(now);
+        let result = &app.issue("c", &[1]).await["response"][0]["result"];
+        assert_eq!(result["validTill"], format!("{day}T00:00:00+05:30"));
+        assert_eq!(result["validTillDateTime"], format!("{day}T23:59:59+05:30"));
+    }
+}

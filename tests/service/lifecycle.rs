@@ -1,0 +1,260 @@
+//! The binary itself, as a new user and an operator run it: demo, migrate, serve, healthcheck, signals and exit codes.
+//! Whatever a test starts, it stops.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use coupon_issuer::app;
+use serde_json::{Value, json};
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_database, outcomes, series};
+
+/// The running binary.
+struct Running {
+    child: Child,
+    address: String,
+    /// What it printed before it was serving.
+    printed: Vec<String>,
+}
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+    command.env_remove("DATABASE_URL").env("COUPON_ISSUER__METRICS__LISTEN", "");
+    command
+}
+
+impl Running {
+    /// Starts it and waits until it says where it serves.
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut printed = Vec::new();
+        let address = loop {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended before it served: {printed:?}")).unwrap();
+            if line.contains("serving") && line.contains("address") && !line.contains("metrics") {
+                let from = line.rfind("127.0.0.1:").unwrap();
+                break line[from..].trim_end_matches(['"', '}']).to_owned();
+            }
+            printed.push(line);
+        };
+        // It must be able to go on printing.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address, printed }
+    }
+
+    async fn post(&self, body: Value) -> reqwest::Result<Value> {
+        let url = format!("http://{}/v2/coupon/bulk/issue", self.address);
+        let request = reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(&body);
+        request.send().await?.json().await
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Waits until it ends by itself.
+    fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+/// A test that fails leaves nothing running.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn demo(data_dir: &Path) -> Command {
+    let mut command = binary();
+    command.args(["demo", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
+    command
+}
+
+fn serve(database: &PgConnectOptions) -> Command {
+    let mut command = binary();
+    command.arg("serve").env("DATABASE_URL", url(database)).env("COUPON_ISSUER__HTTP__LISTEN", "127.0.0.1:0");
+    command
+}
+
+fn url(database: &PgConnectOptions) -> String {
+    database.to_url_lossy().to_string()
+}
+
+/// What a newcomer does: starts the demo, pastes the line it prints, stops it, starts it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
+    let dir = fresh_dir("demo");
+    let running = Running::start(&mut demo(&dir));
+    let printed = running.printed.join("\n");
+    let curl = printed[printed.find("curl ").unwrap()..].split("\n\n").next().unwrap().replace("-sS", "-sS --fail");
+    let answer = Command::new("sh").args(["-c", &curl]).output().unwrap();
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(outcomes(&answer), ["issued", "issued"], "{answer}");
+    let again = running.post(json!({"seriesIds": [103], "customer": {"id": "566881933"}})).await.unwrap();
+    assert_eq!(outcomes(&again), ["issued"]);
+    running.signal("-INT");
+    assert_eq!(running.wait().code(), Some(0));
+
+    // Killed hard this time: what it leaves behind is taken over by the next one.
+    let mut running = Running::start(&mut demo(&dir));
+    assert!(running.printed.iter().any(|line| line.contains("no change")), "{:?}", running.printed);
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+
+    let running = Running::start(&mut demo(&dir));
+    let again = running.post(json!({"seriesIds": [103], "customer": {"id": "566881933"}})).await.unwrap();
+    assert_eq!(outcomes(&again), ["709"]);
+    running.signal("-TERM");
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_postgres_the_demo_says_what_to_do() {
+    let output = demo(&fresh_dir("none")).env("COUPON_ISSUER_PG_BIN", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("COUPON_ISSUER_PG_BIN"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_finishes_what_is_in_flight() {
+    let database = new_database().await;
+    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    let running = Running::start(&mut serve(&database));
+    // A coupon that waits for a lock is in flight for as long as the test wants.
+    let mut holder = database.connect().await.unwrap();
+    sqlx::raw_sql("begin; select lock_organisation(1)").execute(&mut holder).await.unwrap();
+    let request = running.post(json!({"seriesIds": [1], "customer": {"id": "c"}}));
+    let (answer, ()) = tokio::join!(request, async {
+        eventually("the coupon waits", || async {
+            let mut connection = database.connect().await.unwrap();
+            let waits = sqlx::query(
+                "select from pg_locks where locktype = 'advisory' and not granted and classid = 20191
+                                      and database = (select oid from pg_database where datname = current_database())",
+            );
+            let waits = waits.fetch_all(&mut connection).await.unwrap().len() == 1;
+            close(connection).await;
+            waits
+        })
+        .await;
+        running.signal("-TERM");
+        let address = running.address.clone();
+        eventually("it accepts nothing more", || async { tokio::net::TcpStream::connect(&address).await.is_err() })
+            .await;
+        close(holder).await;
+    });
+    assert_eq!(outcomes(&answer.unwrap()), ["issued"]);
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_refuses_a_schema_it_does_not_know() {
+    let refused = |database: PgConnectOptions| {
+        let output = serve(&database).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let empty = empty_database().await;
+    let error = refused(empty.clone());
+    assert!(error.contains("coupon-issuer migrate"), "{error}");
+
+    let newer = new_database().await;
+    let mut connection = newer.connect().await.unwrap();
+    sqlx::raw_sql(
+        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+         values (9999, 'of a later version', true, '', 0)",
+    )
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    close(connection).await;
+    let error = refused(newer);
+    assert!(error.contains("newer"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_at_once_all_migrate_and_serve() {
+    let database = empty_database().await;
+    let replicas: Vec<_> = (0..3)
+        .map(|_| {
+            let mut command = serve(&database);
+            command.arg("--migrate");
+            tokio::task::spawn_blocking(move || Running::start(&mut command))
+        })
+        .collect();
+    for replica in replicas {
+        let replica = replica.await.unwrap();
+        let ready = format!("http://{}/readyz", replica.address);
+        let check = |url: &str| binary().args(["healthcheck", url]).output().unwrap().status.code();
+        assert_eq!(check(&ready), Some(0));
+        assert_eq!(check(&format!("http://{}/nothing", replica.address)), Some(1));
+        replica.signal("-TERM");
+        assert_eq!(replica.wait().code(), Some(0));
+        assert_eq!(check(&ready), Some(1), "nobody is there any more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrate_and_apply_from_the_command_line() {
+    let database = empty_database().await;
+    let run = |arguments: &[&str]| {
+        let output = binary().args(arguments).env("DATABASE_URL", url(&database)).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    assert_eq!(run(&["migrate"]).0, Some(0));
+    assert_eq!(run(&["migrate"]).0, Some(0));
+    let (code, printed, _) = run(&["apply", demo]);
+    assert!(code == Some(0) && printed.contains("org 1 series 101: created"), "{printed}");
+    let (code, printed, _) = run(&["apply", demo]);
+    assert_eq!((code, printed.as_str()), (Some(0), "no change\n"));
+    let (code, _, error) = run(&["apply", "/nonexistent.toml"]);
+    assert!(code == Some(1) && error.contains("/nonexistent.toml"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_are_checked_before_anything_starts() {
+    let database = new_database().await;
+    for (variable, value, named) in [
+        ("COUPON_ISSUER__HTTP__LISTEN", "everywhere", "http.listen"),
+        ("COUPON_ISSUER__HTP__LISTEN", "127.0.0.1:0", "htp"),
+        ("COUPON_ISSUER__WRITER__TASKS", "0", "writer.tasks"),
+        ("COUPON_ISSUER__LOG__FILTER", "a=b=c", "log.filter"),
+        ("DATABASE_URL", "nonsense://hunter2", "URL"),
+    ] {
+        let output = serve(&database).env(variable, value).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{variable}");
+        assert!(error.contains(named) && !error.contains("hunter2"), "{variable}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_are_on_a_port_of_their_own() {
+    let database = new_database().await;
+    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let running = Running::start(serve(&database).env("COUPON_ISSUER__METRICS__LISTEN", port.to_string()));
+    running.post(json!({"seriesIds": [1, 999], "customer": {"id": "c"}})).await.unwrap();
+    let metrics = reqwest::get(format!("http://{port}/metrics")).await.unwrap().text().await.unwrap();
+    for line in [
+        "coupon_issuer_entities_total{outcome=\"issued\"} 1",
+        "coupon_issuer_entities_total{outcome=\"unknown_series\"} 1",
+        "coupon_issuer_requests_total{route=\"/v2/coupon/bulk/issue\",status=\"200\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    let on_the_main_port = reqwest::get(format!("http://{}/metrics", running.address)).await.unwrap();
+    assert_eq!(on_the_main_port.status(), 404);
+    running.signal("-TERM");
+    tokio::time::timeout(Duration::from_secs(30), tokio::task::spawn_blocking(|| running.wait()))
+        .await
+        .unwrap()
+        .unwrap();
+}

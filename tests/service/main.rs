@@ -1,0 +1,14 @@
+//! The service as callers, operators and Postgres see it: the real router, the real writer, a real database.
+//!
+//! One binary, so that all tests share one server. Each asserts on what a caller sees, and on what is stored.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod applying;
+mod authentication;
+mod failures;
+mod input;
+mod issuing;
+mod lifecycle;
+mod races;
+mod support;

@@ -1,0 +1,117 @@
+//! Limits are exact under real concurrency: many callers at once, and the count of what was issued to the coupon.
+//! Nothing here depends on who wins.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::support::{TestApp, outcomes, series, tally};
+
+const CALLERS: usize = 64;
+
+/// Asks for these series as many callers at once; customers by `customer`.
+async fn at_once(app: &Arc<TestApp>, series: &[i64], customer: impl Fn(usize) -> String) -> Vec<Vec<String>> {
+    send_at_once(app, |caller| json!({"seriesIds": series, "customer": {"id": customer(caller)}})).await
+}
+
+/// Sends a body for each of as many callers at once.
+async fn send_at_once(app: &Arc<TestApp>, body: impl Fn(usize) -> Value) -> Vec<Vec<String>> {
+    let calls: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let (app, body) = (Arc::clone(app), body(caller));
+            tokio::spawn(async move {
+                let (status, answer) = app.send(&body).await;
+                assert_eq!(status, 200, "{answer}");
+                outcomes(&answer)
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for call in calls {
+        answers.push(call.await.unwrap());
+    }
+    answers
+}
+
+fn counted(pairs: &[(&str, usize)]) -> std::collections::BTreeMap<String, usize> {
+    pairs.iter().map(|(outcome, count)| ((*outcome).to_owned(), *count)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_coupon_per_customer_is_one() {
+    let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
+    let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
+    assert_eq!(app.count("select from coupon").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cap_of_ten_is_ten() {
+    let app = Arc::new(TestApp::start(&[series(1, "max_create = 10")]).await);
+    let answers = at_once(&app, &[1], |caller| caller.to_string()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 10), ("5001", 54)]));
+    assert_eq!(app.count("select from coupon").await, 10);
+    assert_eq!(app.count("select from series_counter where issued = 10").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_maximum_per_customer_is_exact() {
+    let app = Arc::new(TestApp::start(&[series(1, "max_vouchers_per_user = 7")]).await);
+    let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 7), ("730", 57)]));
+    assert_eq!(app.count("select distinct ordinal from coupon where ordinal between 1 and 7").await, 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resend_race_issues_one_and_sends_it_to_all() {
+    let app = Arc::new(TestApp::start(&[series(1, "do_not_resend_existing_voucher = false")]).await);
+    let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 1), ("resent", 63)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_lets_one_through() {
+    let app = Arc::new(TestApp::start(&[series(1, "min_days_between_vouchers = 1")]).await);
+    let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_exclusive_series_one_is_issued() {
+    let app = Arc::new(TestApp::start(&[series(1, "mutual_exclusive_series_ids = [2]"), series(2, "")]).await);
+    let answers = at_once(&app, &[1, 2], |_| "c".to_owned()).await;
+    // Listed first, it wins in every request, and so in all of them.
+    assert!(answers.iter().all(|answer| answer == &["issued", "709"]), "{answers:?}");
+    assert_eq!(app.count("select from coupon where series_id = 2").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uploaded_code_is_given_out_once() {
+    let app = Arc::new(TestApp::start(&[series(1, "client_handling_type = \"DISC_CODE_PIN\"")]).await);
+    sqlx::query("insert into pool_code select 1, 1, 'PIN-' || n from generate_series(1, 40) n")
+        .execute(&app.pool)
+        .await
+        .unwrap();
+    let answers = at_once(&app, &[1], |caller| caller.to_string()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 40), ("5005", 24)]));
+    assert_eq!(app.count("select distinct code from coupon").await, 40);
+    assert_eq!(app.count("select from pool_code").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_code_for_everyone_still_counts_per_customer() {
+    let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"\nmax_vouchers_per_user = 2";
+    let app = Arc::new(TestApp::start(&[series(1, generic)]).await);
+    let answers = at_once(&app, &[1], |caller| (caller % 2).to_string()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 4), ("730", 60)]));
+    assert_eq!(app.count("select from coupon where code = 'SPRING'").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_use_of_a_mobile_makes_one_customer() {
+    let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
+    let body = json!({"seriesIds": [1], "customer": {"mobile": "+91 99000 00001"}});
+    let answers = send_at_once(&app, |_| body.clone()).await.concat();
+    assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
+    assert_eq!(app.count("select from customer").await, 1);
+}
