@@ -2,6 +2,7 @@
 //!
 //! What a file does not list is left alone, never deleted: coupons refer to it.
 
+mod changes;
 mod file;
 mod toml;
 
@@ -10,14 +11,12 @@ use std::path::Path;
 
 use sqlx::postgres::PgConnectOptions;
 
+use self::changes::Changes;
 pub use self::file::Secrets;
 pub use self::toml::Mistake;
-use crate::auth::{hash_secret, till_password, verify_secret};
-use crate::model::{OAuthClientPlan, OrgId, OrganisationPlan, Settings, TillPlan};
+use crate::model::{OrgId, OrganisationPlan};
 use crate::store::StoreError;
-use crate::store::provisioning::{
-    OrganisationSettings, Provisioning, StoredClientSettings, StoredOrganisation, StoredTillSettings, is_taken,
-};
+use crate::store::provisioning::{Provisioning, is_taken};
 
 /// Why a file was not applied. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -94,237 +93,60 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     // In order of the organisations, as batches lock them (migrations/0001, `issue_coupons`): nobody waits in a circle.
     let mut plans: Vec<&OrganisationPlan> = plans.iter().collect();
     plans.sort_by_key(|plan| plan.id);
+
+    // What issuing waits for is written last, so that it waits for nothing slow: no password is hashed under the lock.
+    let mut changes = Vec::with_capacity(plans.len());
     for plan in plans {
-        apply_organisation(&mut transaction, plan, &mut report).await?;
+        changes.push(changes::compare(&mut transaction, plan, &mut report).await?);
+    }
+    for organisation in &changes {
+        write_holders(&mut transaction, organisation).await?;
+    }
+    for organisation in changes.iter().filter(|organisation| organisation.decides_issuances()) {
+        write_settings(&mut transaction, organisation).await?;
     }
     transaction.commit().await?;
     Ok(report)
 }
 
-async fn apply_organisation(
-    transaction: &mut Provisioning,
-    plan: &OrganisationPlan,
-    report: &mut Report,
-) -> Result<(), ApplyError> {
-    let customers: Vec<_> = plan.customers.iter().map(|customer| customer.id.clone()).collect();
-    let stored = transaction.stored(plan.id, &customers).await?;
-    note_left_alone(plan, &stored, report);
-
-    apply_settings(transaction, plan, &stored, report).await?;
-    for store in &plan.stores {
-        let change = difference(stored.stores.get(&store.id), store);
-        if report.note(plan.id, &format!("store {}", store.id.0), change) {
-            transaction.put_store(plan.id, store).await?;
-        }
+/// The stores, tills, clients and customers: whoever calls and whoever receives.
+async fn write_holders(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<(), ApplyError> {
+    let org_id = changes.plan.id;
+    if changes.is_new {
+        transaction.put_organisation(org_id, &changes.settings).await?;
     }
-    for till in &plan.tills {
-        apply_till(transaction, plan.id, till, stored.tills.get(&till.id), report).await?;
+    for store in &changes.stores {
+        transaction.put_store(org_id, store).await?;
     }
-    for client in &plan.oauth_clients {
-        apply_client(transaction, plan.id, client, stored.oauth_clients.get(&client.key), report).await?;
+    for (id, till) in &changes.tills {
+        let put = transaction.put_till(org_id, id, till).await;
+        put.map_err(|error| taken(error, org_id, &format!("till {id}")))?;
     }
-    apply_customers(transaction, plan, &stored, report).await
+    for (key, client) in &changes.oauth_clients {
+        let put = transaction.put_oauth_client(org_id, key, client).await;
+        put.map_err(|error| taken(error, org_id, &format!("oauth_client {key}")))?;
+    }
+    for customer in &changes.customers {
+        let put = transaction.put_customer(org_id, customer).await;
+        put.map_err(|error| taken(error, org_id, &format!("customer {}", customer.id.0)))?;
+    }
+    Ok(())
 }
 
 /// The settings that decide issuances: the organisation's own, and its series. Issuing waits while they change.
-async fn apply_settings(
-    transaction: &mut Provisioning,
-    plan: &OrganisationPlan,
-    stored: &StoredOrganisation,
-    report: &mut Report,
-) -> Result<(), ApplyError> {
-    let settings = OrganisationSettings::from(plan);
-    let mut changed = report.note(plan.id, "", difference(stored.settings.as_ref(), &settings));
-    let mut series_changed = Vec::new();
-    for series in &plan.series {
-        let change = difference(stored.series.get(&series.id), series);
-        if report.note(plan.id, &format!("series {}", series.id.0), change) {
-            series_changed.push(series);
-        }
+async fn write_settings(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<(), ApplyError> {
+    let org_id = changes.plan.id;
+    transaction.pause_issuing(org_id).await?;
+    transaction.put_organisation(org_id, &changes.settings).await?;
+    for series in &changes.series {
+        transaction.put_series(org_id, series).await?;
     }
-    changed |= !series_changed.is_empty();
-    if !changed {
-        return Ok(());
-    }
-    transaction.pause_issuing(plan.id).await?;
-    transaction.put_organisation(plan.id, &settings).await?;
-    for series in &series_changed {
-        transaction.put_series(plan.id, series).await?;
-    }
-    if !series_changed.is_empty() {
-        transaction.derive(plan.id).await?;
+    if !changes.series.is_empty() {
+        transaction.derive(org_id).await?;
     }
     Ok(())
-}
-
-async fn apply_till(
-    transaction: &mut Provisioning,
-    org_id: OrgId,
-    till: &TillPlan,
-    stored: Option<&StoredTillSettings>,
-    report: &mut Report,
-) -> Result<(), ApplyError> {
-    let (password_hash, is_new) =
-        kept_or_hashed(stored.map(|till| &till.password_hash), till_password(&till.password)).await?;
-    let wanted = StoredTillSettings { store_id: till.store_id, password_hash };
-    let mut change = difference(stored, &wanted);
-    add_secret(&mut change, is_new, "password");
-    let what = format!("till {}", till.id);
-    if report.note(org_id, &what, change) {
-        let put = transaction.put_till(org_id, &till.id, &wanted).await;
-        put.map_err(|error| taken(error, org_id, &what))?;
-    }
-    Ok(())
-}
-
-async fn apply_client(
-    transaction: &mut Provisioning,
-    org_id: OrgId,
-    client: &OAuthClientPlan,
-    stored: Option<&StoredClientSettings>,
-    report: &mut Report,
-) -> Result<(), ApplyError> {
-    let (secret_hash, is_new) = kept_or_hashed(stored.map(|client| &client.secret_hash), client.secret.clone()).await?;
-    let wanted = StoredClientSettings {
-        till_id: client.till_id.clone(),
-        access: client.access,
-        token_ttl_seconds: client.token_ttl_seconds,
-        secret_hash,
-    };
-    let mut change = difference(stored, &wanted);
-    add_secret(&mut change, is_new, "secret");
-    let what = format!("oauth_client {}", client.key);
-    if report.note(org_id, &what, change) {
-        let put = transaction.put_oauth_client(org_id, &client.key, &wanted).await;
-        put.map_err(|error| taken(error, org_id, &what))?;
-    }
-    Ok(())
-}
-
-async fn apply_customers(
-    transaction: &mut Provisioning,
-    plan: &OrganisationPlan,
-    stored: &StoredOrganisation,
-    report: &mut Report,
-) -> Result<(), ApplyError> {
-    for customer in &plan.customers {
-        let known = stored.customers.get(&customer.id);
-        let mut wanted = customer.clone();
-        if let Some(known) = known {
-            let (given, known) = (&mut wanted.identifiers, &known.identifiers);
-            given.mobile = given.mobile.take().or_else(|| known.mobile.clone());
-            given.email = given.email.take().or_else(|| known.email.clone());
-            given.external_id = given.external_id.take().or_else(|| known.external_id.clone());
-        }
-        let what = format!("customer {}", customer.id.0);
-        if report.note(plan.id, &what, difference(known, &wanted)) {
-            let put = transaction.put_customer(plan.id, customer).await;
-            put.map_err(|error| taken(error, plan.id, &what))?;
-        }
-    }
-    Ok(())
-}
-
-/// The stored hash if it is the secret's, else a new one; and whether it is new.
-async fn kept_or_hashed(stored: Option<&String>, secret: secrecy::SecretString) -> Result<(String, bool), ApplyError> {
-    let stored = stored.cloned();
-    let hashed = tokio::task::spawn_blocking(move || match stored {
-        Some(hash) if verify_secret(&hash, &secret)? => Ok((hash, false)),
-        _ => hash_secret(&secret).map(|hash| (hash, true)),
-    });
-    let hashed = hashed.await.map_err(|error| ApplyError::Secret(error.to_string()))?;
-    hashed.map_err(|error| ApplyError::Secret(error.to_string()))
-}
-
-/// What a change is: the settings that differ, or all of it where nothing is stored.
-enum Difference {
-    None,
-    New,
-    Settings(Vec<String>),
-}
-
-fn difference<T: Settings>(stored: Option<&T>, wanted: &T) -> Difference {
-    let Some(stored) = stored else { return Difference::New };
-    let before: std::collections::BTreeMap<_, _> = stored.settings().into_iter().collect();
-    let differing: Vec<String> = wanted
-        .settings()
-        .into_iter()
-        .filter(|(name, value)| before.get(name) != Some(value))
-        .map(|(name, value)| match before.get(name) {
-            Some(old) => format!("{name} {old:?} -> {value:?}"),
-            None => format!("{name} {value:?}"),
-        })
-        .collect();
-    if differing.is_empty() { Difference::None } else { Difference::Settings(differing) }
-}
-
-/// A secret's value is never told, only that it is another.
-fn add_secret(difference: &mut Difference, is_new: bool, name: &str) {
-    match difference {
-        Difference::None if is_new => *difference = Difference::Settings(vec![name.to_owned()]),
-        Difference::Settings(settings) if is_new => settings.push(name.to_owned()),
-        _ => {}
-    }
-}
-
-impl Report {
-    /// Adds a line for a change; says whether there is one.
-    fn note(&mut self, org_id: OrgId, what: &str, difference: Difference) -> bool {
-        let separator = if what.is_empty() { "" } else { " " };
-        let subject = format!("org {}{separator}{what}", org_id.0);
-        match difference {
-            Difference::None => return false,
-            Difference::New => self.changes.push(format!("{subject}: created")),
-            Difference::Settings(settings) => self.changes.push(format!("{subject}: {}", settings.join(", "))),
-        }
-        true
-    }
-}
-
-fn note_left_alone(plan: &OrganisationPlan, stored: &StoredOrganisation, report: &mut Report) {
-    let mut left =
-        |what: String| report.left_alone.push(format!("org {} {what}: not in the file, left alone", plan.id.0));
-    for id in stored.stores.keys().filter(|id| !plan.stores.iter().any(|store| store.id == **id)) {
-        left(format!("store {}", id.0));
-    }
-    for id in stored.tills.keys().filter(|id| !plan.tills.iter().any(|till| till.id == **id)) {
-        left(format!("till {id}"));
-    }
-    for key in stored.oauth_clients.keys().filter(|key| !plan.oauth_clients.iter().any(|client| client.key == **key)) {
-        left(format!("oauth_client {key}"));
-    }
-    for id in stored.series.keys().filter(|id| !plan.series.iter().any(|series| series.id == **id)) {
-        left(format!("series {}", id.0));
-    }
 }
 
 fn taken(error: StoreError, org_id: OrgId, what: &str) -> ApplyError {
     if is_taken(&error) { ApplyError::Taken(format!("org {} {what}", org_id.0)) } else { error.into() }
-}
-
-impl Settings for OrganisationSettings {
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("name", self.name.clone()),
-            ("time_zone", self.time_zone.clone()),
-            ("customer_policy", self.customer_policy.name().to_owned()),
-            ("default_access", self.default_access.name().to_owned()),
-        ]
-    }
-}
-
-impl Settings for StoredTillSettings {
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("store_id", self.store_id.0.to_string())]
-    }
-}
-
-impl Settings for StoredClientSettings {
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("till", self.till_id.clone()),
-            ("access", self.access.name().to_owned()),
-            ("token_ttl_seconds", self.token_ttl_seconds.to_string()),
-        ]
-    }
 }

@@ -1,0 +1,224 @@
+//! What a file would change of one organisation: its plan beside what is stored, and the lines that tell the difference.
+//!
+//! Only reads. Secrets are hashed here, which is slow on purpose; nothing may be locked by then.
+
+use secrecy::SecretString;
+
+use super::{ApplyError, Report};
+use crate::auth::{hash_secret, till_password, verify_secret};
+use crate::model::{CustomerPlan, OAuthClientPlan, OrgId, OrganisationPlan, Series, Settings, StorePlan, TillPlan};
+use crate::store::provisioning::{
+    OrganisationSettings, Provisioning, StoredClientSettings, StoredOrganisation, StoredTillSettings,
+};
+
+/// What is to be written of one organisation.
+pub(super) struct Changes<'a> {
+    pub(super) plan: &'a OrganisationPlan,
+    pub(super) is_new: bool,
+    pub(super) settings: OrganisationSettings,
+    settings_differ: bool,
+    pub(super) stores: Vec<&'a StorePlan>,
+    pub(super) tills: Vec<(&'a str, StoredTillSettings)>,
+    pub(super) oauth_clients: Vec<(&'a str, StoredClientSettings)>,
+    pub(super) customers: Vec<&'a CustomerPlan>,
+    pub(super) series: Vec<&'a Series>,
+}
+
+impl Changes<'_> {
+    /// Whether a coupon may be decided otherwise than before.
+    pub(super) const fn decides_issuances(&self) -> bool {
+        self.settings_differ || !self.series.is_empty()
+    }
+}
+
+/// Compares a plan with what is stored, and tells each difference in `report`.
+pub(super) async fn compare<'a>(
+    transaction: &mut Provisioning,
+    plan: &'a OrganisationPlan,
+    report: &mut Report,
+) -> Result<Changes<'a>, ApplyError> {
+    let customers: Vec<_> = plan.customers.iter().map(|customer| customer.id.clone()).collect();
+    let stored = transaction.stored(plan.id, &customers).await?;
+    note_left_alone(plan, &stored, report);
+
+    let settings = OrganisationSettings::from(plan);
+    let settings_differ = report.note(plan.id, "", difference(stored.settings.as_ref(), &settings));
+    let mut differs = |what: &str, difference| report.note(plan.id, what, difference);
+    let series = (plan.series.iter())
+        .filter(|one| differs(&format!("series {}", one.id.0), difference(stored.series.get(&one.id), *one)))
+        .collect();
+    let shops = (plan.stores.iter())
+        .filter(|one| differs(&format!("store {}", one.id.0), difference(stored.stores.get(&one.id), *one)))
+        .collect();
+    let tills = compare_tills(plan, &stored, report).await?;
+    let oauth_clients = compare_clients(plan, &stored, report).await?;
+    let customers = plan.customers.iter().filter(|one| customer_differs(plan.id, one, &stored, report)).collect();
+    Ok(Changes {
+        plan,
+        is_new: stored.settings.is_none(),
+        settings,
+        settings_differ,
+        stores: shops,
+        tills,
+        oauth_clients,
+        customers,
+        series,
+    })
+}
+
+async fn compare_tills<'a>(
+    plan: &'a OrganisationPlan,
+    stored: &StoredOrganisation,
+    report: &mut Report,
+) -> Result<Vec<(&'a str, StoredTillSettings)>, ApplyError> {
+    let mut changed = Vec::new();
+    for TillPlan { id, store_id, password } in &plan.tills {
+        let stored = stored.tills.get(id);
+        let (password_hash, is_new) =
+            kept_or_hashed(stored.map(|till| &till.password_hash), till_password(password)).await?;
+        let wanted = StoredTillSettings { store_id: *store_id, password_hash };
+        let mut change = difference(stored, &wanted);
+        add_secret(&mut change, is_new, "password");
+        if report.note(plan.id, &format!("till {id}"), change) {
+            changed.push((id.as_str(), wanted));
+        }
+    }
+    Ok(changed)
+}
+
+async fn compare_clients<'a>(
+    plan: &'a OrganisationPlan,
+    stored: &StoredOrganisation,
+    report: &mut Report,
+) -> Result<Vec<(&'a str, StoredClientSettings)>, ApplyError> {
+    let mut changed = Vec::new();
+    for OAuthClientPlan { key, secret, till_id, access, token_ttl_seconds } in &plan.oauth_clients {
+        let stored = stored.oauth_clients.get(key);
+        let (secret_hash, is_new) = kept_or_hashed(stored.map(|client| &client.secret_hash), secret.clone()).await?;
+        let wanted = StoredClientSettings {
+            till_id: till_id.clone(),
+            access: *access,
+            token_ttl_seconds: *token_ttl_seconds,
+            secret_hash,
+        };
+        let mut change = difference(stored, &wanted);
+        add_secret(&mut change, is_new, "secret");
+        if report.note(plan.id, &format!("oauth_client {key}"), change) {
+            changed.push((key.as_str(), wanted));
+        }
+    }
+    Ok(changed)
+}
+
+/// Identifiers that the file does not give are left as they are.
+fn customer_differs(org_id: OrgId, customer: &CustomerPlan, stored: &StoredOrganisation, report: &mut Report) -> bool {
+    let known = stored.customers.get(&customer.id);
+    let mut wanted = customer.clone();
+    if let Some(known) = known {
+        let (given, known) = (&mut wanted.identifiers, &known.identifiers);
+        given.mobile = given.mobile.take().or_else(|| known.mobile.clone());
+        given.email = given.email.take().or_else(|| known.email.clone());
+        given.external_id = given.external_id.take().or_else(|| known.external_id.clone());
+    }
+    report.note(org_id, &format!("customer {}", customer.id.0), difference(known, &wanted))
+}
+
+/// The stored hash if it is the secret's, else a new one; and whether it is new.
+async fn kept_or_hashed(stored: Option<&String>, secret: SecretString) -> Result<(String, bool), ApplyError> {
+    let stored = stored.cloned();
+    let hashed = tokio::task::spawn_blocking(move || match stored {
+        Some(hash) if verify_secret(&hash, &secret)? => Ok((hash, false)),
+        _ => hash_secret(&secret).map(|hash| (hash, true)),
+    });
+    let hashed = hashed.await.map_err(|error| ApplyError::Secret(error.to_string()))?;
+    hashed.map_err(|error| ApplyError::Secret(error.to_string()))
+}
+
+/// What a change is: the settings that differ, or all of it where nothing is stored.
+enum Difference {
+    None,
+    New,
+    Settings(Vec<String>),
+}
+
+fn difference<T: Settings>(stored: Option<&T>, wanted: &T) -> Difference {
+    let Some(stored) = stored else { return Difference::New };
+    let before: std::collections::BTreeMap<_, _> = stored.settings().into_iter().collect();
+    let differing: Vec<String> = wanted
+        .settings()
+        .into_iter()
+        .filter(|(name, value)| before.get(name) != Some(value))
+        .map(|(name, value)| match before.get(name) {
+            Some(old) => format!("{name} {old:?} -> {value:?}"),
+            None => format!("{name} {value:?}"),
+        })
+        .collect();
+    if differing.is_empty() { Difference::None } else { Difference::Settings(differing) }
+}
+
+/// A secret's value is never told, only that it is another.
+fn add_secret(difference: &mut Difference, is_new: bool, name: &str) {
+    match difference {
+        Difference::None if is_new => *difference = Difference::Settings(vec![name.to_owned()]),
+        Difference::Settings(settings) if is_new => settings.push(name.to_owned()),
+        _ => {}
+    }
+}
+
+impl Report {
+    /// Adds a line for a change; says whether there is one.
+    fn note(&mut self, org_id: OrgId, what: &str, difference: Difference) -> bool {
+        let separator = if what.is_empty() { "" } else { " " };
+        let subject = format!("org {}{separator}{what}", org_id.0);
+        match difference {
+            Difference::None => return false,
+            Difference::New => self.changes.push(format!("{subject}: created")),
+            Difference::Settings(settings) => self.changes.push(format!("{subject}: {}", settings.join(", "))),
+        }
+        true
+    }
+}
+
+fn note_left_alone(plan: &OrganisationPlan, stored: &StoredOrganisation, report: &mut Report) {
+    let mut left =
+        |what: String| report.left_alone.push(format!("org {} {what}: not in the file, left alone", plan.id.0));
+    for id in stored.stores.keys().filter(|id| !plan.stores.iter().any(|store| store.id == **id)) {
+        left(format!("store {}", id.0));
+    }
+    for id in stored.tills.keys().filter(|id| !plan.tills.iter().any(|till| till.id == **id)) {
+        left(format!("till {id}"));
+    }
+    for key in stored.oauth_clients.keys().filter(|key| !plan.oauth_clients.iter().any(|client| client.key == **key)) {
+        left(format!("oauth_client {key}"));
+    }
+    for id in stored.series.keys().filter(|id| !plan.series.iter().any(|series| series.id == **id)) {
+        left(format!("series {}", id.0));
+    }
+}
+
+impl Settings for OrganisationSettings {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("time_zone", self.time_zone.clone()),
+            ("customer_policy", self.customer_policy.name().to_owned()),
+            ("default_access", self.default_access.name().to_owned()),
+        ]
+    }
+}
+
+impl Settings for StoredTillSettings {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![("store_id", self.store_id.0.to_string())]
+    }
+}
+
+impl Settings for StoredClientSettings {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("till", self.till_id.clone()),
+            ("access", self.access.name().to_owned()),
+            ("token_ttl_seconds", self.token_ttl_seconds.to_string()),
+        ]
+    }
+}
