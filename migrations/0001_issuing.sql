@@ -129,15 +129,35 @@ create table series_counter (
     constraint series_counter_issued check (issued >= 0)
 ) with (fillfactor = 50);
 
--- Codes uploaded beforehand and not given out yet. Giving one out deletes it in the coupon's own transaction.
+-- Codes uploaded beforehand and not given out yet. Giving one out deletes it in the coupon's own transaction. A code is
+-- in one pool of its organisation only, as it can be one coupon only.
 create table pool_code (
-    org_id      bigint not null,
-    series_id   bigint not null,
-    code        text   not null,
+    org_id      bigint  not null,
+    series_id   bigint  not null,
+    code        text    not null,
     customer_id text,                       -- only this customer may receive it
-    constraint pool_code_pkey primary key (org_id, series_id, code)
+    -- Where the code lies in the pool. Codes are taken from a place drawn at random, so that those who take at once
+    -- rarely meet, and what is taken leaves no heap of dead entries at one end for all to climb over while a long
+    -- transaction keeps vacuum from it.
+    place       integer not null default (random() * 2147483646)::integer,
+    constraint pool_code_pkey primary key (org_id, code)
 );
-create index pool_code_free on pool_code (org_id, series_id, customer_id);
+create index pool_code_free on pool_code (org_id, series_id, customer_id, place);
+
+-- How far the upload of a file has come: after a break it goes on from there. The file is known by its content.
+create table code_import (
+    org_id      bigint      not null,
+    series_id   bigint      not null,
+    file_sha256 bytea       not null,
+    bytes_done  bigint      not null default 0,
+    lines_done  bigint      not null default 0,
+    accepted    bigint      not null default 0,
+    duplicates  bigint      not null default 0,
+    malformed   bigint      not null default 0,
+    started_at  timestamptz not null default now(),
+    finished_at timestamptz,
+    constraint code_import_pkey primary key (org_id, series_id, file_sha256)
+);
 
 -- The coupons. No foreign key to series: it would lock the series' row once for each coupon, and the insert below
 -- already refuses a series that is not as it was when the coupon was decided.
@@ -254,7 +274,7 @@ begin
         rollback;
         if outcome = 5 and codes[i] is null then
             -- An uploaded code that is a coupon already can never be given out: take it off the pool.
-            delete from pool_code p where p.org_id = this_org and p.series_id = series_ids[i] and p.code = given;
+            delete from pool_code p where p.org_id = this_org and p.code = given;
             commit;
         end if;
     end loop;
@@ -287,20 +307,32 @@ begin
 end
 $$;
 
--- Takes a code off the pool, the customer's own first. Codes that another transaction is taking are passed over.
+-- Takes a code off the pool, the customer's own first. Codes that another transaction is taking are passed over. The free
+-- ones are a ring: from a place drawn at random to the end, then from the beginning to there.
 create function take_pool_code(of_org bigint, of_series bigint, for_customer text) returns text language plpgsql as $$
 declare
     taken text;
+    start integer := (random() * 2147483646)::integer;
 begin
     delete from pool_code where ctid = (
         select p.ctid from pool_code p
          where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
+         order by p.customer_id, p.place
          limit 1 for update skip locked)
     returning code into taken;
     if taken is null then
         delete from pool_code where ctid = (
             select p.ctid from pool_code p
-             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null
+             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null and p.place >= start
+             order by p.customer_id, p.place
+             limit 1 for update skip locked)
+        returning code into taken;
+    end if;
+    if taken is null then
+        delete from pool_code where ctid = (
+            select p.ctid from pool_code p
+             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null and p.place < start
+             order by p.customer_id, p.place
              limit 1 for update skip locked)
         returning code into taken;
     end if;

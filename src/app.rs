@@ -24,7 +24,9 @@ use crate::auth::{Authenticator, TokenKeys};
 use crate::config::{HttpSettings, Settings};
 use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, router};
 use crate::issuance::{IssueLimits, Issuer};
-use crate::model::{Clock, Entropy, OsEntropy, SystemClock};
+use crate::model::{Clock, Entropy, OrgId, OsEntropy, SeriesId, SystemClock};
+use crate::pool::{self, Pools};
+pub use crate::pool::{Event, ImportState};
 use crate::provisioning::{self, Report};
 use crate::store::migrations::{self, SchemaError};
 use crate::store::writer::{Writer, WriterLimits};
@@ -207,6 +209,33 @@ pub async fn apply_text(connect: &PgConnectOptions, text: &str) -> anyhow::Resul
     let secrets = provisioning::Secrets { directory: Path::new("."), variable: &|_| None };
     let plans = provisioning::parse(text, &secrets)?;
     Ok(provisioning::apply(connect, &plans).await?)
+}
+
+/// Uploads a file of codes into a series' pool, telling what can be watched of it.
+///
+/// # Errors
+/// When the file cannot be read, the series takes no codes, or the database cannot be asked; see [`pool::import`].
+pub async fn import_codes(
+    connect: &PgConnectOptions,
+    org_id: i64,
+    series_id: i64,
+    file: &Path,
+    tell: &mut (dyn FnMut(Event) + Send),
+) -> anyhow::Result<ImportState> {
+    Ok(pool::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
+}
+
+/// What is left in the pools of this organisation or series, or in all.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn codes_status(
+    connect: &PgConnectOptions,
+    org_id: Option<i64>,
+    series_id: Option<i64>,
+    outside: &Outside,
+) -> anyhow::Result<Pools> {
+    Ok(pool::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
 }
 
 async fn wait_for_schema(store: &Store, patience: Duration) -> anyhow::Result<()> {

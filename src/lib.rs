@@ -9,6 +9,7 @@ pub mod config;
 pub mod http;
 pub mod issuance;
 pub mod model;
+pub mod pool;
 pub mod private_postgres;
 pub mod provisioning;
 pub mod store;

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use coupon_issuer::app::{self, App, Outside};
+use coupon_issuer::app::{self, App, Event, ImportState, Outside};
 use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry;
+use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +49,9 @@ enum Command {
     /// The whole file is checked first, every mistake is told with its line, and all of it takes effect in one transaction.
     /// Applying the same file again changes nothing. What the file does not list is left alone.
     Apply(ApplyArgs),
+    /// Upload codes for a series that gives out uploaded ones, and see how many are left.
+    #[command(subcommand)]
+    Codes(CodesCommand),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
 }
@@ -77,6 +81,44 @@ struct ApplyArgs {
     /// The file; config/demo.toml is one.
     #[arg(env = "COUPON_ISSUER_APPLY_FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Subcommand)]
+enum CodesCommand {
+    /// Put the codes of a file into the pool of a series, while the service runs.
+    ///
+    /// One code a line, or CSV with a code and, if only one customer may receive it, that customer's id. Lines that are not
+    /// taken are told by number on standard error: those that are no code, and those whose code has been uploaded or issued
+    /// before. After a break the same command goes on where it stopped. Exits 1 if there were lines that are no code.
+    Import(ImportArgs),
+    /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
+    Status(StatusArgs),
+}
+
+#[derive(Args)]
+struct ImportArgs {
+    /// The organisation's id.
+    #[arg(long, value_name = "ID")]
+    org: i64,
+    /// The series' id; its client_handling_type is DISC_CODE_PIN.
+    #[arg(long, value_name = "ID")]
+    series: i64,
+    /// The codes.
+    file: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct StatusArgs {
+    /// Of this organisation only.
+    #[arg(long, value_name = "ID")]
+    org: Option<i64>,
+    /// Of this series only.
+    #[arg(long, value_name = "ID")]
+    series: Option<i64>,
     #[command(flatten)]
     common: Common,
 }
@@ -134,6 +176,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Apply(args) => {
             println!("{}", app::apply(&args.common.connect_options()?, &args.file).await?);
+            Ok(())
+        }
+        Command::Codes(CodesCommand::Import(args)) => import_codes(args).await,
+        Command::Codes(CodesCommand::Status(args)) => {
+            let connect = args.common.connect_options()?;
+            let pools = app::codes_status(&connect, args.org, args.series, &Outside::default()).await?;
+            println!(
+                "{}",
+                if pools.is_empty() { "no series gives out uploaded codes".to_owned() } else { pools.to_string() }
+            );
             Ok(())
         }
         Command::Healthcheck(args) => healthcheck(&args.url).await,
@@ -228,6 +280,32 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Shows a bar on a terminal; what is not taken goes to standard error, the counts to standard output.
+async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
+    let connect = args.common.connect_options()?;
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?);
+    let mut tell = |event| match event {
+        Event::Begins(ImportState { is_finished: true, .. }) => println!("this file has been uploaded before"),
+        Event::Begins(ImportState { lines_done, .. }) if lines_done > 0 => {
+            println!("going on after line {lines_done}, where an earlier run stopped");
+        }
+        Event::Begins(_) => {}
+        Event::Rejected { line, reason } => bar.suspend(|| eprintln!("line {line}: {reason}")),
+        Event::Progress { done, of } => {
+            bar.set_length(of);
+            bar.set_position(done);
+        }
+    };
+    let done = app::import_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
+    bar.finish_and_clear();
+    println!("codes accepted: {}, duplicates: {}, malformed lines: {}", done.accepted, done.duplicates, done.malformed);
+    if done.malformed > 0 {
+        bail!("{} has lines that are no code", args.file.display());
+    }
+    Ok(())
 }
 
 async fn healthcheck(url: &str) -> anyhow::Result<()> {

@@ -89,10 +89,11 @@ const FACTS: &str = "
                      join coupon c on c.org_id = x.org_id and c.customer_id = $2 and c.series_id = x.excluded_series_id
                     where x.org_id = s.org_id and x.series_id = s.series_id) as holds_excluded,
            coalesce(n.issued, 0) as issued,
-           s.client_handling_type = 'DISC_CODE_PIN' and exists (
-               select from pool_code p
-                where p.org_id = s.org_id and p.series_id = s.series_id
-                  and (p.customer_id is null or p.customer_id = $2)) as pool_has_code,
+           s.client_handling_type = 'DISC_CODE_PIN' and (
+               exists (select from pool_code p
+                        where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id = $2)
+            or exists (select from pool_code p
+                        where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id is null)) as pool_has_code,
            received.count, received.last_ordinal, received.last_issued_at,
            held.code, held.expires_on, held.redemption_count
       from organisation o

@@ -6,6 +6,7 @@ mod credentials;
 mod customers;
 mod facts;
 pub mod migrations;
+pub mod pool;
 pub mod provisioning;
 mod rows;
 mod signing_keys;

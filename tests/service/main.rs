@@ -10,5 +10,6 @@ mod failures;
 mod input;
 mod issuing;
 mod lifecycle;
+mod pools;
 mod races;
 mod support;

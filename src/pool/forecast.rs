@@ -1,0 +1,133 @@
+//! How much is left in each pool, and for how long at the pace of the last 24 hours.
+//! Reads only; what is shown is counted at that moment, not kept anywhere.
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::model::{OrgId, SeriesId};
+use crate::store::StoreError;
+use crate::store::pool::{self, PoolStatus};
+
+/// What the pace is taken from.
+const LATELY: SignedDuration = SignedDuration::from_hours(24);
+/// A series that began to issue a moment ago has shown no pace yet: it counts as having begun so long ago at least.
+const SHORTEST: SignedDuration = SignedDuration::from_hours(1);
+
+/// The pools, as they are at a moment. Displays as a table.
+#[derive(Debug)]
+pub struct Pools {
+    pools: Vec<PoolStatus>,
+    now: Timestamp,
+}
+
+/// Counts what the pools hold: all of them, or an organisation's, or one series'.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn status(
+    connect: &PgConnectOptions,
+    org_id: Option<OrgId>,
+    series_id: Option<SeriesId>,
+    now: Timestamp,
+) -> Result<Pools, StoreError> {
+    let since = now.checked_sub(LATELY).unwrap_or(Timestamp::MIN);
+    Ok(Pools { pools: pool::status(connect, org_id, series_id, since).await?, now })
+}
+
+impl Pools {
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.pools.is_empty()
+    }
+}
+
+impl fmt::Display for Pools {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = ["org", "series", "total", "issued", "left", "for one", "last 24 h", "empty in", "description"];
+        let mut rows = vec![head.map(str::to_owned)];
+        rows.extend(self.pools.iter().map(|pool| {
+            [
+                pool.org_id.0.to_string(),
+                pool.series_id.0.to_string(),
+                (pool.issued + pool.left).to_string(),
+                pool.issued.to_string(),
+                pool.left.to_string(),
+                pool.left_for_one.to_string(),
+                pool.issued_lately.to_string(),
+                empty_in(pool, self.now),
+                pool.description.clone(),
+            ]
+        }));
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        for (number, row) in rows.iter().enumerate() {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            let separator = if number == 0 { "" } else { "\n" };
+            write!(formatter, "{separator}{}", cells.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// How long what is left lasts at the pace of late.
+#[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+fn empty_in(pool: &PoolStatus, now: Timestamp) -> String {
+    let Some(first) = pool.first_lately.filter(|_| pool.left > 0) else {
+        return if pool.left == 0 { "is empty" } else { "none issued lately" }.to_owned();
+    };
+    let observed = if pool.is_older { LATELY } else { now.duration_since(first).clamp(SHORTEST, LATELY) };
+    let hours = pool.left as f64 / pool.issued_lately as f64 * observed.as_secs_f64() / 3600.0;
+    if hours < 48.0 { format!("about {hours:.1} hours") } else { format!("about {:.1} days", hours / 24.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-11-22T10:00:00Z";
+
+    fn pool(left: i64, issued_lately: i64, first: Option<&str>, is_older: bool) -> PoolStatus {
+        PoolStatus {
+            org_id: OrgId(1),
+            series_id: SeriesId(103),
+            description: "Gift".to_owned(),
+            issued: issued_lately,
+            left,
+            left_for_one: 0,
+            issued_lately,
+            first_lately: first.map(|first| first.parse().unwrap()),
+            is_older,
+        }
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_time_it_was_shown_in() {
+        let early = Some("2026-11-21T11:00:00Z");
+        for (pool, expected) in [
+            (pool(0, 5, early, true), "is empty"),
+            (pool(0, 0, None, false), "is empty"),
+            (pool(5, 0, None, true), "none issued lately"),
+            (pool(100, 100, early, true), "about 24.0 hours"),
+            (pool(1000, 100, early, true), "about 10.0 days"),
+            // Began 23 hours ago, 6 hours ago, a minute ago.
+            (pool(100, 100, early, false), "about 23.0 hours"),
+            (pool(100, 100, Some("2026-11-22T04:00:00Z"), false), "about 6.0 hours"),
+            (pool(100, 100, Some("2026-11-22T09:59:00Z"), false), "about 1.0 hours"),
+            (pool(100, 100, Some("2026-11-22T10:59:00Z"), false), "about 1.0 hours"),
+        ] {
+            assert_eq!(empty_in(&pool, NOW.parse().unwrap()), expected, "{pool:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned() {
+        let pools = Pools { pools: vec![pool(1000, 100, Some(NOW), true)], now: NOW.parse().unwrap() };
+        let expected = "\
+org  series  total  issued  left  for one  last 24 h  empty in         description
+1    103     1100   100     1000  0        100        about 10.0 days  Gift";
+        assert_eq!(pools.to_string(), expected);
+    }
+}

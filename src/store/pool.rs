@@ -1,0 +1,310 @@
+//! The uploaded codes: written by `COPY`, a piece of a file in each transaction, and counted for ops.
+//!
+//! How far a file has come is stored in the same transaction as the codes, so that an upload that broke can go on.
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+
+use super::StoreError;
+use crate::model::{OrgId, SeriesId};
+
+/// A code to be uploaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadedCode {
+    /// The line it is on.
+    pub line: i64,
+    /// The code, as it will be given out.
+    pub code: String,
+    /// The only customer who may receive it.
+    pub customer_id: Option<String>,
+}
+
+/// How far the upload of a file has come. Counts are lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the columns of table code_import")]
+pub struct ImportState {
+    pub bytes_done: i64,
+    pub lines_done: i64,
+    pub accepted: i64,
+    pub duplicates: i64,
+    pub malformed: i64,
+    pub is_finished: bool,
+}
+
+/// What a pool holds, and how fast it is used up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Of this organisation.
+    pub org_id: OrgId,
+    /// This series.
+    pub series_id: SeriesId,
+    /// Its description.
+    pub description: String,
+    /// Coupons issued.
+    pub issued: i64,
+    /// Codes left.
+    pub left: i64,
+    /// Of them, those that only one customer may receive.
+    pub left_for_one: i64,
+    /// Coupons issued since the beginning of the forecast's time.
+    pub issued_lately: i64,
+    /// When the first of those was issued.
+    pub first_lately: Option<Timestamp>,
+    /// Whether any was issued before.
+    pub is_older: bool,
+}
+
+/// The upload of one file into one series' pool.
+pub struct CodeUpload {
+    connection: PgConnection,
+    org_id: OrgId,
+    series_id: SeriesId,
+    file_sha256: Vec<u8>,
+    state: ImportState,
+}
+
+impl CodeUpload {
+    /// Takes an upload up: a new one, or where an earlier one of the same file stopped. `None`: another process is at it.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn begin(
+        connect: &PgConnectOptions,
+        org_id: OrgId,
+        series_id: SeriesId,
+        file_sha256: Vec<u8>,
+    ) -> Result<Option<Self>, StoreError> {
+        let mut connection = connect.connect().await?;
+        // The session's, until it ends: two uploads of the same file would take each other's lines for duplicates.
+        let is_mine: bool = sqlx::query_scalar(
+            "select pg_try_advisory_lock(hashtextextended(format('%s %s %s', $1, $2, encode($3, 'hex')), 20192))",
+        )
+        .bind(org_id.0)
+        .bind(series_id.0)
+        .bind(&file_sha256)
+        .fetch_one(&mut connection)
+        .await?;
+        if !is_mine {
+            return Ok(None);
+        }
+        sqlx::query(
+            "create temporary table uploaded (line bigint not null, code text not null, customer_id text) on commit delete rows",
+        )
+        .execute(&mut connection)
+        .await?;
+        let row = sqlx::query(
+            "insert into code_import as i (org_id, series_id, file_sha256) values ($1, $2, $3)
+             on conflict (org_id, series_id, file_sha256) do update set file_sha256 = excluded.file_sha256
+             returning i.*",
+        )
+        .bind(org_id.0)
+        .bind(series_id.0)
+        .bind(&file_sha256)
+        .fetch_one(&mut connection)
+        .await?;
+        let state = state_from(&row)?;
+        Ok(Some(Self { connection, org_id, series_id, file_sha256, state }))
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub const fn state(&self) -> ImportState {
+        self.state
+    }
+
+    /// Writes a piece of the file, and how far it goes; returns the lines whose code exists already: in a pool or as a
+    /// coupon of the organisation, or further up in the file.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; nothing of the piece is stored then.
+    pub async fn write(
+        &mut self,
+        codes: &[UploadedCode],
+        malformed: i64,
+        bytes_done: i64,
+        lines_done: i64,
+    ) -> Result<Vec<i64>, StoreError> {
+        let mut transaction = self.connection.begin().await?;
+        let mut copy =
+            transaction.copy_in_raw("copy uploaded (line, code, customer_id) from stdin (format csv)").await?;
+        copy.send(as_csv(codes)?).await?;
+        copy.finish().await?;
+        let duplicates: Vec<i64> = sqlx::query_scalar(KEEP_NEW)
+            .bind(self.org_id.0)
+            .bind(self.series_id.0)
+            .fetch_all(&mut *transaction)
+            .await?;
+
+        let count = |lines: usize| i64::try_from(lines).unwrap_or(i64::MAX);
+        let state = ImportState {
+            bytes_done,
+            lines_done,
+            accepted: self.state.accepted + count(codes.len()) - count(duplicates.len()),
+            duplicates: self.state.duplicates + count(duplicates.len()),
+            malformed: self.state.malformed + malformed,
+            is_finished: false,
+        };
+        sqlx::query(
+            "update code_import
+                set bytes_done = $4, lines_done = $5, accepted = $6, duplicates = $7, malformed = $8
+              where org_id = $1 and series_id = $2 and file_sha256 = $3",
+        )
+        .bind(self.org_id.0)
+        .bind(self.series_id.0)
+        .bind(&self.file_sha256)
+        .bind(state.bytes_done)
+        .bind(state.lines_done)
+        .bind(state.accepted)
+        .bind(state.duplicates)
+        .bind(state.malformed)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        self.state = state;
+        Ok(duplicates)
+    }
+
+    /// Notes that the file is through, and has Postgres look at what is there now, so that it plans for it.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; the upload can be taken up again then.
+    pub async fn finish(mut self) -> Result<ImportState, StoreError> {
+        sqlx::query(
+            "update code_import set finished_at = now() where org_id = $1 and series_id = $2 and file_sha256 = $3",
+        )
+        .bind(self.org_id.0)
+        .bind(self.series_id.0)
+        .bind(&self.file_sha256)
+        .execute(&mut self.connection)
+        .await?;
+        sqlx::query("analyze pool_code").execute(&mut self.connection).await?;
+        self.connection.close().await?;
+        Ok(ImportState { is_finished: true, ..self.state })
+    }
+}
+
+/// Puts the codes that are new into the pool; returns the lines of the others, in order.
+const KEEP_NEW: &str = "
+    with first as (
+        select distinct on (u.code) u.line, u.code, u.customer_id from uploaded u order by u.code, u.line),
+    taken as (
+        insert into pool_code (org_id, series_id, code, customer_id)
+        select $1, $2, f.code, f.customer_id
+          from first f
+         where not exists (select from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code)
+           and not exists (select from series s where s.org_id = $1 and s.generic_code = f.code)
+        on conflict do nothing
+        returning code)
+    select u.line from uploaded u
+     where u.line not in (select f.line from first f join taken t on t.code = f.code)
+     order by u.line";
+
+fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, StoreError> {
+    let mut writer = csv::Writer::from_writer(Vec::with_capacity(codes.len() * 32));
+    for UploadedCode { line, code, customer_id } in codes {
+        // An empty column is null: a code has no customer more often than not, and a code is never empty.
+        let row = (line, code, customer_id);
+        writer.serialize(row).map_err(|error| unwritable(&error))?;
+    }
+    writer.into_inner().map_err(|error| unwritable(error.error()))
+}
+
+fn unwritable(error: &dyn std::error::Error) -> StoreError {
+    StoreError::Failed(sqlx::Error::Encode(error.to_string().into()))
+}
+
+fn state_from(row: &PgRow) -> Result<ImportState, StoreError> {
+    Ok(ImportState {
+        bytes_done: row.try_get("bytes_done")?,
+        lines_done: row.try_get("lines_done")?,
+        accepted: row.try_get("accepted")?,
+        duplicates: row.try_get("duplicates")?,
+        malformed: row.try_get("malformed")?,
+        is_finished: row.try_get::<Option<jiff_sqlx::Timestamp>, _>("finished_at")?.is_some(),
+    })
+}
+
+/// Whether a series exists, and whether its codes are uploaded.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn is_pool(
+    connect: &PgConnectOptions,
+    org_id: OrgId,
+    series_id: SeriesId,
+) -> Result<Option<bool>, StoreError> {
+    let mut connection = connect.connect().await?;
+    let found = sqlx::query_scalar(
+        "select client_handling_type = 'DISC_CODE_PIN' from series where org_id = $1 and series_id = $2",
+    )
+    .bind(org_id.0)
+    .bind(series_id.0)
+    .fetch_optional(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(found)
+}
+
+/// What the pools hold: of all series whose codes are uploaded, or of this organisation's or series' only. Reads all of
+/// their coupons.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn status(
+    connect: &PgConnectOptions,
+    org_id: Option<OrgId>,
+    series_id: Option<SeriesId>,
+    since: Timestamp,
+) -> Result<Vec<PoolStatus>, StoreError> {
+    let mut connection = connect.connect().await?;
+    let rows = sqlx::query(STATUS)
+        .bind(org_id.map(|id| id.0))
+        .bind(series_id.map(|id| id.0))
+        .bind(since.to_sqlx())
+        .fetch_all(&mut connection)
+        .await?;
+    connection.close().await?;
+    rows.iter()
+        .map(|row| {
+            Ok(PoolStatus {
+                org_id: OrgId(row.try_get("org_id")?),
+                series_id: SeriesId(row.try_get("series_id")?),
+                description: row.try_get("description")?,
+                issued: row.try_get("issued")?,
+                left: row.try_get("left")?,
+                left_for_one: row.try_get("left_for_one")?,
+                issued_lately: row.try_get("issued_lately")?,
+                first_lately: row
+                    .try_get::<Option<jiff_sqlx::Timestamp>, _>("first_lately")?
+                    .map(jiff_sqlx::Timestamp::to_jiff),
+                is_older: row.try_get("is_older")?,
+            })
+        })
+        .collect()
+}
+
+const STATUS: &str = r#"
+    with pool as (
+        select s.org_id, s.series_id, s.description from series s
+         where s.client_handling_type = 'DISC_CODE_PIN'
+           and ($1::bigint is null or s.org_id = $1) and ($2::bigint is null or s.series_id = $2)),
+    given as (
+        select c.org_id, c.series_id, count(*) as issued,
+               count(*) filter (where c.issued_at >= $3) as issued_lately,
+               min(c.issued_at) filter (where c.issued_at >= $3) as first_lately,
+               bool_or(c.issued_at < $3) as is_older
+          from coupon c join pool p on p.org_id = c.org_id and p.series_id = c.series_id
+         group by c.org_id, c.series_id),
+    free as (
+        select f.org_id, f.series_id, count(*) as "left", count(f.customer_id) as left_for_one
+          from pool_code f join pool p on p.org_id = f.org_id and p.series_id = f.series_id
+         group by f.org_id, f.series_id)
+    select p.org_id, p.series_id, p.description, coalesce(g.issued, 0) as issued, coalesce(f."left", 0) as "left",
+           coalesce(f.left_for_one, 0) as left_for_one, coalesce(g.issued_lately, 0) as issued_lately, g.first_lately,
+           coalesce(g.is_older, false) as is_older
+      from pool p
+      left join given g using (org_id, series_id)
+      left join free f using (org_id, series_id)
+     order by p.org_id, p.series_id"#;

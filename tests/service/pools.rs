@@ -1,0 +1,267 @@
+//! Uploaded codes: what `codes import` takes and refuses, how it goes on after a break, and what `codes status` tells.
+//! That a code is given out once under concurrency is in races.rs.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Output};
+
+use coupon_issuer::app::{self, Event, ImportState, Outside};
+use coupon_issuer::model::OsEntropy;
+use serde_json::Value;
+use sqlx::ConnectOptions;
+use tempfile::NamedTempFile;
+
+use crate::support::{TestApp, outcome, series};
+
+const POOL: &str = "client_handling_type = \"DISC_CODE_PIN\"";
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+/// Codes `{prefix}0` to below `{prefix}{count}`, one a line.
+fn many(prefix: &str, count: usize) -> NamedTempFile {
+    let mut text = String::new();
+    for number in 0..count {
+        writeln!(text, "{prefix}{number}").unwrap();
+    }
+    file(&text)
+}
+
+/// Accepted, duplicates, malformed.
+fn counts(state: &ImportState) -> (i64, i64, i64) {
+    (state.accepted, state.duplicates, state.malformed)
+}
+
+/// Uploads a file; the counts, and the lines that were not taken.
+async fn import(app: &TestApp, series: i64, file: &NamedTempFile) -> ((i64, i64, i64), Vec<String>) {
+    let mut rejected = Vec::new();
+    let mut tell = |event| {
+        if let Event::Rejected { line, reason } = event {
+            rejected.push(format!("{line}: {reason}"));
+        }
+    };
+    let done = app::import_codes(&app.connect, 1, series, file.path(), &mut tell).await.unwrap();
+    assert!(done.is_finished);
+    (counts(&done), rejected)
+}
+
+async fn status(app: &TestApp) -> String {
+    let outside = Outside { clock: app.clock.clone(), entropy: std::sync::Arc::new(OsEntropy) };
+    app::codes_status(&app.connect, None, None, &outside).await.unwrap().to_string()
+}
+
+async fn code(app: &TestApp, customer: &str, series: i64) -> String {
+    let entity = app.issue(customer, &[series]).await["response"][0].clone();
+    match &entity["result"]["code"] {
+        Value::String(code) => code.clone(),
+        _ => outcome(&entity),
+    }
+}
+
+#[tokio::test]
+async fn uploaded_codes_are_given_out_as_they_are() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    assert_eq!(code(&app, "c", 1).await, "5005");
+    assert_eq!(
+        import(&app, 1, &file("code,customer\nGift-1a\n\"A,\"\"B\\\"\nfor-c,c\nfor-d,d\n")).await,
+        ((4, 0, 0), vec![])
+    );
+
+    // A customer's own first, then anyone's; another's never.
+    assert_eq!(code(&app, "c", 1).await, "for-c");
+    let mut rest = [code(&app, "c", 1).await, code(&app, "c", 1).await];
+    rest.sort();
+    assert_eq!(rest, ["A,\"B\\", "Gift-1a"]);
+    assert_eq!(code(&app, "c", 1).await, "5005");
+    assert_eq!(code(&app, "d", 1).await, "for-d");
+    assert_eq!(app.count("select from pool_code").await, 0);
+}
+
+#[tokio::test]
+async fn what_exists_and_what_is_no_code_is_told_by_line() {
+    let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
+    let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, generic), series(4, "")]).await;
+    let generated = code(&app, "c", 4).await;
+    assert_eq!(import(&app, 2, &file("other\n")).await.0, (1, 0, 0));
+    assert_eq!(import(&app, 1, &file("given")).await.0, (1, 0, 0));
+    assert_eq!(code(&app, "c", 1).await, "given");
+
+    let text = format!("new\ngiven\nother\nnew\n\nno code\nSPRING\n{generated}\nlast,x,y\nlast\n");
+    let before = "the code has been uploaded or issued before";
+    let expected = [
+        format!("2: {before}"),
+        format!("3: {before}"),
+        format!("4: {before}"),
+        "6: the code has a space or a control character in it".to_owned(),
+        format!("7: {before}"),
+        format!("8: {before}"),
+        "9: there is more than a code and a customer".to_owned(),
+    ];
+    assert_eq!(import(&app, 1, &file(&text)).await, ((2, 5, 2), expected.to_vec()));
+    assert_eq!(app.count("select from pool_code where series_id = 1 and code in ('new', 'last')").await, 2);
+    assert_eq!(app.count("select from pool_code where series_id = 1").await, 2);
+}
+
+#[tokio::test]
+async fn a_file_is_uploaded_once() {
+    let app = TestApp::start(&[series(1, POOL), series(2, POOL)]).await;
+    let codes = file("one\ntwo\n");
+    assert_eq!(import(&app, 1, &codes).await, ((2, 0, 0), vec![]));
+    code(&app, "c", 1).await;
+    // The same content again, by whatever name: nothing to do, and what was done is told.
+    assert_eq!(import(&app, 1, &file("one\ntwo\n")).await, ((2, 0, 0), vec![]));
+    assert_eq!(app.count("select from pool_code").await, 1);
+    // Into another series is another upload, and there each code is one that exists.
+    assert_eq!(import(&app, 2, &codes).await.0, (0, 2, 0));
+}
+
+/// Broken off in the middle, twice, by dropping it where it stands.
+#[tokio::test]
+async fn an_upload_goes_on_where_it_broke() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    let codes = many("C", 170_000);
+    let path = codes.path().to_owned();
+    for begins_at in [0, 50_000] {
+        let (connect, path) = (app.connect.clone(), path.clone());
+        let broken = tokio::spawn(async move {
+            let mut tell = |event: Event| match event {
+                Event::Begins(state) => assert_eq!(state.lines_done, begins_at),
+                Event::Rejected { .. } => unreachable!("all are new"),
+                Event::Progress { .. } => std::panic::resume_unwind(Box::new("broken off")),
+            };
+            app::import_codes(&connect, 1, 1, &path, &mut tell).await
+        });
+        assert!(broken.await.unwrap_err().is_panic());
+    }
+    // Postgres may need a moment to see that the last one has gone.
+    let done = loop {
+        let mut begins_at = 0;
+        let mut tell = |event| {
+            if let Event::Begins(state) = event {
+                begins_at = state.lines_done;
+            }
+        };
+        match app::import_codes(&app.connect, 1, 1, &path, &mut tell).await {
+            Ok(done) => {
+                assert_eq!(begins_at, 100_000);
+                break done;
+            }
+            Err(error) => assert!(error.to_string().contains("by another process"), "{error:#}"),
+        }
+    };
+    assert_eq!((counts(&done), done.lines_done), ((170_000, 0, 0), 170_000));
+    assert_eq!(app.count("select from pool_code").await, 170_000);
+}
+
+/// Codes are given out while they are uploaded, and a file that holds them again brings none of them back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_code_is_given_out_twice_while_files_are_uploaded() {
+    let app = std::sync::Arc::new(TestApp::start(&[series(1, POOL)]).await);
+    let callers: Vec<_> = (0..8)
+        .map(|caller| {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let mut given = Vec::new();
+                for _ in 0..60 {
+                    given.push(code(&app, &format!("c{caller}"), 1).await);
+                }
+                given
+            })
+        })
+        .collect();
+    for extra in ["", "one-more\n", "two-more\n"] {
+        let mut text = std::fs::read_to_string(many("C", 400).path()).unwrap();
+        text.push_str(extra);
+        import(&app, 1, &file(&text)).await;
+    }
+    let mut given: Vec<String> = Vec::new();
+    for caller in callers {
+        given.extend(caller.await.unwrap().into_iter().filter(|code| code != "5005"));
+    }
+    loop {
+        match code(&app, "last", 1).await {
+            empty if empty == "5005" => break,
+            code => given.push(code),
+        }
+    }
+    let distinct: std::collections::BTreeSet<&String> = given.iter().collect();
+    assert_eq!((distinct.len(), given.len()), (402, 402));
+}
+
+#[tokio::test]
+async fn only_a_series_of_uploaded_codes_takes_them() {
+    let app = TestApp::start(&[series(1, "")]).await;
+    let codes = file("one\n");
+    for (org, series, expected) in [
+        (1, 1, "--series 1: its codes are not uploaded (client_handling_type is not DISC_CODE_PIN)"),
+        (1, 9, "--series 9: organisation 1 has no such series"),
+        (2, 1, "--series 1: organisation 2 has no such series"),
+    ] {
+        let refused = app::import_codes(&app.connect, org, series, codes.path(), &mut |_| {}).await.unwrap_err();
+        assert_eq!(refused.to_string(), expected);
+    }
+}
+
+#[tokio::test]
+async fn status_counts_and_looks_ahead() {
+    let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, "")]).await;
+    import(&app, 1, &many("C", 20)).await;
+    import(&app, 1, &file("own,z\n")).await;
+    app.clock.set("2026-11-20T10:00:00Z");
+    code(&app, "c", 1).await;
+    app.clock.set("2026-11-22T09:00:00Z");
+    for _ in 0..4 {
+        code(&app, "c", 1).await;
+    }
+    app.clock.set("2026-11-22T10:00:00Z");
+    let expected = "\
+org  series  total  issued  left  for one  last 24 h  empty in        description
+1    1       21     5       16    1        4          about 4.0 days  Series 1
+1    2       0      0       0     0        0          is empty        Series 2";
+    assert_eq!(status(&app).await, expected);
+}
+
+fn binary(app: &TestApp, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+    command.args(arguments).env("DATABASE_URL", app.connect.to_url_lossy().as_str());
+    command.output().unwrap()
+}
+
+#[tokio::test]
+async fn the_commands_say_what_they_did() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    let codes = file("one\ntwo\none\nno code\n");
+    let path = codes.path().to_str().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+
+    let done = binary(&app, &["codes", "import", "--org", "1", "--series", "1", path]);
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(text(done.stdout), "codes accepted: 2, duplicates: 1, malformed lines: 1\n");
+    let expected = format!(
+        "line 3: the code has been uploaded or issued before\n\
+         line 4: the code has a space or a control character in it\n\
+         coupon-issuer: {path} has lines that are no code\n"
+    );
+    assert_eq!(text(done.stderr), expected);
+
+    let clean = file("three\n");
+    let done = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
+    assert_eq!((done.status.code(), text(done.stderr)), (Some(0), String::new()));
+    let again = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
+    let expected = "this file has been uploaded before\ncodes accepted: 1, duplicates: 0, malformed lines: 0\n";
+    assert_eq!((again.status.code(), text(again.stdout)), (Some(0), expected.to_owned()));
+
+    let missing = binary(&app, &["codes", "import", "--org", "1", "--series", "1", "/nowhere/codes.txt"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(missing.stderr).starts_with("coupon-issuer: /nowhere/codes.txt: No such file"));
+
+    let told = text(binary(&app, &["codes", "status", "--org", "1"]).stdout);
+    assert!(
+        told.contains("1    1       3      0       3     0        0          none issued lately  Series 1"),
+        "{told}"
+    );
+    assert_eq!(text(binary(&app, &["codes", "status", "--org", "2"]).stdout), "no series gives out uploaded codes\n");
+}
