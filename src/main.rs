@@ -98,11 +98,12 @@ enum CodesCommand {
 }
 
 #[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 struct ImportArgs {
     /// The organisation's id.
     #[arg(long, value_name = "ID")]
     org: i64,
-    /// The series' id; its client_handling_type is DISC_CODE_PIN.
+    /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
     #[arg(long, value_name = "ID")]
     series: i64,
     /// The codes.

@@ -21,6 +21,16 @@ pub fn space(shape: &CodeShape) -> u128 {
     (alphabet(shape).len() as u128).saturating_pow(u32::from(shape.random_code_length))
 }
 
+/// Whether a draw could give this code.
+#[must_use]
+pub fn could_draw(shape: &CodeShape, code: &str) -> bool {
+    let random = code.strip_prefix(&shape.coupon_prefix).and_then(|rest| rest.strip_suffix(&shape.coupon_suffix));
+    random.is_some_and(|random| {
+        random.len() == usize::from(shape.random_code_length)
+            && random.bytes().all(|letter| alphabet(shape).contains(&letter))
+    })
+}
+
 /// Draws a code of this shape.
 ///
 /// # Errors
@@ -47,6 +57,7 @@ pub fn draw(shape: &CodeShape, entropy: &dyn Entropy) -> Result<String, EntropyE
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
 mod tests {
     use super::*;
     use crate::model::OsEntropy;
@@ -74,6 +85,21 @@ mod tests {
     }
 
     #[test]
+    fn a_code_that_could_be_drawn() {
+        for (code, could) in [
+            ("AB12345Z", true),
+            ("AB1234Z", false),
+            ("AB12X45Z", false),
+            ("A12345Z", false),
+            ("AB12345", false),
+            ("ABZ", false),
+            ("AB1234\u{e9}Z", false),
+        ] {
+            assert_eq!(could_draw(&shape(false, 5), code), could, "{code}");
+        }
+    }
+
+    #[test]
     fn bytes_that_would_favour_a_letter_are_thrown_away() {
         // 248 = 8 x 31 and 250 = 25 x 10 are the first unfair bytes.
         assert_eq!(draw(&shape(true, 5), &Replay(vec![248, 255, 0, 247])).unwrap(), "AB2Z2Z2Z");
@@ -86,19 +112,51 @@ mod tests {
         assert_eq!(space(&shape(true, 20)), 31_u128.pow(20));
     }
 
-    /// Uniform over the alphabet: chi-square over a million letters, far below what a bias of 1 % would give.
+    /// How far counts are from all being equal.
+    fn chi_square(counts: &[u32]) -> f64 {
+        let expected = f64::from(counts.iter().sum::<u32>()) / counts.len() as f64;
+        counts.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum()
+    }
+
+    /// A million codes: each letter equally frequent at each place, and, whatever stands there in one code, in the next.
+    /// All bounds together are passed by chance about once in a million runs; a bias of 1 % is far beyond them.
     #[test]
-    fn letters_are_equally_frequent() {
-        let mut seen = [0_u32; 256];
-        let plain = CodeShape { coupon_prefix: String::new(), coupon_suffix: String::new(), ..shape(true, 20) };
-        for _ in 0..50_000 {
-            draw(&plain, &OsEntropy).unwrap().bytes().for_each(|letter| seen[usize::from(letter)] += 1);
+    fn codes_are_uniform_and_tell_nothing_of_the_next() {
+        const CODES: usize = 1_000_000;
+        const LENGTH: usize = 12;
+        let plain = CodeShape { coupon_prefix: String::new(), coupon_suffix: String::new(), ..shape(true, 12) };
+        let mut index = [0; 256];
+        for (at, letter) in ALPHANUMERIC.iter().enumerate() {
+            index[usize::from(*letter)] = at;
         }
-        let expected = 1_000_000.0 / 31.0;
-        let chi_square: f64 =
-            ALPHANUMERIC.iter().map(|l| (f64::from(seen[usize::from(*l)]) - expected).powi(2) / expected).sum();
-        assert_eq!(ALPHANUMERIC.iter().map(|l| seen[usize::from(*l)]).sum::<u32>(), 1_000_000);
-        // 30 degrees of freedom: above 84 once in ten million runs.
-        assert!(chi_square < 84.0, "chi-square {chi_square}");
+        let letters = ALPHANUMERIC.len();
+        let mut at_place = vec![vec![0_u32; letters]; LENGTH];
+        let mut neighbours = vec![0_u32; letters * letters];
+        let mut adjacent = vec![0_u32; letters * letters];
+        let mut all = std::collections::HashSet::with_capacity(CODES);
+        let mut last: Option<Vec<usize>> = None;
+        for _ in 0..CODES {
+            let code = draw(&plain, &OsEntropy).unwrap();
+            let drawn: Vec<usize> = code.bytes().map(|letter| index[usize::from(letter)]).collect();
+            for (place, letter) in drawn.iter().enumerate() {
+                at_place[place][*letter] += 1;
+                if let Some(last) = &last {
+                    neighbours[last[place] * letters + letter] += 1;
+                }
+            }
+            for pair in drawn.windows(2) {
+                adjacent[pair[0] * letters + pair[1]] += 1;
+            }
+            last = Some(drawn);
+            all.insert(code);
+        }
+        assert_eq!(all.len(), CODES, "a code came twice: of 31^12, by chance once in a million runs");
+        for place in &at_place {
+            // 30 degrees of freedom.
+            assert!(chi_square(place) < 95.0, "{place:?}");
+        }
+        // 960 degrees of freedom.
+        assert!(chi_square(&neighbours) < 1230.0, "{}", chi_square(&neighbours));
+        assert!(chi_square(&adjacent) < 1230.0, "{}", chi_square(&adjacent));
     }
 }

@@ -83,6 +83,9 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, names));
     let customers = each(section, "customers", |one| customer(one, &mut customer_ids));
     let series = each(section, "series", |one| series(one, &store_ids, &mut series_ids, &mut codes));
+    if let Some(series) = &series {
+        check_generic_codes(section, series);
+    }
     Some(OrganisationPlan {
         id: OrgId(id?),
         name: name?,
@@ -313,6 +316,19 @@ fn client_handling(
         _ => {
             section.mistake("client_handling_type", "must be one of DISC_CODE, GENERIC, DISC_CODE_PIN");
             None
+        }
+    }
+}
+
+/// A code that everyone knows must not also be one customer's.
+fn check_generic_codes(section: &Section<'_>, all: &[Series]) {
+    for (series, part) in all.iter().zip(section.sections("series")) {
+        let ClientHandling::Generic(code) = &series.client_handling else { continue };
+        let draws_it = |other: &&Series| matches!(&other.client_handling, ClientHandling::Generated(shape) if codes::could_draw(shape, code));
+        if let Some(other) = all.iter().find(draws_it) {
+            let reason =
+                format!("could also be drawn for series {}: give one of them another length or a prefix", other.id.0);
+            part.mistake("generic_code", reason);
         }
     }
 }

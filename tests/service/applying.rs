@@ -321,6 +321,19 @@ async fn too_few_codes_are_told_even_where_the_length_is_not_given() {
 }
 
 #[tokio::test]
+async fn a_generic_code_must_be_none_that_another_series_draws() {
+    let connect = new_database().await;
+    let file = |code: &str| {
+        let generic = format!("client_handling_type = \"GENERIC\"\ngeneric_code = \"{code}\"");
+        small(&[series(1, &generic), series(2, "coupon_prefix = \"X\"\nrandom_code_length = 5")])
+    };
+    let told = refused(&connect, &file("xspree")).await;
+    assert!(told.contains("orgs[1].series[1].generic_code: could also be drawn for series 2"), "{told}");
+    // An O is never drawn.
+    assert_eq!(apply(&connect, &file("xsport")).await.changes.len(), 6);
+}
+
+#[tokio::test]
 async fn a_password_may_be_in_a_file_or_in_the_environment() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("secrets")).unwrap();

@@ -8,6 +8,14 @@ use serde_json::{Value, json};
 use crate::support::{TestApp, outcomes, series, tally};
 
 const CALLERS: usize = 64;
+/// How often each race is run whose outcome is money: cap, maximum, pool and generic code.
+const ROUNDS: i64 = 200;
+
+/// A series for each round, all with these settings.
+async fn start_rounds(settings: &str) -> Arc<TestApp> {
+    let all: Vec<String> = (1..=ROUNDS).map(|id| series(id, settings)).collect();
+    Arc::new(TestApp::start(&all).await)
+}
 
 /// Asks for these series as many callers at once; customers by `customer`.
 async fn at_once(app: &Arc<TestApp>, series: &[i64], customer: impl Fn(usize) -> String) -> Vec<Vec<String>> {
@@ -47,19 +55,24 @@ async fn one_coupon_per_customer_is_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cap_of_ten_is_ten() {
-    let app = Arc::new(TestApp::start(&[series(1, "max_create = 10")]).await);
-    let answers = at_once(&app, &[1], |caller| caller.to_string()).await.concat();
-    assert_eq!(tally(answers), counted(&[("issued", 10), ("5001", 54)]));
-    assert_eq!(app.count("select from coupon").await, 10);
-    assert_eq!(app.count("select from series_counter where issued = 10").await, 1);
+    let app = start_rounds("max_create = 10").await;
+    for round in 1..=ROUNDS {
+        let answers = at_once(&app, &[round], |caller| caller.to_string()).await.concat();
+        assert_eq!(tally(answers), counted(&[("issued", 10), ("5001", 54)]), "round {round}");
+    }
+    assert_eq!(app.count("select series_id from coupon group by 1 having count(*) = 10").await, 200);
+    assert_eq!(app.count("select from series_counter where issued = 10").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_maximum_per_customer_is_exact() {
-    let app = Arc::new(TestApp::start(&[series(1, "max_vouchers_per_user = 7")]).await);
-    let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
-    assert_eq!(tally(answers), counted(&[("issued", 7), ("730", 57)]));
-    assert_eq!(app.count("select distinct ordinal from coupon where ordinal between 1 and 7").await, 7);
+    let app = start_rounds("max_vouchers_per_user = 7").await;
+    for round in 1..=ROUNDS {
+        let answers = at_once(&app, &[round], |_| "c".to_owned()).await.concat();
+        assert_eq!(tally(answers), counted(&[("issued", 7), ("730", 57)]), "round {round}");
+    }
+    assert_eq!(app.count("select from coupon where ordinal between 1 and 7").await, 1400);
+    assert_eq!(app.count("select from coupon").await, 1400);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,24 +100,35 @@ async fn of_two_exclusive_series_one_is_issued() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uploaded_code_is_given_out_once() {
-    let app = Arc::new(TestApp::start(&[series(1, "client_handling_type = \"DISC_CODE_PIN\"")]).await);
-    sqlx::query("insert into pool_code select 1, 1, 'PIN-' || n from generate_series(1, 40) n")
-        .execute(&app.pool)
-        .await
-        .unwrap();
-    let answers = at_once(&app, &[1], |caller| caller.to_string()).await.concat();
-    assert_eq!(tally(answers), counted(&[("issued", 40), ("5005", 24)]));
-    assert_eq!(app.count("select distinct code from coupon").await, 40);
+    let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
+    sqlx::query(
+        "insert into pool_code select 1, s, s || '-' || n from generate_series(1, $1) s, generate_series(1, 40) n",
+    )
+    .bind(ROUNDS)
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    for round in 1..=ROUNDS {
+        let answers = at_once(&app, &[round], |caller| caller.to_string()).await.concat();
+        assert_eq!(tally(answers), counted(&[("issued", 40), ("5005", 24)]), "round {round}");
+    }
+    assert_eq!(app.count("select distinct code from coupon").await, 8000);
+    assert_eq!(app.count("select from coupon where code not like series_id || '-%'").await, 0);
     assert_eq!(app.count("select from pool_code").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_code_for_everyone_still_counts_per_customer() {
-    let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"\nmax_vouchers_per_user = 2";
-    let app = Arc::new(TestApp::start(&[series(1, generic)]).await);
-    let answers = at_once(&app, &[1], |caller| (caller % 2).to_string()).await.concat();
-    assert_eq!(tally(answers), counted(&[("issued", 4), ("730", 60)]));
-    assert_eq!(app.count("select from coupon where code = 'SPRING'").await, 4);
+    let generic = |id: i64| {
+        let settings = "client_handling_type = \"GENERIC\"\nmax_vouchers_per_user = 2";
+        series(id, &format!("{settings}\ngeneric_code = \"spring-{id}\""))
+    };
+    let app = Arc::new(TestApp::start(&(1..=ROUNDS).map(generic).collect::<Vec<_>>()).await);
+    for round in 1..=ROUNDS {
+        let answers = at_once(&app, &[round], |caller| (caller % 2).to_string()).await.concat();
+        assert_eq!(tally(answers), counted(&[("issued", 4), ("730", 60)]), "round {round}");
+    }
+    assert_eq!(app.count("select from coupon where code = 'SPRING-' || series_id").await, 800);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
