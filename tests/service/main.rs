@@ -10,6 +10,7 @@ mod failures;
 mod input;
 mod issuing;
 mod lifecycle;
+mod model;
 mod pools;
 mod races;
 mod support;
