@@ -119,30 +119,39 @@ create table series_exclusion (
     constraint series_exclusion_pkey primary key (org_id, series_id, excluded_series_id)
 );
 
--- How many coupons a series with a cap has issued; a series without one has no row. The row is updated in place (the
--- free half of each page is for that), under a lock that is held for one coupon's transaction only.
+-- How many coupons a series with a cap has issued: the highest value counts; a series without a cap has none. A step adds a
+-- row, and every hundredth takes the lower ones away. No row is ever updated: while a long transaction keeps vacuum
+-- from them, dead versions would pile up in front of the living one, and every coupon would climb over all of them. Here what
+-- is dead lies below, where nobody looks. Steps are taken under lock_series, held for one coupon's transaction only.
 create table series_counter (
     org_id    bigint not null,
     series_id bigint not null,
     issued    bigint not null,
-    constraint series_counter_pkey primary key (org_id, series_id),
-    constraint series_counter_issued check (issued >= 0)
-) with (fillfactor = 50);
+    constraint series_counter_pkey primary key (org_id, series_id, issued)
+);
 
 -- Codes uploaded beforehand and not given out yet. Giving one out deletes it in the coupon's own transaction. A code is
 -- in one pool of its organisation only, as it can be one coupon only.
 create table pool_code (
-    org_id      bigint  not null,
-    series_id   bigint  not null,
-    code        text    not null,
-    customer_id text,                       -- only this customer may receive it
-    -- Where the code lies in the pool. Codes are taken from a place drawn at random, so that those who take at once
-    -- rarely meet, and what is taken leaves no heap of dead entries at one end for all to climb over while a long
-    -- transaction keeps vacuum from it.
-    place       integer not null default (random() * 2147483646)::integer,
-    constraint pool_code_pkey primary key (org_id, code)
+    org_id      bigint not null,
+    series_id   bigint not null,
+    code        text   not null,
+    place       bigint,                     -- 1, 2, 3 …: the order in which codes for anyone are given out
+    customer_id text,                       -- or the only customer who may receive it
+    constraint pool_code_pkey primary key (org_id, code),
+    constraint pool_code_place unique (org_id, series_id, place),
+    constraint pool_code_for check ((place is null) = (customer_id is not null))
 );
-create index pool_code_free on pool_code (org_id, series_id, customer_id, place);
+create index pool_code_customer on pool_code (org_id, series_id, customer_id) where customer_id is not null;
+
+-- The place of the code that a pool gave out last, kept like series_counter: whoever looks for the next one begins behind it,
+-- and not at all those that were deleted.
+create table pool_counter (
+    org_id    bigint not null,
+    series_id bigint not null,
+    given     bigint not null,
+    constraint pool_counter_pkey primary key (org_id, series_id, given)
+);
 
 -- How far the upload of a file has come: after a break it goes on from there. The file is known by its content.
 create table code_import (
@@ -196,7 +205,7 @@ create function lock_organisation(org_id bigint) returns void language sql volat
 --   4 ordinal      another request has issued this number of the customer's coupons
 --   5 collision    the code exists already
 --   6 excluded     the customer holds a coupon of a mutually exclusive series
---   7 empty        no code in the pool is free at this moment
+--   7 empty        no code in the pool is left for this customer
 --
 -- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap; guarded[i] says whether there
 -- is any of these guards. All arrays have one length.
@@ -298,43 +307,60 @@ begin
 end
 $$;
 
+-- Of those who count a series' coupons or take its codes, one goes at a time. Until the end of the transaction.
+create function lock_series(of_org bigint, of_series bigint) returns void language sql volatile as
+    'select pg_advisory_xact_lock(hashint8extended(of_series, of_org))';
+
 -- Counts one more coupon of a series, unless that is beyond its cap.
 create function count_up(of_org bigint, of_series bigint, cap bigint) returns boolean language plpgsql as $$
+declare
+    so_far bigint;
 begin
-    update series_counter c set issued = c.issued + 1
-     where c.org_id = of_org and c.series_id = of_series and c.issued < cap;
-    return found;
+    perform lock_series(of_org, of_series);
+    select c.issued into so_far from series_counter c
+     where c.org_id = of_org and c.series_id = of_series order by c.issued desc limit 1;
+    if so_far is null or so_far >= cap then
+        return false;
+    end if;
+    insert into series_counter (org_id, series_id, issued) values (of_org, of_series, so_far + 1);
+    if so_far % 100 = 0 then
+        delete from series_counter c
+         where c.org_id = of_org and c.series_id = of_series and c.issued between so_far - 100 and so_far;
+    end if;
+    return true;
 end
 $$;
 
--- Takes a code off the pool, the customer's own first. Codes that another transaction is taking are passed over. The free
--- ones are a ring: from a place drawn at random to the end, then from the beginning to there.
+-- Takes a code off the pool: the customer's own first, then the next that is for anyone.
 create function take_pool_code(of_org bigint, of_series bigint, for_customer text) returns text language plpgsql as $$
 declare
     taken text;
-    start integer := (random() * 2147483646)::integer;
+    last bigint;
+    next bigint;
 begin
     delete from pool_code where ctid = (
         select p.ctid from pool_code p
          where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
-         order by p.customer_id, p.place
          limit 1 for update skip locked)
     returning code into taken;
-    if taken is null then
-        delete from pool_code where ctid = (
-            select p.ctid from pool_code p
-             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null and p.place >= start
-             order by p.customer_id, p.place
-             limit 1 for update skip locked)
-        returning code into taken;
+    if taken is not null then
+        return taken;
     end if;
-    if taken is null then
-        delete from pool_code where ctid = (
-            select p.ctid from pool_code p
-             where p.org_id = of_org and p.series_id = of_series and p.customer_id is null and p.place < start
-             order by p.customer_id, p.place
-             limit 1 for update skip locked)
-        returning code into taken;
+
+    perform lock_series(of_org, of_series);
+    select g.given into last from pool_counter g
+     where g.org_id = of_org and g.series_id = of_series order by g.given desc limit 1;
+    last := coalesce(last, 0);
+    select p.place into next from pool_code p
+     where p.org_id = of_org and p.series_id = of_series and p.place > last order by p.place limit 1;
+    if next is null then
+        return null;
+    end if;
+    delete from pool_code p where p.org_id = of_org and p.series_id = of_series and p.place = next returning p.code into taken;
+    insert into pool_counter (org_id, series_id, given) values (of_org, of_series, next);
+    if next % 100 = 0 then
+        delete from pool_counter g
+         where g.org_id = of_org and g.series_id = of_series and g.given between next - 200 and next - 1;
     end if;
     return taken;
 end

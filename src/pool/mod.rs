@@ -30,7 +30,7 @@ pub enum ImportError {
     NoSuchSeries(OrgId, SeriesId),
     #[error("--series {}: its codes are not uploaded (client_handling_type is not DISC_CODE_PIN)", .0.0)]
     NotAPool(SeriesId),
-    #[error("this file is being uploaded into series {} by another process", .0.0)]
+    #[error("another process is uploading codes into series {}", .0.0)]
     Busy(SeriesId),
     #[error(transparent)]
     Store(#[from] StoreError),

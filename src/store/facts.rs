@@ -93,13 +93,19 @@ const FACTS: &str = "
                exists (select from pool_code p
                         where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id = $2)
             or exists (select from pool_code p
-                        where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id is null)) as pool_has_code,
+                        where p.org_id = s.org_id and p.series_id = s.series_id
+                          and p.place > coalesce((select g.given from pool_counter g
+                                                   where g.org_id = s.org_id and g.series_id = s.series_id
+                                                   order by g.given desc limit 1), 0))) as pool_has_code,
            received.count, received.last_ordinal, received.last_issued_at,
            held.code, held.expires_on, held.redemption_count
       from organisation o
       -- Outer, so that there is a row with the revision even if none of the series exists.
       left join series s on s.org_id = o.org_id and s.series_id = any ($3)
-      left join series_counter n on n.org_id = s.org_id and n.series_id = s.series_id
+      left join lateral (
+           select n.issued from series_counter n
+            where n.org_id = s.org_id and n.series_id = s.series_id
+            order by n.issued desc limit 1) n on true
      cross join lateral (
            select count(*)::integer as count, coalesce(max(c.ordinal), 0) as last_ordinal, max(c.issued_at) as last_issued_at
              from coupon c

@@ -50,6 +50,10 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// A setting for sessions that read and write by key: a table that has filled up since it was last analysed would else be
+/// read as a whole.
+const LOOK_UPS_ONLY: (&str, &str) = ("enable_seqscan", "off");
+
 /// The bounds on reads.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimits {
@@ -73,7 +77,7 @@ impl Store {
     #[must_use]
     pub fn new(connect: PgConnectOptions, limits: ReadLimits) -> Self {
         let statement_timeout = format!("{}ms", limits.statement_timeout.as_millis());
-        let connect = connect.options([("statement_timeout", statement_timeout.as_str())]);
+        let connect = connect.options([("statement_timeout", statement_timeout.as_str()), LOOK_UPS_ONLY]);
         let pool = PgPoolOptions::new()
             .max_connections(limits.max_connections)
             .acquire_timeout(limits.acquire_timeout)

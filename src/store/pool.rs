@@ -66,7 +66,8 @@ pub struct CodeUpload {
 }
 
 impl CodeUpload {
-    /// Takes an upload up: a new one, or where an earlier one of the same file stopped. `None`: another process is at it.
+    /// Takes an upload up: a new one, or where an earlier one of the same file stopped. `None`: another process
+    /// uploads into this series.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -77,15 +78,13 @@ impl CodeUpload {
         file_sha256: Vec<u8>,
     ) -> Result<Option<Self>, StoreError> {
         let mut connection = connect.connect().await?;
-        // The session's, until it ends: two uploads of the same file would take each other's lines for duplicates.
-        let is_mine: bool = sqlx::query_scalar(
-            "select pg_try_advisory_lock(hashtextextended(format('%s %s %s', $1, $2, encode($3, 'hex')), 20192))",
-        )
-        .bind(org_id.0)
-        .bind(series_id.0)
-        .bind(&file_sha256)
-        .fetch_one(&mut connection)
-        .await?;
+        // The session's, until it ends: two uploads at once would give out the same places.
+        let is_mine: bool =
+            sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended(format('%s %s', $1, $2), 20192))")
+                .bind(org_id.0)
+                .bind(series_id.0)
+                .fetch_one(&mut connection)
+                .await?;
         if !is_mine {
             return Ok(None);
         }
@@ -185,14 +184,21 @@ impl CodeUpload {
     }
 }
 
-/// Puts the codes that are new into the pool; returns the lines of the others, in order.
+/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others, in order.
 const KEEP_NEW: &str = "
     with first as (
         select distinct on (u.code) u.line, u.code, u.customer_id from uploaded u order by u.code, u.line),
+    behind as (
+        select greatest(
+            (select p.place from pool_code p
+              where p.org_id = $1 and p.series_id = $2 and p.place is not null order by p.place desc limit 1),
+            (select g.given from pool_counter g where g.org_id = $1 and g.series_id = $2 order by g.given desc limit 1),
+            0) as place),
     taken as (
-        insert into pool_code (org_id, series_id, code, customer_id)
-        select $1, $2, f.code, f.customer_id
-          from first f
+        insert into pool_code (org_id, series_id, code, place, customer_id)
+        select $1, $2, f.code, case when f.customer_id is null then b.place + row_number() over (order by f.line) end,
+               f.customer_id
+          from first f cross join behind b
          where not exists (select from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code)
            and not exists (select from series s where s.org_id = $1 and s.generic_code = f.code)
         on conflict do nothing

@@ -397,18 +397,15 @@ impl Provisioning {
              select s.org_id, other, s.series_id from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1",
             "delete from series_counter n using series s
               where n.org_id = $1 and s.org_id = n.org_id and s.series_id = n.series_id and s.max_create is null",
-            "insert into series_counter (org_id, series_id, issued)
-             select s.org_id, s.series_id, coalesce(c.issued, 0)
-               from series s
-               left join (select c.series_id, count(*) as issued
-                            from coupon c
-                           where c.org_id = $1 and c.series_id in (select series_id from series
-                                                                    where org_id = $1 and max_create is not null
-                                                                   except
-                                                                  select series_id from series_counter where org_id = $1)
-                           group by c.series_id) c on c.series_id = s.series_id
-              where s.org_id = $1 and s.max_create is not null
-             on conflict do nothing",
+            "with new as (
+                 select s.series_id from series s where s.org_id = $1 and s.max_create is not null
+                 except
+                 select n.series_id from series_counter n where n.org_id = $1),
+             counted as (
+                 select c.series_id, count(*) as issued from coupon c
+                  where c.org_id = $1 and c.series_id in (select series_id from new) group by c.series_id)
+             insert into series_counter (org_id, series_id, issued)
+             select $1, n.series_id, coalesce(c.issued, 0) from new n left join counted c using (series_id)",
         ] {
             sqlx::query(statement).bind(org_id.0).execute(&mut self.connection).await?;
         }

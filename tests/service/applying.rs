@@ -107,8 +107,8 @@ async fn the_demo_applies_and_issues() {
     let demo = include_str!("../../config/demo.toml");
     let app = TestApp::start_with(demo, |_| {}).await;
     assert_eq!(apply(&app.connect, demo).await.to_string(), "no change");
-    assert_eq!(outcomes(&app.issue("566881933", &[101, 102, 103, 104]).await), ["issued"; 4]);
-    assert_eq!(app.issue_one("566881933", 103).await, "709");
+    assert_eq!(outcomes(&app.issue("566881933", &[101, 102, 103, 104, 105]).await), ["issued"; 5]);
+    assert_eq!(outcomes(&app.issue("566881933", &[103, 105, 106]).await), ["709", "709", "5005"]);
 }
 
 #[tokio::test]

@@ -425,15 +425,18 @@ async fn start(seed: u64) -> (Arc<TestApp>, Vec<Model>, StdRng) {
     let file: String = models.iter().map(Model::toml).collect();
     let app = TestApp::start_with(&file, |_| {}).await;
     for model in &models {
-        for ((series, code), owner) in &model.pool {
-            sqlx::query("insert into pool_code (org_id, series_id, code, customer_id) values ($1, $2, $3, $4)")
-                .bind(model.org)
-                .bind(series)
-                .bind(code)
-                .bind(owner)
-                .execute(&app.pool)
-                .await
-                .unwrap();
+        for (((series, code), owner), place) in model.pool.iter().zip(1_i64..) {
+            sqlx::query(
+                "insert into pool_code (org_id, series_id, code, place, customer_id) values ($1, $2, $3, $4, $5)",
+            )
+            .bind(model.org)
+            .bind(series)
+            .bind(code)
+            .bind(owner.is_none().then_some(place))
+            .bind(owner)
+            .execute(&app.pool)
+            .await
+            .unwrap();
         }
     }
     (Arc::new(app), models, random)

@@ -102,7 +102,7 @@ async fn of_two_exclusive_series_one_is_issued() {
 async fn an_uploaded_code_is_given_out_once() {
     let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
     sqlx::query(
-        "insert into pool_code select 1, s, s || '-' || n from generate_series(1, $1) s, generate_series(1, 40) n",
+        "insert into pool_code select 1, s, s || '-' || n, n from generate_series(1, $1) s, generate_series(1, 40) n",
     )
     .bind(ROUNDS)
     .execute(&app.pool)

@@ -7,6 +7,8 @@ use jiff_sqlx::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 
+use crate::store::LOOK_UPS_ONLY;
+
 /// Makes connections for one task.
 pub(super) struct Connector {
     options: PgConnectOptions,
@@ -53,9 +55,12 @@ impl Connector {
         // The commits within a batch share the flush of its last transaction (migrations/0001, issue_coupons).
         sqlx::query(
             "select set_config('synchronous_commit', 'off', false), set_config('statement_timeout', $1, false),
-                    set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false)",
+                    set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false),
+                    set_config($2, $3, false)",
         )
         .bind(format!("{}ms", self.statement_timeout.as_millis()))
+        .bind(LOOK_UPS_ONLY.0)
+        .bind(LOOK_UPS_ONLY.1)
         .execute(&mut connection)
         .await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
