@@ -122,7 +122,7 @@ create table series_exclusion (
 -- How many coupons a series with a cap has issued: the highest value counts; a series without a cap has none. A step adds a
 -- row, and every hundredth takes the lower ones away. No row is ever updated: while a long transaction keeps vacuum
 -- from them, dead versions would pile up in front of the living one, and every coupon would climb over all of them. Here what
--- is dead lies below, where nobody looks. Steps are taken under lock_series, held for one coupon's transaction only.
+-- is dead lies below, where nobody looks. Steps are taken under a lock on the series (issue_coupons, below).
 create table series_counter (
     org_id    bigint not null,
     series_id bigint not null,
@@ -214,6 +214,9 @@ create function lock_organisation(org_id bigint) returns void language sql volat
 -- to outlive the commits; after a call that failed it is still held, and the caller gives it back with
 -- pg_advisory_unlock_all. In order of the organisations, as `apply` takes them: nobody waits in a circle.
 --
+-- Of those who count a series' coupons or take its codes, one goes at a time: a batch locks the series for all of its coupons
+-- that are to be had of it, so that it is handed on once a batch and not once a coupon, and has given it back before the flush.
+--
 -- The caller's session has synchronous_commit off, so that the commits share one flush: the last transaction always
 -- writes something and commits with `durability`, which flushes everything before it. Nothing may be answered earlier.
 -- (If the session has it on, all of this holds as well, only slower.)
@@ -226,8 +229,11 @@ create procedure issue_coupons(
     inout outcomes smallint[], inout issued_codes text[])
 language plpgsql as $$
 declare
+    item record;
     this_org bigint;
     this_revision bigint;
+    series_key bigint;
+    locked_key bigint;
     given text;
     outcome smallint;
     ignored text;
@@ -241,24 +247,47 @@ begin
         perform pg_advisory_lock_shared(20191, hashint8(o)) from (select distinct unnest(org_ids) as o order by 1) ordered;
     end if;
 
-    for i in 1 .. cardinality(org_ids) loop
-        if org_ids[i] is distinct from this_org then
-            this_org := org_ids[i];
+    -- In order of the series, so that a hot one is locked once. No coupon of a batch depends on another of the same batch.
+    for item in
+        select *
+          from unnest(org_ids, revisions, series_ids, customer_ids, ordinals, codes, shared, expiries, issued_ats, issue_ids,
+                      guarded, caps, exclusive, till_ids, store_ids, sources, account_ids, metadatas, request_ids)
+               with ordinality
+            as t (org_id, revision, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                  guarded, cap, exclusive, till_id, store_id, source, account_id, metadata, request_id, i)
+         order by t.org_id, t.series_id
+    loop
+        if item.org_id is distinct from this_org then
+            this_org := item.org_id;
             select o.revision into this_revision from organisation o where o.org_id = this_org;
         end if;
 
         outcome := 1;
-        given := codes[i];
-        if revisions[i] is distinct from this_revision then
+        given := item.code;
+        if item.revision is distinct from this_revision then
             outcome := 2;
-        elsif guarded[i] then
-            if exclusive[i] and holds_excluded(this_org, series_ids[i], customer_ids[i]) then
-                outcome := 6;
-            elsif caps[i] is not null and not count_up(this_org, series_ids[i], caps[i]) then
+        elsif item.guarded then
+            series_key := hashint8extended(item.series_id, this_org);
+            if locked_key is not null and (item.exclusive or locked_key <> series_key) then
+                perform pg_advisory_unlock(locked_key);
+                locked_key := null;
+            end if;
+            if item.exclusive then
+                -- The customer first, and the series for this coupon only: whoever holds a series waits for no customer.
+                if holds_excluded(this_org, item.series_id, item.customer_id) then
+                    outcome := 6;
+                elsif item.cap is not null or given is null then
+                    perform pg_advisory_xact_lock(series_key);
+                end if;
+            elsif locked_key is null then
+                perform pg_advisory_lock(series_key);
+                locked_key := series_key;
+            end if;
+            if outcome = 1 and item.cap is not null and not count_up(this_org, item.series_id, item.cap) then
                 outcome := 3;
-            elsif given is null then
-                given := take_pool_code(this_org, series_ids[i], customer_ids[i]);
-                issued_codes[i] := given;
+            elsif outcome = 1 and given is null then
+                given := take_pool_code(this_org, item.series_id, item.customer_id);
+                issued_codes[item.i] := given;
                 if given is null then outcome := 7; end if;
             end if;
         end if;
@@ -266,8 +295,9 @@ begin
         if outcome = 1 then
             insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
                                 till_id, store_id, source, account_id, metadata, request_id)
-            values (this_org, series_ids[i], customer_ids[i], ordinals[i], given, shared[i], expiries[i], issued_ats[i],
-                    issue_ids[i], till_ids[i], store_ids[i], sources[i], account_ids[i], metadatas[i], request_ids[i])
+            values (item.org_id, item.series_id, item.customer_id, item.ordinal, given, item.shared_code, item.expires_on,
+                    item.issued_at, item.issue_id, item.till_id, item.store_id, item.source, item.account_id, item.metadata,
+                    item.request_id)
             on conflict do nothing;
             if found then
                 commit;
@@ -275,18 +305,21 @@ begin
             end if;
             outcome := case when exists (
                 select from coupon c
-                 where c.org_id = this_org and c.customer_id = customer_ids[i] and c.series_id = series_ids[i]
-                   and c.ordinal = ordinals[i]) then 4 else 5 end;
+                 where c.org_id = this_org and c.customer_id = item.customer_id and c.series_id = item.series_id
+                   and c.ordinal = item.ordinal) then 4 else 5 end;
         end if;
 
-        outcomes[i] := outcome;
+        outcomes[item.i] := outcome;
         rollback;
-        if outcome = 5 and codes[i] is null then
+        if outcome = 5 and item.code is null then
             -- An uploaded code that is a coupon already can never be given out: take it off the pool.
             delete from pool_code p where p.org_id = this_org and p.code = given;
             commit;
         end if;
     end loop;
+    if locked_key is not null then
+        perform pg_advisory_unlock(locked_key);
+    end if;
 
     ignored := set_config('synchronous_commit', durability, true);
     ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
@@ -307,16 +340,11 @@ begin
 end
 $$;
 
--- Of those who count a series' coupons or take its codes, one goes at a time. Until the end of the transaction.
-create function lock_series(of_org bigint, of_series bigint) returns void language sql volatile as
-    'select pg_advisory_xact_lock(hashint8extended(of_series, of_org))';
-
--- Counts one more coupon of a series, unless that is beyond its cap.
+-- Counts one more coupon of a series, unless that is beyond its cap. The series is locked.
 create function count_up(of_org bigint, of_series bigint, cap bigint) returns boolean language plpgsql as $$
 declare
     so_far bigint;
 begin
-    perform lock_series(of_org, of_series);
     select c.issued into so_far from series_counter c
      where c.org_id = of_org and c.series_id = of_series order by c.issued desc limit 1;
     if so_far is null or so_far >= cap then
@@ -331,7 +359,7 @@ begin
 end
 $$;
 
--- Takes a code off the pool: the customer's own first, then the next that is for anyone.
+-- Takes a code off the pool: the customer's own first, then the next that is for anyone. The series is locked.
 create function take_pool_code(of_org bigint, of_series bigint, for_customer text) returns text language plpgsql as $$
 declare
     taken text;
@@ -341,13 +369,12 @@ begin
     delete from pool_code where ctid = (
         select p.ctid from pool_code p
          where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
-         limit 1 for update skip locked)
+         limit 1)
     returning code into taken;
     if taken is not null then
         return taken;
     end if;
 
-    perform lock_series(of_org, of_series);
     select g.given into last from pool_counter g
      where g.org_id = of_org and g.series_id = of_series order by g.given desc limit 1;
     last := coalesce(last, 0);

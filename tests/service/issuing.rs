@@ -147,7 +147,7 @@ async fn every_refusal_has_its_code_and_message() {
         .await
         .unwrap();
     let mut holder = app.connect.connect().await.unwrap();
-    sqlx::raw_sql("begin; select lock_series(1, 11)").execute(&mut holder).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(hashint8extended(11, 1))").execute(&mut holder).await.unwrap();
 
     let ids = [99, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
     let body = json!({"seriesIds": ids, "customer": {"id": "c"}}).to_string();
