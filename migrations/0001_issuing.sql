@@ -207,8 +207,9 @@ create function lock_organisation(org_id bigint) returns void language sql volat
 --   6 excluded     the customer holds a coupon of a mutually exclusive series
 --   7 empty        no code in the pool is left for this customer
 --
--- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap; guarded[i] says whether there
--- is any of these guards. All arrays have one length.
+-- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap. guarded[i] says whether any of 3 to
+-- 7 is to be expected: where it is not, and the code exists all the same, the call fails with a unique violation, with the
+-- coupons before it committed. All arrays have one length.
 --
 -- The batch holds a lock on its organisations, so that the revision it has read stays the current one. It is the session's,
 -- to outlive the commits; after a call that failed it is still held, and the caller gives it back with
@@ -266,9 +267,20 @@ begin
         given := item.code;
         if item.revision is distinct from this_revision then
             outcome := 2;
-        elsif item.guarded then
-            series_key := hashint8extended(item.series_id, this_org);
-            if locked_key is not null and (item.exclusive or locked_key <> series_key) then
+        elsif not item.guarded then
+            insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                                till_id, store_id, source, account_id, metadata, request_id)
+            values (item.org_id, item.series_id, item.customer_id, null, item.code, item.shared_code, item.expires_on,
+                    item.issued_at, item.issue_id, item.till_id, item.store_id, item.source, item.account_id, item.metadata,
+                    item.request_id);
+            commit;
+            continue;
+        else
+            series_key := null;
+            if item.cap is not null or item.code is null then
+                series_key := hashint8extended(item.series_id, this_org);
+            end if;
+            if locked_key is not null and (item.exclusive or locked_key is distinct from series_key) then
                 perform pg_advisory_unlock(locked_key);
                 locked_key := null;
             end if;
@@ -276,10 +288,10 @@ begin
                 -- The customer first, and the series for this coupon only: whoever holds a series waits for no customer.
                 if holds_excluded(this_org, item.series_id, item.customer_id) then
                     outcome := 6;
-                elsif item.cap is not null or given is null then
+                elsif series_key is not null then
                     perform pg_advisory_xact_lock(series_key);
                 end if;
-            elsif locked_key is null then
+            elsif series_key is not null and locked_key is null then
                 perform pg_advisory_lock(series_key);
                 locked_key := series_key;
             end if;

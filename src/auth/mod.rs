@@ -127,14 +127,12 @@ impl Authenticator {
         possible(till_id)?;
         let md5 = till_password(password);
         let remembered = self
-            .remembered
-            .try_get_with(self.fingerprint(&["till", till_id, md5.expose_secret()]), async {
+            .recall(self.fingerprint(&["till", till_id, md5.expose_secret()]), || async {
                 let till = self.store.till(till_id).await?;
                 let (caller, hash) = till.map(|till| (till.caller, till.password_hash)).unzip();
                 self.checked(caller, hash, md5).await.map(|caller| Arc::new(Remembered { caller, seconds: 0 }))
             })
-            .await
-            .map_err(|shared: Arc<AuthError>| (*shared).clone())?;
+            .await?;
         Ok(Arc::clone(&remembered.caller))
     }
 
@@ -144,15 +142,13 @@ impl Authenticator {
     /// [`AuthError`].
     pub async fn token(&self, token: &SecretString) -> Result<Arc<Caller>, AuthError> {
         let remembered = self
-            .remembered
-            .try_get_with(self.fingerprint(&["token", token.expose_secret()]), async {
+            .recall(self.fingerprint(&["token", token.expose_secret()]), || async {
                 let VerifiedToken { client_key, expires_at } = self.keys.verify(token, self.clock.now())?;
                 possible(&client_key)?;
                 let client = self.store.oauth_client(&client_key).await?.ok_or(AuthError::Invalid)?;
                 Ok(Arc::new(Remembered { caller: Arc::new(client.caller), seconds: expires_at }))
             })
-            .await
-            .map_err(|shared: Arc<AuthError>| (*shared).clone())?;
+            .await?;
         if self.clock.now().as_second() >= remembered.seconds {
             return Err(AuthError::Expired);
         }
@@ -166,19 +162,31 @@ impl Authenticator {
     pub async fn grant(&self, client_key: &str, secret: &SecretString) -> Result<AccessToken, AuthError> {
         possible(client_key)?;
         let remembered = self
-            .remembered
-            .try_get_with(self.fingerprint(&["client", client_key, secret.expose_secret()]), async {
+            .recall(self.fingerprint(&["client", client_key, secret.expose_secret()]), || async {
                 let client = self.store.oauth_client(client_key).await?;
                 let seconds = client.as_ref().map_or(0, |client| i64::from(client.token_ttl_seconds));
                 let (caller, hash) = client.map(|client| (client.caller, client.secret_hash)).unzip();
                 let caller = self.checked(caller, hash, secret.clone()).await?;
                 Ok(Arc::new(Remembered { caller, seconds }))
             })
-            .await
-            .map_err(|shared: Arc<AuthError>| (*shared).clone())?;
+            .await?;
         let now = self.clock.now();
         let token = self.keys.sign(client_key, &remembered.caller, now, remembered.seconds, &*self.entropy)?;
         Ok(AccessToken { token, ttl_seconds: remembered.seconds })
+    }
+
+    /// What is remembered under this key, or else what the check finds, which is remembered if it is good. Of those who
+    /// ask for the same at once, one checks.
+    async fn recall<F: Future<Output = Result<Arc<Remembered>, AuthError>>>(
+        &self,
+        key: [u8; 32],
+        check: impl FnOnce() -> F,
+    ) -> Result<Arc<Remembered>, AuthError> {
+        match self.remembered.get(&key).await {
+            Some(remembered) => Ok(remembered),
+            // Boxed, so that the many who are remembered do not carry its state about.
+            None => Box::pin(self.remembered.try_get_with(key, check())).await.map_err(|shared| (*shared).clone()),
+        }
     }
 
     async fn checked(

@@ -33,7 +33,7 @@ enum Credentials {
 }
 
 pub(super) async fn authenticate(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     path: Option<MatchedPath>,
     mut request: Request,
     next: Next,

@@ -2,6 +2,7 @@
 //! way. Neither needs credentials, and neither says more than that.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
@@ -35,7 +36,7 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-pub(super) async fn readyz(State(http): State<Http>) -> (StatusCode, &'static str) {
+pub(super) async fn readyz(State(http): State<Arc<Http>>) -> (StatusCode, &'static str) {
     if http.readiness.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }

@@ -113,7 +113,7 @@ struct ResultBody {
 }
 
 pub(super) async fn issue_bulk(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(caller): Extension<Arc<Caller>>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     uri: Uri,
@@ -123,7 +123,7 @@ pub(super) async fn issue_bulk(
     let (source, account_id) = parse_query(&uri)?;
     let body: IssueBody = read_json(&headers, body, &http.limits).await?;
     let request = IssueRequest {
-        caller: (*caller).clone(),
+        caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
         customer: identifiers(body.customer.0)?,
         metadata: body.metadata.map(|metadata| checked_metadata(metadata.0)).transpose()?,

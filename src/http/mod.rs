@@ -55,12 +55,13 @@ const PUBLIC: [&str; 3] = ["/healthz", "/readyz", "/v3/oauth/token/generate"];
 
 /// The route table.
 pub fn router(http: Http) -> Router {
+    let http = Arc::new(http);
     Router::new()
         .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
         .route("/v3/oauth/token/generate", post(token::generate))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
-        .route_layer(from_fn_with_state(http.clone(), authenticate::authenticate))
+        .route_layer(from_fn_with_state(Arc::clone(&http), authenticate::authenticate))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(errors::after_panic))

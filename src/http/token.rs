@@ -1,6 +1,8 @@
 //! `POST /v3/oauth/token/generate`: a client's key and secret for an access token (contract 5). It has an answer form of
 //! its own, which the published contract fixes.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -40,7 +42,11 @@ struct TokenAnswer<'a> {
     errors: Option<[TokenError; 1]>,
 }
 
-pub(super) async fn generate(State(http): State<Http>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn generate(
+    State(http): State<Arc<Http>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let request: TokenRequest = read_json(&headers, body, &http.limits).await?;
     match http.authenticator.grant(&request.key, &request.secret).await {
         Ok(granted) => {

@@ -2,7 +2,7 @@
 //!
 //! Uniqueness is not decided here: the database refuses a code that exists, and another is drawn.
 
-use crate::model::{CodeShape, Entropy, EntropyError};
+use crate::model::{ClientHandling, CodeShape, Entropy, EntropyError};
 
 /// Letters and digits without those that are taken for one another (0 O 1 I L).
 pub const ALPHANUMERIC: &[u8] = b"23456789ABCDEFGHJKMNPQRSTUVWXYZ";
@@ -19,6 +19,19 @@ pub const fn alphabet(shape: &CodeShape) -> &'static [u8] {
 #[must_use]
 pub fn space(shape: &CodeShape) -> u128 {
     (alphabet(shape).len() as u128).saturating_pow(u32::from(shape.random_code_length))
+}
+
+/// In a space of so many codes a draw is as good as never one that exists: with a hundred million coupons, once in a million.
+const VAST: u128 = 100_000_000_000_000;
+
+/// Whether it is to be expected that a new coupon's code exists already.
+#[must_use]
+pub fn may_collide(handling: &ClientHandling) -> bool {
+    match handling {
+        ClientHandling::Generated(shape) => space(shape) < VAST,
+        ClientHandling::Generic(_) => false,
+        ClientHandling::Pool => true,
+    }
 }
 
 /// Whether a draw could give this code.

@@ -40,7 +40,7 @@ impl Directory {
     pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, StoreError> {
         match self.organisations.get(&org_id).await {
             Some(organisation) => Ok(Some(organisation)),
-            None => self.organisation_now(org_id).await,
+            None => Box::pin(self.organisation_now(org_id)).await,
         }
     }
 

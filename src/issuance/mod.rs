@@ -29,7 +29,7 @@ use crate::store::{Store, StoreError};
 #[derive(Debug, Clone)]
 pub struct IssueRequest {
     /// Who asks.
-    pub caller: Caller,
+    pub caller: Arc<Caller>,
     /// For whom.
     pub customer: Identifiers,
     /// Of which series, in the order in which they are answered.

@@ -1,7 +1,8 @@
 //! One request, from its customer to its last entity.
 //!
 //! It goes in turns: read the facts, decide, have the decisions written. What a guard of the database refused, because
-//! another request was faster, is decided again in the next turn on fresh facts; most requests need one turn.
+//! another request was faster, is decided again in the next turn on fresh facts; most requests need one turn. What few of
+//! them need is boxed, so that the others do not carry its state about.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -45,8 +46,9 @@ async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organi
     if let Some(customer_id) = customers::as_given(remembered.customer_policy, &request.customer) {
         return Ok((remembered, customer_id));
     }
-    let current = issuer.directory.organisation_now(org_id).await?.ok_or_else(missing)?;
-    let customer_id = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer).await?;
+    let current = Box::pin(issuer.directory.organisation_now(org_id)).await?.ok_or_else(missing)?;
+    let identify = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer);
+    let customer_id = Box::pin(identify).await?;
     Ok((current, customer_id))
 }
 
@@ -134,9 +136,10 @@ impl Course<'_> {
             return Ok(Some(views));
         }
         let unknown: Vec<SeriesId> = unknown.into_iter().collect();
-        let (revision, found) = issuer.store.facts(self.organisation.id, &self.customer_id, &unknown).await?;
+        let facts = issuer.store.facts(self.organisation.id, &self.customer_id, &unknown);
+        let (revision, found) = Box::pin(facts).await?;
         if revision != self.organisation.revision {
-            self.follow_change().await?;
+            Box::pin(self.follow_change()).await?;
             return Ok(None);
         }
         for (series_id, fresh) in found {
@@ -231,6 +234,7 @@ impl Course<'_> {
                     revision: view.at.revision,
                     max_create: series.max_create,
                     is_exclusive: view.at.is_exclusive,
+                    may_collide: codes::may_collide(&series.client_handling),
                 };
                 Ok(Some((granted(shown, expires_on, 0, false), Work::Issue(Box::new(coupon)))))
             }

@@ -16,7 +16,7 @@ use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};
 
-use crate::support::{ORG, TestApp, close, eventually, fresh_dir, new_database, outcome, outcomes, series};
+use crate::support::{ORG, TestApp, close, eventually, fresh_dir, new_database, outcome, outcomes, series, tally};
 
 /// A Postgres of this test's own, which it may kill, and the service over it.
 async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
@@ -293,4 +293,26 @@ async fn a_space_of_codes_that_is_full_is_786_and_no_loop() {
     .await
     .unwrap();
     assert_eq!(app.issue_one("c", 1).await, "786");
+}
+
+/// Where a code is drawn from so vast a space that it should never exist already, and does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collision_against_all_odds_costs_that_coupon_alone() {
+    let app = Arc::new(TestApp::start(&[series(1, ""), series(2, "")]).await);
+    sqlx::query("create unique index odds on coupon (org_id) where series_id = 1").execute(&app.pool).await.unwrap();
+    let calls: Vec<_> = (0..32)
+        .map(|caller| {
+            let app = Arc::clone(&app);
+            tokio::spawn(async move { app.issue(&caller.to_string(), &[1, 2]).await })
+        })
+        .collect();
+    let mut all = Vec::new();
+    for call in calls {
+        let answer = call.await.unwrap();
+        let [first, second] = <[String; 2]>::try_from(outcomes(&answer)).unwrap();
+        assert_eq!(second, "issued");
+        all.push(first);
+    }
+    assert_eq!(tally(all), [("786".to_owned(), 31), ("issued".to_owned(), 1)].into());
+    assert_eq!(app.count("select from coupon").await, 33);
 }

@@ -45,7 +45,7 @@ impl Batches {
             return vec![Written::Unavailable; works.len()];
         }
         let coupons: Vec<&NewCoupon> = works.iter().filter_map(coupon).collect();
-        match self.call(&coupons).await {
+        match self.call(&coupons, Expect::Guarded).await {
             Ok(written) => merge(works, written.into_iter(), &Written::Confirmed),
             Err(error) => {
                 tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
@@ -93,12 +93,12 @@ impl Batches {
                 (None, _) => Some(self.send_alone(coupon).await?),
             };
         }
-        self.call(&[]).await.map(drop)
+        self.call(&[], Expect::All).await.map(drop)
     }
 
     /// Sends one coupon. An error: the connection broke.
     async fn send_alone(&mut self, coupon: &NewCoupon) -> Result<Written, sqlx::Error> {
-        match self.call(&[coupon]).await {
+        match self.call(&[coupon], Expect::All).await {
             Ok(one) => Ok(one.into_iter().next().unwrap_or(Written::Failed)),
             Err(error) if self.current.is_none() => Err(error),
             Err(error) if took_too_long(&error) => Ok(Written::Expired),
@@ -141,11 +141,12 @@ impl Batches {
     }
 
     /// Sends these as one call. After an error that leaves the connection's state unknown there is no connection.
-    async fn call(&mut self, coupons: &[&NewCoupon]) -> Result<Vec<Written>, sqlx::Error> {
+    async fn call(&mut self, coupons: &[&NewCoupon], expect: Expect) -> Result<Vec<Written>, sqlx::Error> {
         let patience = self.connector.patience();
         let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let called =
-            timeout(patience, issue_coupons(coupons, &writer.durability).fetch_one(&mut writer.connection)).await;
+            timeout(patience, issue_coupons(coupons, expect, &writer.durability).fetch_one(&mut writer.connection))
+                .await;
         let result = called.unwrap_or_else(|_| Err(no_answer())).and_then(|row| {
             let outcomes: Vec<i16> = row.try_get("outcomes")?;
             let codes: Vec<Option<String>> = row.try_get("issued_codes")?;
@@ -237,8 +238,16 @@ fn column<'c, T: 'c>(coupons: &[&'c NewCoupon], value: impl Fn(&'c NewCoupon) ->
     coupons.iter().map(|coupon| value(coupon)).collect()
 }
 
+/// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Guarded,
+    All,
+}
+
 fn issue_coupons<'q>(
     coupons: &[&NewCoupon],
+    expect: Expect,
     durability: &'q str,
 ) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
     sqlx::query(
@@ -258,7 +267,7 @@ fn issue_coupons<'q>(
     .bind(column(coupons, |c| c.expires_on.to_sqlx()))
     .bind(column(coupons, |c| c.issued_at.to_sqlx()))
     .bind(column(coupons, |c| c.issue_id))
-    .bind(column(coupons, |c| c.is_exclusive || c.max_create.is_some() || c.code == Code::FromPool))
+    .bind(column(coupons, |c| expect == Expect::All || c.is_guarded()))
     .bind(column(coupons, |c| c.max_create))
     .bind(column(coupons, |c| c.is_exclusive))
     .bind(column(coupons, |c| c.till_id.as_str()))
