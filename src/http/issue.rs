@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Extension, Query, State};
-use axum::http::{HeaderMap, Uri};
+use axum::extract::{Extension, Query, Request, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -116,12 +115,11 @@ pub(super) async fn issue_bulk(
     State(http): State<Arc<Http>>,
     Extension(caller): Extension<Arc<Caller>>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let (source, account_id) = parse_query(&uri)?;
-    let body: IssueBody = read_json(&headers, body, &http.limits).await?;
+    let (head, body) = request.into_parts();
+    let (source, account_id) = parse_query(&head.uri)?;
+    let body: IssueBody = read_json(&head.headers, body, &http.limits).await?;
     let request = IssueRequest {
         caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,

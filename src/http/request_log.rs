@@ -18,7 +18,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of a request: the caller's own if it is well formed, else a new one (contract 2).
 #[derive(Debug, Clone)]
-pub(super) struct RequestId(pub(super) String);
+pub(super) struct RequestId(pub(super) Arc<str>);
 
 /// What became of the entities of a request, for its log line.
 #[derive(Debug, Clone)]
@@ -31,11 +31,11 @@ pub(super) struct Counts {
 
 pub(super) async fn request_log(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = request_id(&request);
+    let id: Arc<str> = request_id(&request).into();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
     let span = tracing::info_span!("request", request_id = %id);
-    request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
     let mut response = next.run(request).instrument(span).await;
 

@@ -41,7 +41,7 @@ pub struct IssueRequest {
     /// Stored with each coupon.
     pub metadata: Option<Metadata>,
     /// Stored with each coupon.
-    pub request_id: String,
+    pub request_id: Arc<str>,
 }
 
 /// What became of a request: one entity for each series asked for, in that order.

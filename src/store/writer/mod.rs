@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId, Source, StoreId};
+use crate::model::{Caller, CustomerId, Metadata, OrgId, Revision, SeriesId, Source};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +43,11 @@ pub struct NewCoupon {
     pub code: Code,
     pub expires_on: Date,
     pub issued_at: Timestamp,
-    pub till_id: String,
-    pub store_id: StoreId,
+    pub caller: Arc<Caller>,
     pub source: Source,
     pub account_id: Option<String>,
     pub metadata: Option<Metadata>,
-    pub request_id: String,
+    pub request_id: Arc<str>,
     /// Guard: the organisation must still be at this revision.
     pub revision: Revision,
     /// Guard: the series must have issued fewer than this.
