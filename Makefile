@@ -21,9 +21,10 @@ check: tools ## Format, lints and docs, without a warning
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same row
+bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same row; and what limits cost
 	cargo build --release
 	benches/throughput.sh target/release/coupon-issuer
+	benches/hot_series.sh target/release/coupon-issuer
 
 clean: ## Remove what was built, and the demo's data
 	cargo clean

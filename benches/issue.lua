@@ -1,7 +1,5 @@
--- The load of throughput.sh: every request is for another customer. SERIES is the number of series in each.
-local ids = {}
-for i = 1, tonumber(os.getenv("SERIES") or "1") do ids[i] = 1000 + i end
-local before = '{"seriesIds":[' .. table.concat(ids, ",") .. '],"customer":{"id":"'
+-- The load of the benchmarks: every request is for another customer. SERIES lists the ids of the series in each: 1001,1002
+local before = '{"seriesIds":[' .. os.getenv("SERIES") .. '],"customer":{"id":"'
 local headers = {
   ["Content-Type"] = "application/json",
   -- store.server : md5(server123), as a till sends it
