@@ -12,6 +12,7 @@ rounds=${ROUNDS:-5}
 . "$here/start.sh"
 DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
 
+command -v "${bin}pgbench" > /dev/null || { echo "pgbench is missing: install Postgres' contrib package" >&2; exit 1; }
 bare() { # rows, each its own transaction
     "${bin}pgbench" -n -c16 -j2 -T"$seconds" -M prepared -f "$here/bare_insert.sql" "$url" 2>/dev/null \
         | awk '/^tps/ { printf "%.0f\n", $3 }'
@@ -22,7 +23,7 @@ SERIES=1001 issue "$seconds" > /dev/null # warm
 before=$(bare)
 for round in $(seq "$rounds"); do
     for count in 1 2 10; do
-        requests=$(SERIES=$(seq -s, 1001 $((1000 + count))) issue "$seconds")
+        requests=$(SERIES=$(seq 1001 $((1000 + count)) | paste -sd, -) issue "$seconds")
         after=$(bare)
         figure=$((requests * count))
         echo "$after" >> "$data/bare"

@@ -206,6 +206,7 @@ create function lock_organisation(org_id bigint) returns void language sql volat
 --   5 collision    the code exists already
 --   6 excluded     the customer holds a coupon of a mutually exclusive series
 --   7 empty        no code in the pool is left for this customer
+--   8 paused       the organisation's settings are being changed
 --
 -- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap. guarded[i] says whether any of 3 to
 -- 7 is to be expected: where it is not, and the code exists all the same, the call fails with a unique violation, with the
@@ -213,7 +214,7 @@ create function lock_organisation(org_id bigint) returns void language sql volat
 --
 -- The batch holds a lock on its organisations, so that the revision it has read stays the current one. It is the session's,
 -- to outlive the commits; after a call that failed it is still held, and the caller gives it back with
--- pg_advisory_unlock_all. In order of the organisations, as `apply` takes them: nobody waits in a circle.
+-- pg_advisory_unlock_all. Nobody waits for it: an organisation that `apply` has locked, or waits to lock, holds up no other's.
 --
 -- Of those who count a series' coupons or take its codes, one goes at a time: a batch locks the series for all of its coupons
 -- that are to be had of it, so that it is handed on once a batch and not once a coupon, and has given it back before the flush.
@@ -232,7 +233,7 @@ language plpgsql as $$
 declare
     item record;
     this_org bigint;
-    this_revision bigint;
+    this_revision bigint;                   -- null while the organisation is being changed
     series_key bigint;
     locked_key bigint;
     given text;
@@ -242,11 +243,6 @@ begin
     -- What is written in few statements here is so for speed: each costs a coupon about a microsecond.
     outcomes := array_fill(1::smallint, array[cardinality(org_ids)]);
     issued_codes := codes;
-    if org_ids[1] = all (org_ids) then
-        ignored := pg_advisory_lock_shared(20191, hashint8(org_ids[1]));
-    else
-        perform pg_advisory_lock_shared(20191, hashint8(o)) from (select distinct unnest(org_ids) as o order by 1) ordered;
-    end if;
 
     -- In order of the series, so that a hot one is locked once. No coupon of a batch depends on another of the same batch.
     for item in
@@ -260,13 +256,16 @@ begin
     loop
         if item.org_id is distinct from this_org then
             this_org := item.org_id;
-            select o.revision into this_revision from organisation o where o.org_id = this_org;
+            this_revision := null;
+            if pg_try_advisory_lock_shared(20191, hashint8(this_org)) then
+                select o.revision into this_revision from organisation o where o.org_id = this_org;
+            end if;
         end if;
 
         outcome := 1;
         given := item.code;
         if item.revision is distinct from this_revision then
-            outcome := 2;
+            outcome := case when this_revision is null then 8 else 2 end;
         elsif not item.guarded then
             insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
                                 till_id, store_id, source, account_id, metadata, request_id)
@@ -336,6 +335,10 @@ begin
     ignored := set_config('synchronous_commit', durability, true);
     ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
     commit;
+    -- A timeout that strikes while a commit waits for a standby makes it succeed with no more than a warning.
+    if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
+        raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
+    end if;
     ignored := pg_advisory_unlock_all();
 end
 $$;
@@ -397,9 +400,9 @@ begin
     end if;
     delete from pool_code p where p.org_id = of_org and p.series_id = of_series and p.place = next returning p.code into taken;
     insert into pool_counter (org_id, series_id, given) values (of_org, of_series, next);
-    if next % 100 = 0 then
+    if next / 100 > last / 100 then
         delete from pool_counter g
-         where g.org_id = of_org and g.series_id = of_series and g.given between next - 200 and next - 1;
+         where g.org_id = of_org and g.series_id = of_series and g.given between last / 100 * 100 and last;
     end if;
     return taken;
 end

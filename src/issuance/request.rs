@@ -6,8 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::rules::{self, Decision, Moment};
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers};
@@ -15,6 +16,8 @@ use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
 use crate::store::writer::{Code, NewCoupon, Work, Written};
 use crate::store::{SeriesAtRevision, StoreError};
 
+/// How long a turn waits for settings that are being changed.
+const PAUSE: Duration = Duration::from_millis(20);
 /// After so many codes that existed already, the space of codes counts as full.
 const MOST_COLLISIONS: u8 = 10;
 
@@ -26,12 +29,14 @@ pub(super) async fn process(
 ) -> Result<Issuance, IssueError> {
     let (organisation, customer_id) = identify(issuer, request).await?;
     let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
-    let mut course = Course { issuer, request, organisation, customer_id, deadline, slots };
+    let mut course = Course { issuer, request, organisation, customer_id, deadline, slots, paused: false };
     while course.is_open() {
         if Instant::now() >= deadline {
             course.close_with(&Refusal::TimedOut);
         } else if let Err(error) = course.turn().await {
             course.broken_off(error)?;
+        } else if std::mem::take(&mut course.paused) {
+            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
         }
     }
     course.finish()
@@ -60,6 +65,8 @@ struct Course<'a> {
     customer_id: CustomerId,
     deadline: Instant,
     slots: Vec<Slot>,
+    /// The organisation's settings are being changed: the next turn had better wait a moment.
+    paused: bool,
 }
 
 /// One entity on its way.
@@ -257,6 +264,11 @@ impl Course<'_> {
             Written::Confirmed => Some(Ok(sent.granted)),
             Written::Stale => {
                 slot.needs_facts = true;
+                None
+            }
+            Written::Paused => {
+                slot.needs_facts = true;
+                self.paused = true;
                 None
             }
             Written::Collision => {

@@ -118,6 +118,9 @@ fn is_header(line: &[u8]) -> bool {
 /// One line, without its end.
 fn parse(line: &[u8]) -> Content {
     let line = std::str::from_utf8(line).map_err(|_| "the line is not UTF-8")?;
+    if line.contains('\r') {
+        return Err("the line has a carriage return in it: lines end with LF, or CR and LF");
+    }
     let columns: Vec<String> = if line.contains('"') {
         quoted(line)?
     } else {
@@ -210,6 +213,7 @@ mod tests {
             ("A\u{0}1", "the code has a space or a control character in it"),
             ("A1,c\u{0}", "the customer's id has a control character in it"),
             ("\"A1", "a quote is not closed"),
+            ("\"A1\"\r\"A2\"", "the line has a carriage return in it: lines end with LF, or CR and LF"),
             (long.as_str(), "the code is longer than 255 characters"),
             (&format!("A1,{long}"), "the customer's id is longer than 255 characters"),
             (&long.repeat(100), "the line is too long"),

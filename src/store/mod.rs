@@ -54,6 +54,9 @@ impl From<sqlx::Error> for StoreError {
 /// read as a whole.
 const LOOK_UPS_ONLY: (&str, &str) = ("enable_seqscan", "off");
 
+/// What is read after a lock was waited for must be what holds by then, whatever the database's default.
+const READ_COMMITTED: &str = "set session characteristics as transaction isolation level read committed";
+
 /// The bounds on reads.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadLimits {

@@ -2,12 +2,14 @@
 //!
 //! How far a file has come is stored in the same transaction as the codes, so that an upload that broke can go on.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
-use super::StoreError;
+use super::{LOOK_UPS_ONLY, READ_COMMITTED, StoreError};
 use crate::model::{OrgId, SeriesId};
 
 /// A code to be uploaded.
@@ -78,9 +80,10 @@ impl CodeUpload {
         file_sha256: Vec<u8>,
     ) -> Result<Option<Self>, StoreError> {
         let mut connection = connect.connect().await?;
-        // The session's, until it ends: two uploads at once would give out the same places.
+        // The session's, until it ends: two uploads at once would give out the same places. (No customer's lock has this
+        // seed: theirs is the organisation, which is never negative.)
         let is_mine: bool =
-            sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended(format('%s %s', $1, $2), 20192))")
+            sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended(format('%s %s', $1, $2), -1))")
                 .bind(org_id.0)
                 .bind(series_id.0)
                 .fetch_one(&mut connection)
@@ -88,6 +91,10 @@ impl CodeUpload {
         if !is_mine {
             return Ok(None);
         }
+        // Each statement must see what was committed before it.
+        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
+        let look_ups_only = sqlx::query("select set_config($1, $2, false)").bind(LOOK_UPS_ONLY.0).bind(LOOK_UPS_ONLY.1);
+        look_ups_only.execute(&mut connection).await?;
         sqlx::query(
             "create temporary table uploaded (line bigint not null, code text not null, customer_id text) on commit delete rows",
         )
@@ -130,11 +137,15 @@ impl CodeUpload {
             transaction.copy_in_raw("copy uploaded (line, code, customer_id) from stdin (format csv)").await?;
         copy.send(as_csv(codes)?).await?;
         copy.finish().await?;
-        let duplicates: Vec<i64> = sqlx::query_scalar(KEEP_NEW)
+        // Else nobody would know how much that is, and plan for a few lines.
+        sqlx::query("analyze uploaded").execute(&mut *transaction).await?;
+        let known: Vec<i64> = sqlx::query_scalar(KEEP_NEW)
             .bind(self.org_id.0)
             .bind(self.series_id.0)
             .fetch_all(&mut *transaction)
             .await?;
+        let issued: Vec<i64> = sqlx::query_scalar(DROP_ISSUED).bind(self.org_id.0).fetch_all(&mut *transaction).await?;
+        let duplicates: BTreeSet<i64> = known.into_iter().chain(issued).collect();
 
         let count = |lines: usize| i64::try_from(lines).unwrap_or(i64::MAX);
         let state = ImportState {
@@ -162,7 +173,7 @@ impl CodeUpload {
         .await?;
         transaction.commit().await?;
         self.state = state;
-        Ok(duplicates)
+        Ok(duplicates.into_iter().collect())
     }
 
     /// Notes that the file is through, and has Postgres look at what is there now, so that it plans for it.
@@ -184,7 +195,8 @@ impl CodeUpload {
     }
 }
 
-/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others, in order.
+/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others. Whether a code
+/// is a coupon is asked for each, by a scalar query: a join may be planned as a walk over all coupons.
 const KEEP_NEW: &str = "
     with first as (
         select distinct on (u.code) u.line, u.code, u.customer_id from uploaded u order by u.code, u.line),
@@ -199,13 +211,24 @@ const KEEP_NEW: &str = "
         select $1, $2, f.code, case when f.customer_id is null then b.place + row_number() over (order by f.line) end,
                f.customer_id
           from first f cross join behind b
-         where not exists (select from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code)
-           and not exists (select from series s where s.org_id = $1 and s.generic_code = f.code)
+         where (select c.code from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code) is null
+           and f.code not in (select s.generic_code from series s where s.org_id = $1 and s.generic_code is not null)
         on conflict do nothing
         returning code)
     select u.line from uploaded u
-     where u.line not in (select f.line from first f join taken t on t.code = f.code)
-     order by u.line";
+    except
+    select f.line from first f join taken t on t.code = f.code";
+
+/// Takes off again what was issued while it was being put in: by the time that shows, it is committed. Returns the lines.
+const DROP_ISSUED: &str = "
+    with issued as materialized (
+        select u.code, u.line from uploaded u
+         where (select c.code from coupon c where c.org_id = $1 and c.code = u.code and not c.shared_code) is not null),
+    dropped as (
+        delete from pool_code p
+         where p.org_id = $1 and p.code = any (array(select i.code from issued i))
+        returning p.code)
+    select min(i.line) from issued i join dropped d on d.code = i.code group by i.code";
 
 fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, StoreError> {
     let mut writer = csv::Writer::from_writer(Vec::with_capacity(codes.len() * 32));

@@ -82,7 +82,7 @@ impl Provisioning {
     /// When the database cannot be reached.
     pub async fn begin(connect: &PgConnectOptions) -> Result<Self, StoreError> {
         let mut connection = connect.connect().await?;
-        sqlx::query("begin").execute(&mut connection).await?;
+        sqlx::query("begin isolation level read committed").execute(&mut connection).await?;
         // Two applies at once would each see the other's organisations half way.
         sqlx::query("select pg_advisory_xact_lock(20190, 0)").execute(&mut connection).await?;
         Ok(Self { connection })

@@ -316,3 +316,56 @@ async fn a_collision_against_all_odds_costs_that_coupon_alone() {
     assert_eq!(tally(all), [("786".to_owned(), 31), ("issued".to_owned(), 1)].into());
     assert_eq!(app.count("select from coupon").await, 33);
 }
+
+/// Whoever changes one organisation holds up its own coupons, and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_organisation_that_is_being_changed_holds_up_no_other() {
+    let other = "[[orgs]]\nid = 2\nname = \"O\"\ndefault_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"S\"\n\
+                 [[orgs.tills]]\nid = \"other\"\nstore_id = 10\npassword = \"p\"\n";
+    let file = format!("{ORG}{}{other}{}", series(1, ""), series(1, ""));
+    let app = Arc::new(TestApp::start_with(&file, |_| {}).await);
+    let mut holder = app.connect.connect().await.unwrap();
+    sqlx::raw_sql("begin; select lock_organisation(1)").execute(&mut holder).await.unwrap();
+    let waiting: Vec<_> = (0..16)
+        .map(|caller| {
+            let app = Arc::clone(&app);
+            tokio::spawn(async move { app.issue_one(&caller.to_string(), 1).await })
+        })
+        .collect();
+    for _ in 0..40 {
+        let body = json!({"seriesIds": [1], "customer": {"id": "c"}});
+        let request = app.client().post(app.url("/v2/coupon/bulk/issue")).basic_auth("other", Some("p")).json(&body);
+        let answer = request.send().await.unwrap().json().await.unwrap();
+        assert_eq!(outcomes(&answer), ["issued"]);
+    }
+    assert_eq!(app.count("select from coupon where org_id = 1").await, 0);
+    close(holder).await;
+    for call in waiting {
+        assert_eq!(call.await.unwrap(), "issued");
+    }
+}
+
+/// A commit whose wait for a standby is cut short succeeds, with a warning that nobody reads: it is not durable as asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_standby_has_is_not_answered_as_issued() {
+    let (postgres, app) = own_server("standby").await;
+    let setting = |value: &'static str| {
+        let pool = app.pool.clone();
+        async move {
+            for statement in [value, "select pg_reload_conf()"] {
+                sqlx::raw_sql(statement).execute(&pool).await.unwrap();
+            }
+        }
+    };
+    assert_eq!(app.issue_one("before", 1).await, "issued");
+    setting("alter system set synchronous_standby_names = 'nobody'").await;
+    eventually("the setting holds", async || {
+        app.count("select where current_setting('synchronous_standby_names') = 'nobody'").await == 1
+    })
+    .await;
+    assert_eq!(app.issue_one("meanwhile", 1).await, "748");
+    setting("alter system reset synchronous_standby_names").await;
+    eventually("the service has recovered", async || app.issue_one("after", 1).await == "issued").await;
+    app.stop().await;
+    tokio::task::spawn_blocking(move || postgres.stop()).await.unwrap().unwrap();
+}

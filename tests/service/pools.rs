@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
 
-use crate::support::{TestApp, outcome, series};
+use crate::support::{TestApp, close, eventually, outcome, series};
 
 const POOL: &str = "client_handling_type = \"DISC_CODE_PIN\"";
 
@@ -189,6 +189,36 @@ async fn no_code_is_given_out_twice_while_files_are_uploaded() {
     }
     let distinct: std::collections::BTreeSet<&String> = given.iter().collect();
     assert_eq!((distinct.len(), given.len()), (402, 402));
+}
+
+/// The upload begins while the code is still in the pool, and goes on when it is a coupon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_that_is_issued_during_the_upload_is_not_put_back() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    import(&app, 1, &file("one\ntwo\n")).await;
+    let mut issuing = app.connect.connect().await.unwrap();
+    sqlx::raw_sql(
+        "begin; delete from pool_code where code = 'one';
+         insert into coupon (org_id, series_id, customer_id, code, shared_code, expires_on, issued_at, issue_id, till_id,
+                             store_id, source, request_id)
+         values (1, 1, 'c', 'one', false, '2027-05-09', now(), gen_random_uuid(), 't', 10, 'INSTORE', 'r')",
+    )
+    .execute(&mut issuing)
+    .await
+    .unwrap();
+    let (connect, codes) = (app.connect.clone(), file("one\nthree\none\n"));
+    let upload = tokio::spawn(async move {
+        app::import_codes(&connect, 1, 1, codes.path(), &mut |_| {}).await.map(|done| counts(&done))
+    });
+    eventually("the upload waits for the one who issues", async || {
+        app.count("select from pg_locks where not granted and pid in (select pid from pg_stat_activity where datname = current_database())").await > 0
+    })
+    .await;
+    sqlx::raw_sql("commit").execute(&mut issuing).await.unwrap();
+    close(issuing).await;
+    assert_eq!(upload.await.unwrap().unwrap(), (1, 2, 0));
+    assert_eq!(app.count("select from pool_code where code in ('two', 'three')").await, 2);
+    assert_eq!(app.count("select from pool_code").await, 2);
 }
 
 #[tokio::test]

@@ -101,8 +101,14 @@ impl Batches {
         match self.call(&[coupon], Expect::All).await {
             Ok(one) => Ok(one.into_iter().next().unwrap_or(Written::Failed)),
             Err(error) if self.current.is_none() => Err(error),
-            Err(error) if took_too_long(&error) => Ok(Written::Expired),
             Err(error) => {
+                // It may be committed, and only what came after it have failed.
+                if let Some(code) = self.find_committed(&[coupon]).await?.remove(&coupon.issue_id) {
+                    return Ok(Written::Issued(code));
+                }
+                if took_too_long(&error) {
+                    return Ok(Written::Expired);
+                }
                 tracing::error!(%error, series_id = coupon.series_id.0, "the database cannot take this coupon");
                 Ok(Written::Failed)
             }
@@ -229,6 +235,7 @@ fn meaning(outcome: i16, code: Option<String>) -> Written {
     match (outcome, code) {
         (1, Some(code)) => Written::Issued(code),
         (5, _) => Written::Collision,
+        (8, _) => Written::Paused,
         (2..=4 | 6 | 7, _) => Written::Stale,
         _ => Written::Failed,
     }

@@ -7,7 +7,7 @@ use jiff_sqlx::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 
-use crate::store::LOOK_UPS_ONLY;
+use crate::store::{LOOK_UPS_ONLY, READ_COMMITTED};
 
 /// Makes connections for one task.
 pub(super) struct Connector {
@@ -63,6 +63,7 @@ impl Connector {
         .bind(LOOK_UPS_ONLY.1)
         .execute(&mut connection)
         .await?;
+        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
         Ok(WriterConnection { connection, durability, backend })
     }

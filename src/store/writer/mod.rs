@@ -84,6 +84,8 @@ pub enum Written {
     Confirmed,
     /// A guard refused: the decision has gone stale and must be made again on fresh facts. Nothing is stored.
     Stale,
+    /// The organisation's settings are being changed: it must be decided again, a moment later. Nothing is stored.
+    Paused,
     /// The code exists already. Nothing is stored.
     Collision,
     /// The database failed on this coupon alone. Nothing is stored.
@@ -143,7 +145,7 @@ impl Writer {
         (Self { queue }, tasks)
     }
 
-    /// Has these done, in order, in one batch, and returns what became of each.
+    /// Has these done, in one batch and in any order, and returns what became of each.
     ///
     /// It always answers: within `deadline` and the time the database may take for a batch.
     ///
