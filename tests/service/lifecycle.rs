@@ -125,17 +125,17 @@ async fn without_postgres_the_demo_says_what_to_do() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_finishes_what_is_in_flight() {
     let database = new_database().await;
-    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    app::apply_text(&database, &format!("{ORG}{}", series(1, "max_create = 100"))).await.unwrap();
     let running = Running::start(&mut serve(&database));
-    // A coupon that waits for a lock is in flight for as long as the test wants.
+    // A coupon that waits for the lock on its series is in flight for as long as the test wants.
     let mut holder = database.connect().await.unwrap();
-    sqlx::raw_sql("begin; select lock_organisation(1)").execute(&mut holder).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(hashint8extended(1, 1))").execute(&mut holder).await.unwrap();
     let request = running.post(json!({"seriesIds": [1], "customer": {"id": "c"}}));
     let (answer, ()) = tokio::join!(request, async {
         eventually("the coupon waits", || async {
             let mut connection = database.connect().await.unwrap();
             let waits = sqlx::query(
-                "select from pg_locks where locktype = 'advisory' and not granted and classid = 20191
+                "select from pg_locks where locktype = 'advisory' and not granted
                                       and database = (select oid from pg_database where datname = current_database())",
             );
             let waits = waits.fetch_all(&mut connection).await.unwrap().len() == 1;
