@@ -10,6 +10,7 @@ mod entropy;
 mod facts;
 mod organisation;
 mod plan;
+mod rate_limit;
 mod series;
 
 pub use caller::{Access, Caller, Credential};
@@ -20,4 +21,5 @@ pub use entropy::{Entropy, EntropyError, OsEntropy};
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
 pub use plan::{CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan};
+pub use rate_limit::RateLimit;
 pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Series, SeriesId};
