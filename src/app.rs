@@ -16,15 +16,16 @@ use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
+use secrecy::ExposeSecret;
 use sqlx::postgres::PgConnectOptions;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::auth::{Authenticator, TokenKeys};
-use crate::config::{HttpSettings, Settings};
+use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeySource, SigningKeys};
+use crate::config::{AuthSettings, HttpSettings, Settings};
 use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, router};
 use crate::issuance::{IssueLimits, Issuer};
-use crate::model::{Clock, Entropy, OrgId, OsEntropy, SeriesId, SystemClock};
+use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
 pub use crate::pool::{Event, ImportState};
 use crate::provisioning::{self, Report};
@@ -53,6 +54,7 @@ pub struct App {
     settings: HttpSettings,
     store: Store,
     writers: Vec<JoinHandle<()>>,
+    following: AbortHandle,
 }
 
 impl App {
@@ -70,7 +72,7 @@ impl App {
             },
         );
         wait_for_schema(&store, settings.database.startup_timeout).await?;
-        let keys = TokenKeys::load(&store).await?;
+        let keys = SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await?;
         let (writer, writers) = Writer::start(
             connect,
             WriterLimits {
@@ -83,19 +85,30 @@ impl App {
         let Outside { clock, entropy } = outside;
         let limits =
             IssueLimits { timeout: settings.issuing.timeout, settings_time_to_live: settings.issuing.settings_cache };
-        let authenticator =
-            Authenticator::new(store.clone(), clock.clone(), entropy.clone(), keys, settings.auth.credential_cache)?;
+        let public_url = settings.http.public_url.clone();
+        let authenticator = Arc::new(Authenticator::new(
+            store.clone(),
+            clock.clone(),
+            entropy.clone(),
+            keys,
+            public_url.clone(),
+            &auth_limits(settings),
+        )?);
+        let following = Arc::clone(&authenticator);
+        let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
         let http = Http {
             issuer: Arc::new(Issuer::new(store.clone(), writer, clock, entropy, limits)),
-            authenticator: Arc::new(authenticator),
+            authenticator,
             readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
             limits: HttpLimits {
                 max_body_bytes: settings.http.max_body_bytes,
                 body_timeout: settings.http.body_timeout,
                 max_series_ids: settings.http.max_series_ids,
             },
+            public_url,
+            trusted_proxies: settings.http.trusted_proxies.clone(),
         };
-        Ok(Self { http, settings: settings.http.clone(), store, writers })
+        Ok(Self { http, settings: settings.http.clone(), store, writers, following })
     }
 
     /// Serves on this listener until `stop` is done; then accepts nothing more and finishes what is in flight, for as long
@@ -110,7 +123,8 @@ impl App {
         let mut server =
             axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle.clone()).http1_only();
         server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
-        let serving = tokio::spawn(server.serve(router(self.http.clone()).into_make_service()));
+        let serving =
+            tokio::spawn(server.serve(router(self.http.clone()).into_make_service_with_connect_info::<SocketAddr>()));
         tracing::info!(%address, "serving");
 
         stop.await;
@@ -130,6 +144,7 @@ impl App {
     /// Waits for issuances whose callers have gone, and then for the writer.
     async fn finish(self) {
         self.http.issuer.finish().await;
+        self.following.abort();
         drop(self.http);
         for writer in self.writers {
             if let Err(error) = writer.await {
@@ -249,6 +264,28 @@ async fn wait_for_schema(store: &Store, patience: Duration) -> anyhow::Result<()
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+fn key_source(settings: &AuthSettings) -> KeySource {
+    if !settings.signing_keys_file.is_empty() {
+        KeySource::File(settings.signing_keys_file.clone().into())
+    } else if !settings.signing_keys.expose_secret().is_empty() {
+        KeySource::Value(settings.signing_keys.clone())
+    } else {
+        KeySource::Database
+    }
+}
+
+fn auth_limits(settings: &Settings) -> AuthLimits {
+    AuthLimits {
+        credential_cache: settings.auth.credential_cache,
+        secret_cache: settings.auth.secret_cache,
+        rate_limit: RateLimit::of(settings.rate_limit.per_minute),
+        attempts: AttemptLimits {
+            by_name: settings.rate_limit.failures_per_minute,
+            by_address: settings.rate_limit.failures_per_minute_by_address,
+        },
     }
 }
 

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use config::{Config, ConfigError, Environment, File, FileFormat};
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use sqlx::postgres::PgConnectOptions;
@@ -26,6 +27,7 @@ pub struct Settings {
     pub writer: WriterSettings,
     pub issuing: IssuingSettings,
     pub auth: AuthSettings,
+    pub rate_limit: RateLimitSettings,
     pub log: LogSettings,
 }
 
@@ -36,6 +38,9 @@ pub struct Settings {
 pub struct HttpSettings {
     pub listen: SocketAddr,
     pub max_body_bytes: usize,
+    #[serde(deserialize_with = "url_if_any")]
+    pub public_url: Option<String>,
+    pub trusted_proxies: Vec<IpNet>,
     #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
     pub header_timeout: Duration,
     #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
@@ -100,6 +105,20 @@ pub struct IssuingSettings {
 pub struct AuthSettings {
     #[serde(rename = "credential_cache_seconds", deserialize_with = "seconds")]
     pub credential_cache: Duration,
+    #[serde(rename = "secret_cache_seconds", deserialize_with = "seconds")]
+    pub secret_cache: Duration,
+    pub signing_keys_file: String,
+    pub signing_keys: SecretString,
+}
+
+/// `[rate_limit]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct RateLimitSettings {
+    pub per_minute: i32,
+    pub failures_per_minute: u32,
+    pub failures_per_minute_by_address: u32,
 }
 
 /// `[log]`.
@@ -144,6 +163,9 @@ pub enum SettingsError {
     /// A number that must not be zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// Keys that sign from two places.
+    #[error("auth.signing_keys_file and auth.signing_keys are both set: one of them is enough")]
+    TwoKeySources,
     /// No database is named.
     #[error("no database: set DATABASE_URL, or database.url or database.url_file in the configuration")]
     NoDatabase,
@@ -167,6 +189,7 @@ impl Settings {
         }
         let environment =
             Environment::with_prefix("COUPON_ISSUER").prefix_separator("__").separator("__").try_parsing(true);
+        let environment = environment.list_separator(",").with_list_parse_key("http.trusted_proxies");
         let settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
         settings.checked()
     }
@@ -177,10 +200,15 @@ impl Settings {
             ("writer.tasks", self.writer.tasks),
             ("writer.batch", self.writer.batch),
             ("writer.queue", self.writer.queue),
+            ("rate_limit.failures_per_minute", self.rate_limit.failures_per_minute as usize),
+            ("rate_limit.failures_per_minute_by_address", self.rate_limit.failures_per_minute_by_address as usize),
             ("database.max_connections", self.database.max_connections as usize),
         ];
         match numbers.into_iter().find(|(_, number)| *number == 0) {
             Some((key, _)) => Err(SettingsError::Zero(key)),
+            None if !self.auth.signing_keys_file.is_empty() && !self.auth.signing_keys.expose_secret().is_empty() => {
+                Err(SettingsError::TwoKeySources)
+            }
             None => Ok(self),
         }
     }
@@ -211,6 +239,19 @@ impl DatabaseSettings {
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
     Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+}
+
+/// A URL of http or https, without the slash at its end.
+fn url_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let url = String::deserialize(deserializer)?;
+    if url.is_empty() {
+        return Ok(None);
+    }
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['?', '#', ' '])) {
+        return Err(serde::de::Error::custom("must be a URL such as https://coupons.example.com"));
+    }
+    Ok(Some(url.trim_end_matches('/').to_owned()))
 }
 
 fn address_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {

@@ -2,38 +2,66 @@
 //!
 //! Knows no HTTP: the tower middleware in `http` takes the credentials out of the headers and puts the caller in.
 
+mod attempts;
+mod jwt;
+mod keys;
+mod memory;
+mod outside;
 mod passwords;
+mod rate_limits;
 mod tokens;
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
+pub use attempts::AttemptLimits;
+use attempts::{Attempt, Attempts};
+use jiff::Timestamp;
+pub use keys::{KeyError, KeySource, SigningKeys, generate as generate_signing_key};
 use md5::{Digest, Md5};
-use moka::future::Cache;
+use memory::{Fingerprint, Memory, Remembered};
+use outside::OutsideIssuers;
 use passwords::{PasswordError, Passwords};
 pub use passwords::{hash_secret, verify_secret};
+use rate_limits::RateLimits;
 use secrecy::{ExposeSecret, SecretString};
-use sha2::Sha256;
-pub use tokens::{KeyError, TokenKeys};
-use tokens::{TokenError, VerifiedToken};
+pub use tokens::SCOPE;
+use tokens::Tokens;
 
-use crate::model::{Caller, Clock, Entropy, EntropyError};
-use crate::store::{Store, StoreError};
+use crate::model::{Access, Caller, Clock, Entropy, RateLimit};
+use crate::store::{Store, StoreError, StoredClient};
 
-/// Credentials remembered at once, at most.
-const MOST_REMEMBERED: u64 = 100_000;
+/// How long to wait before listening for changes again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a caller is not let in. Cheap to clone: callers that wait for the same check share its result.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AuthError {
-    /// No such till or client, or not its secret; or a token that is not one of ours.
-    #[error("the credentials are not valid")]
-    Invalid,
-    /// The token was ours, and its time is over.
+    /// No such till or client, or not its secret; or a token that is not good. The reason is for the log alone.
+    #[error("the credentials are not valid: {0}")]
+    Invalid(&'static str),
+    /// The token was good, and its time is over.
     #[error("the token has expired")]
     Expired,
+    /// The credential has made all the requests that it may make.
+    #[error("more than {limit} requests a minute")]
+    TooManyRequests {
+        /// Requests a minute.
+        limit: u32,
+        /// When the next one is let through.
+        retry_after: Duration,
+    },
+    /// Too many secrets of this name, or from this address, were wrong.
+    #[error("too many wrong secrets")]
+    TooManyFailures {
+        /// When the next one is verified.
+        retry_after: Duration,
+    },
+    /// The token's issuer has never been reached.
+    #[error("the token's issuer cannot be reached")]
+    IssuerAway,
     /// The credentials cannot be checked now.
     #[error("the credentials cannot be checked: {0}")]
     Unavailable(#[source] Arc<StoreError>),
@@ -57,14 +85,15 @@ impl From<PasswordError> for AuthError {
     }
 }
 
-impl From<TokenError> for AuthError {
-    fn from(error: TokenError) -> Self {
-        match error {
-            TokenError::Invalid => Self::Invalid,
-            TokenError::Expired => Self::Expired,
-            TokenError::Unsigned(reason) => Self::Internal(reason),
-        }
-    }
+/// An authenticator cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// There is no randomness for the process's key.
+    #[error(transparent)]
+    Entropy(#[from] crate::model::EntropyError),
+    /// There is no client for fetching the keys of outside issuers.
+    #[error("fetching the keys of outside issuers: {0}")]
+    Web(#[from] reqwest::Error),
 }
 
 /// A token as it is handed out.
@@ -73,6 +102,21 @@ pub struct AccessToken {
     pub token: SecretString,
     /// How long it lives, in seconds.
     pub ttl_seconds: i64,
+    /// What it may be used for: [`SCOPE`], or nothing.
+    pub scope: Option<&'static str>,
+}
+
+/// The bounds on credentials.
+#[derive(Debug, Clone)]
+pub struct AuthLimits {
+    /// How long a good credential is remembered without being looked up again.
+    pub credential_cache: Duration,
+    /// How long a secret that was verified is not verified again, while its stored hash stays the same.
+    pub secret_cache: Duration,
+    /// Requests a minute, where neither the credential nor its organisation says otherwise.
+    pub rate_limit: RateLimit,
+    /// Wrong secrets a minute.
+    pub attempts: AttemptLimits,
 }
 
 /// Checks credentials. What was found good is remembered for a short time, under a hash with a key of this process, so
@@ -81,138 +125,257 @@ pub struct Authenticator {
     store: Store,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
-    keys: TokenKeys,
+    keys: Arc<SigningKeys>,
+    tokens: Tokens,
+    outside: OutsideIssuers,
     passwords: Passwords,
-    remembered: Cache<[u8; 32], Arc<Remembered>>,
-    fingerprint: Hmac<Sha256>,
-}
-
-struct Remembered {
-    caller: Arc<Caller>,
-    /// For a client's secret: how long its tokens live. For a token: when it ends.
-    seconds: i64,
+    attempts: Attempts,
+    rate_limits: RateLimits,
+    memory: Memory,
 }
 
 impl Authenticator {
-    /// An authenticator that remembers a good credential for `time_to_live`: the longest time for which a changed
-    /// password or access level may still work as before.
+    /// An authenticator whose tokens name this public URL as their issuer.
     ///
     /// # Errors
-    /// When there is no randomness for the process's key.
+    /// When there is no randomness for the process's key, or no client for the web.
     pub fn new(
         store: Store,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
-        keys: TokenKeys,
-        time_to_live: Duration,
-    ) -> Result<Self, EntropyError> {
-        let mut key = [0; 64];
-        entropy.fill(&mut key)?;
+        keys: SigningKeys,
+        public_url: Option<String>,
+        limits: &AuthLimits,
+    ) -> Result<Self, SetUpError> {
+        let keys = Arc::new(keys);
         Ok(Self {
+            tokens: Tokens::new(Arc::clone(&keys), public_url),
+            keys,
+            outside: OutsideIssuers::new(store.clone(), Arc::clone(&clock))?,
+            passwords: Passwords::new(),
+            attempts: Attempts::new(limits.attempts),
+            rate_limits: RateLimits::new(limits.rate_limit, Arc::clone(&clock)),
+            memory: Memory::new(&*entropy, limits.credential_cache, limits.secret_cache)?,
             store,
             clock,
             entropy,
-            keys,
-            passwords: Passwords::new(),
-            remembered: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(time_to_live).build(),
-            fingerprint: Hmac::new(&key.into()),
         })
+    }
+
+    /// The keys that sign, for publishing.
+    #[must_use]
+    pub fn keys(&self) -> &SigningKeys {
+        &self.keys
+    }
+
+    /// Listens for changes of credentials and keys, for as long as it is polled.
+    pub async fn follow_changes(&self) {
+        loop {
+            match self.store.credential_changes().await {
+                Ok(mut changes) => {
+                    self.memory.listening(true);
+                    self.refresh_keys().await;
+                    let lost = loop {
+                        match changes.next().await {
+                            Ok(true) => self.memory.forget(),
+                            Ok(false) => {}
+                            Err(error) => break error,
+                        }
+                        self.refresh_keys().await;
+                    };
+                    self.memory.listening(false);
+                    tracing::warn!(error = %lost, "changes of credentials are not heard of; looking each credential up again every second");
+                    changes.close().await;
+                }
+                Err(error) => tracing::debug!(%error, "cannot listen for changes of credentials"),
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    async fn refresh_keys(&self) {
+        if let Err(error) = self.keys.refresh().await {
+            tracing::error!(%error, "the signing keys cannot be read again; going on with those at hand");
+        }
     }
 
     /// The till that sends this password, plain or as its md5 (contract 5).
     ///
     /// # Errors
     /// [`AuthError`], except `Expired`.
-    pub async fn till(&self, till_id: &str, password: &SecretString) -> Result<Arc<Caller>, AuthError> {
+    pub async fn till(&self, till_id: &str, password: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
         possible(till_id)?;
         let md5 = till_password(password);
-        let remembered = self
-            .recall(self.fingerprint(&["till", till_id, md5.expose_secret()]), || async {
-                let till = self.store.till(till_id).await?;
-                let (caller, hash) = till.map(|till| (till.caller, till.password_hash)).unzip();
-                self.checked(caller, hash, md5).await.map(|caller| Arc::new(Remembered { caller, seconds: 0 }))
-            })
-            .await?;
-        Ok(Arc::clone(&remembered.caller))
+        let key = self.memory.fingerprint(&["till", till_id, md5.expose_secret()]);
+        let attempt = Attempt { kind: "till", name: till_id, address: from };
+        let known = self.memory.recall(key, || self.look_up_till(till_id, key, &md5, attempt)).await?;
+        self.rate_limits.admit(&known)?;
+        Ok(Arc::clone(&known.caller))
     }
 
-    /// The caller behind a token (contract 5).
+    async fn look_up_till(
+        &self,
+        till_id: &str,
+        key: Fingerprint,
+        md5: &SecretString,
+        attempt: Attempt<'_>,
+    ) -> Result<Remembered, AuthError> {
+        let till = self.store.till(till_id).await?;
+        let hash = till.as_ref().map(|till| till.password_hash.clone());
+        self.prove(key, hash, md5, attempt).await?;
+        let till = till.filter(|till| !till.disabled).ok_or(AuthError::Invalid("the till is disabled"))?;
+        Ok(Remembered {
+            caller: Arc::new(till.caller),
+            name: format!("till:{till_id}").into(),
+            rate_limit: till.rate_limit,
+            seconds: 0,
+        })
+    }
+
+    /// The caller behind a token (contract 5), of this service or of an outside issuer.
     ///
     /// # Errors
     /// [`AuthError`].
-    pub async fn token(&self, token: &SecretString) -> Result<Arc<Caller>, AuthError> {
-        let remembered = self
-            .recall(self.fingerprint(&["token", token.expose_secret()]), || async {
-                let VerifiedToken { client_key, expires_at } = self.keys.verify(token, self.clock.now())?;
-                possible(&client_key)?;
-                let client = self.store.oauth_client(&client_key).await?.ok_or(AuthError::Invalid)?;
-                Ok(Arc::new(Remembered { caller: Arc::new(client.caller), seconds: expires_at }))
-            })
-            .await?;
-        if self.clock.now().as_second() >= remembered.seconds {
+    pub async fn token(&self, token: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
+        let key = self.memory.fingerprint(&["token", token.expose_secret()]);
+        let known = self.memory.recall(key, || self.look_up_token(token.expose_secret(), from)).await?;
+        if self.clock.now().as_second() >= known.seconds {
             return Err(AuthError::Expired);
         }
-        Ok(Arc::clone(&remembered.caller))
+        self.rate_limits.admit(&known)?;
+        Ok(Arc::clone(&known.caller))
+    }
+
+    async fn look_up_token(&self, token: &str, from: IpAddr) -> Result<Remembered, AuthError> {
+        // Every token that is not good counts towards its sender's address alone: it may name anyone.
+        let attempt = Attempt { kind: "token", name: "", address: from };
+        if let Some(retry_after) = self.attempts.blocked_by_address(attempt) {
+            return Err(AuthError::TooManyFailures { retry_after });
+        }
+        let verified = self.verify_token(token).await;
+        if let Err(AuthError::Invalid(_)) = verified {
+            self.attempts.failed_from(attempt);
+        }
+        verified
+    }
+
+    async fn verify_token(&self, token: &str) -> Result<Remembered, AuthError> {
+        let (header, issuer) = jwt::peek(token)?;
+        if self.tokens.are_ours(&issuer) {
+            let token = self.tokens.verify(token, &header, &issuer, self.clock.now())?;
+            let is_ours = |client: &StoredClient| client.caller.org_id == token.org_id && client.issuer.is_none();
+            let client = self.client(&token.client_key).await?.filter(is_ours);
+            return known_by_token(&token.client_key, client, token.issued_at, token.expires_at);
+        }
+        let token = self.outside.verify(token, &header, &issuer).await?;
+        let is_its = |client: &StoredClient| {
+            client.caller.org_id == token.org_id && client.issuer.as_ref() == Some(&token.issuer)
+        };
+        let client = self.client(&token.client_key).await?.filter(is_its);
+        known_by_token(&token.client_key, client, token.issued_at, token.expires_at)
+    }
+
+    async fn client(&self, client_key: &str) -> Result<Option<StoredClient>, AuthError> {
+        possible(client_key)?;
+        Ok(self.store.oauth_client(client_key).await?)
     }
 
     /// A token for the client with this key and secret (contract 5).
     ///
     /// # Errors
     /// [`AuthError`], except `Expired`.
-    pub async fn grant(&self, client_key: &str, secret: &SecretString) -> Result<AccessToken, AuthError> {
+    pub async fn grant(&self, client_key: &str, secret: &SecretString, from: IpAddr) -> Result<AccessToken, AuthError> {
         possible(client_key)?;
-        let remembered = self
-            .recall(self.fingerprint(&["client", client_key, secret.expose_secret()]), || async {
-                let client = self.store.oauth_client(client_key).await?;
-                let seconds = client.as_ref().map_or(0, |client| i64::from(client.token_ttl_seconds));
-                let (caller, hash) = client.map(|client| (client.caller, client.secret_hash)).unzip();
-                let caller = self.checked(caller, hash, secret.clone()).await?;
-                Ok(Arc::new(Remembered { caller, seconds }))
-            })
-            .await?;
-        let now = self.clock.now();
-        let token = self.keys.sign(client_key, &remembered.caller, now, remembered.seconds, &*self.entropy)?;
-        Ok(AccessToken { token, ttl_seconds: remembered.seconds })
+        let key = self.memory.fingerprint(&["client", client_key, secret.expose_secret()]);
+        let attempt = Attempt { kind: "client", name: client_key, address: from };
+        let known = self.memory.recall(key, || self.look_up_client(client_key, key, secret, attempt)).await?;
+        self.rate_limits.admit(&known)?;
+        let scope = (known.caller.access >= Access::Write).then_some(SCOPE);
+        let lifetime = (self.clock.now(), known.seconds);
+        let token = self.tokens.sign(client_key, &known.caller, scope, lifetime, &*self.entropy)?;
+        Ok(AccessToken { token, ttl_seconds: known.seconds, scope })
     }
 
-    /// What is remembered under this key, or else what the check finds, which is remembered if it is good. Of those who
-    /// ask for the same at once, one checks.
-    async fn recall<F: Future<Output = Result<Arc<Remembered>, AuthError>>>(
+    async fn look_up_client(
         &self,
-        key: [u8; 32],
-        check: impl FnOnce() -> F,
-    ) -> Result<Arc<Remembered>, AuthError> {
-        match self.remembered.get(&key).await {
-            Some(remembered) => Ok(remembered),
-            // Boxed, so that the many who are remembered do not carry its state about.
-            None => Box::pin(self.remembered.try_get_with(key, check())).await.map_err(|shared| (*shared).clone()),
-        }
+        client_key: &str,
+        key: Fingerprint,
+        secret: &SecretString,
+        attempt: Attempt<'_>,
+    ) -> Result<Remembered, AuthError> {
+        let client = self.store.oauth_client(client_key).await?;
+        let hash = client.as_ref().and_then(|client| client.secret_hash.clone());
+        self.prove(key, hash, secret, attempt).await?;
+        let client = client.filter(|client| !client.disabled).ok_or(AuthError::Invalid("the client is disabled"))?;
+        Ok(Remembered {
+            seconds: i64::from(client.token_ttl_seconds),
+            name: format!("client:{client_key}").into(),
+            rate_limit: client.rate_limit,
+            caller: Arc::new(client.caller),
+        })
     }
 
-    async fn checked(
+    /// Whether the secret belongs to the hash. Without a hash it does not, after the same time.
+    async fn prove(
         &self,
-        caller: Option<Caller>,
+        key: Fingerprint,
         hash: Option<String>,
-        secret: SecretString,
-    ) -> Result<Arc<Caller>, AuthError> {
-        let is_right = self.passwords.verify(hash, secret).await?;
-        caller.filter(|_| is_right).map(Arc::new).ok_or(AuthError::Invalid)
-    }
-
-    /// A key for the memory of good credentials: keyed, so that a dump of it is no list of password hashes.
-    fn fingerprint(&self, parts: &[&str]) -> [u8; 32] {
-        let mut mac = self.fingerprint.clone();
-        for part in parts {
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part.as_bytes());
+        secret: &SecretString,
+        attempt: Attempt<'_>,
+    ) -> Result<(), AuthError> {
+        if let Some(hash) = &hash
+            && self.memory.is_proven(&key, hash).await
+        {
+            return Ok(());
         }
-        mac.finalize().into_bytes().into()
+        let blocked = || match self.attempts.blocked(attempt) {
+            Some(retry_after) => Err(AuthError::TooManyFailures { retry_after }),
+            None => Ok(()),
+        };
+        blocked()?;
+        let turn = self.passwords.turn().await?;
+        // Those who were verified meanwhile count.
+        blocked()?;
+        let (is_known, stored) = (hash.is_some(), hash.clone());
+        if turn.verify(hash, secret.clone()).await? {
+            self.memory.prove(key, stored.as_deref().unwrap_or_default()).await;
+            return Ok(());
+        }
+        self.attempts.failed(attempt);
+        Err(AuthError::Invalid(if is_known {
+            "the secret is wrong"
+        } else {
+            "there is no such till or client with a secret"
+        }))
     }
+}
+
+/// What is remembered of a good token, if its client may still use it.
+fn known_by_token(
+    client_key: &str,
+    client: Option<StoredClient>,
+    issued_at: i64,
+    expires_at: i64,
+) -> Result<Remembered, AuthError> {
+    let client = client.ok_or(AuthError::Invalid("the token's client is none of its issuer's"))?;
+    if client.disabled {
+        return Err(AuthError::Invalid("the token's client is disabled"));
+    }
+    // In doubt, a token of the second in which they were revoked was made before.
+    if client.tokens_from.is_some_and(|from| Timestamp::from_second(issued_at).is_ok_and(|issued| issued < from)) {
+        return Err(AuthError::Invalid("the token was revoked"));
+    }
+    Ok(Remembered {
+        name: format!("client:{client_key}").into(),
+        rate_limit: client.rate_limit,
+        caller: Arc::new(client.caller),
+        seconds: expires_at,
+    })
 }
 
 /// Postgres has no U+0000 in a text, so nothing that it knows is called so.
 fn possible(name: &str) -> Result<(), AuthError> {
-    if name.contains('\0') { Err(AuthError::Invalid) } else { Ok(()) }
+    if name.contains('\0') { Err(AuthError::Invalid("the name holds U+0000")) } else { Ok(()) }
 }
 
 /// What a till's password is checked as: its md5 in lower-case hex. What looks like one is taken as one.

@@ -1,13 +1,13 @@
 //! Secrets at rest: argon2id, with the parameters that the library recommends.
 //!
-//! Slow by design, so it never runs on the async threads and never on more cores than there are.
+//! Slow by design, so it never runs on the async threads and never on all of the cores.
 
 use std::sync::{Arc, OnceLock};
 
 use argon2::Argon2;
 use argon2::password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A secret could not be hashed or checked; a wrong secret is not an error.
 #[derive(Debug, thiserror::Error)]
@@ -44,23 +44,33 @@ pub fn verify_secret(hash: &str, secret: &SecretString) -> Result<bool, Password
     }
 }
 
-/// Checks secrets beside the async threads, as many at once as there are cores.
+/// Checks secrets beside the async threads, on half of the cores at most: who floods the service with secrets cannot keep it
+/// from serving those whose secrets it knows.
 pub(super) struct Passwords {
     permits: Arc<Semaphore>,
 }
 
+/// Leave to check one secret.
+pub(super) struct Turn(#[expect(dead_code, reason = "given back when dropped")] OwnedSemaphorePermit);
+
 impl Passwords {
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { permits: Arc::new(Semaphore::new(cores)) }
+        Self { permits: Arc::new(Semaphore::new(cores.div_ceil(2))) }
     }
 
+    /// Waits for a turn.
+    pub(super) async fn turn(&self) -> Result<Turn, PasswordError> {
+        Ok(Turn(Arc::clone(&self.permits).acquire_owned().await.map_err(|_| PasswordError::BrokeOff)?))
+    }
+}
+
+impl Turn {
     /// Whether the secret is the one behind the hash. Without a hash the answer is no, after the same time: how long it
     /// takes does not tell whether there is such a till.
-    pub(super) async fn verify(&self, hash: Option<String>, secret: SecretString) -> Result<bool, PasswordError> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| PasswordError::BrokeOff)?;
+    pub(super) async fn verify(self, hash: Option<String>, secret: SecretString) -> Result<bool, PasswordError> {
         let checked = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _turn = self;
             match hash {
                 Some(hash) => verify_secret(&hash, &secret),
                 None => verify_secret(nobodys_hash()?, &secret).map(|_| false),

@@ -2,6 +2,7 @@
 //!
 //! Denies by default: only the routes that the route table lists as public pass without a caller who may write.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -12,8 +13,9 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
+use super::address::ClientAddress;
 use super::errors::ApiError;
 use super::{Http, PUBLIC};
 use crate::model::{Access, Caller};
@@ -41,7 +43,8 @@ pub(super) async fn authenticate(
     if path.is_some_and(|path| PUBLIC.contains(&path.as_str())) {
         return next.run(request).await;
     }
-    let caller = match caller(&http, request.headers()).await {
+    let from = ClientAddress::of(request.extensions());
+    let caller = match caller(&http, request.headers(), from).await {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
@@ -55,38 +58,49 @@ pub(super) async fn authenticate(
     response
 }
 
-async fn caller(http: &Http, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    match credentials(headers).ok_or(ApiError::NoCredentials)?? {
-        Credentials::Basic { till_id, password } => Ok(http.authenticator.till(&till_id, &password).await?),
-        Credentials::Token(token) => Ok(http.authenticator.token(&token).await?),
+async fn caller(http: &Http, headers: &HeaderMap, from: IpAddr) -> Result<Arc<Caller>, ApiError> {
+    match credentials(headers)?.ok_or(ApiError::NoCredentials)? {
+        Credentials::Basic { till_id, password } => Ok(http.authenticator.till(&till_id, &password, from).await?),
+        Credentials::Token(token) => Ok(http.authenticator.token(&token, from).await?),
     }
 }
 
-/// The credentials that decide: a token wherever there is one, else Basic.
-fn credentials(headers: &HeaderMap) -> Option<Result<Credentials, ApiError>> {
-    if let Some(token) = headers.get(OAUTH_TOKEN).filter(|token| !token.is_empty()) {
-        return Some(token.to_str().map(token_of).map_err(|_| ApiError::BadCredentials));
+/// The credentials that decide: a token of the contract's own header wherever there is one, else those of `Authorization`.
+fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
+    if let Some(token) = only(headers, &OAUTH_TOKEN)?.filter(|token| !token.is_empty()) {
+        return Ok(Some(token_of(token)));
     }
-    let mut basic = None;
-    for authorization in headers.get_all(AUTHORIZATION) {
-        let Ok(text) = authorization.to_str() else { return Some(Err(ApiError::BadCredentials)) };
-        match text.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => return Some(Ok(token_of(token))),
-            Some((scheme, pair)) if scheme.eq_ignore_ascii_case("basic") => {
-                basic = Some(basic_of(pair).ok_or(ApiError::BadCredentials));
-            }
-            _ => {}
+    let Some(authorization) = only(headers, &AUTHORIZATION)? else { return Ok(None) };
+    match authorization.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token_of(token))),
+        Some((scheme, pair)) if scheme.eq_ignore_ascii_case("basic") => {
+            let (till_id, password) =
+                basic_of(pair).ok_or(ApiError::BadCredentials("the Basic credentials cannot be read"))?;
+            Ok(Some(Credentials::Basic { till_id, password }))
         }
+        _ => Ok(None),
     }
-    basic
+}
+
+/// A header that may come once, as text.
+fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::BadCredentials("the header with the credentials comes twice"));
+    }
+    let text =
+        value.to_str().map_err(|_| ApiError::BadCredentials("the header with the credentials is no plain text"))?;
+    Ok(Some(text))
 }
 
 fn token_of(token: &str) -> Credentials {
     Credentials::Token(token.trim().into())
 }
 
-fn basic_of(pair: &str) -> Option<Credentials> {
-    let pair = String::from_utf8(BASE64.decode(pair.trim()).ok()?).ok()?;
-    let (till_id, password) = pair.split_once(':')?;
-    Some(Credentials::Basic { till_id: till_id.to_owned(), password: password.into() })
+/// Name and secret of Basic credentials (RFC 7617).
+pub(super) fn basic_of(pair: &str) -> Option<(String, SecretString)> {
+    let pair = SecretString::from(String::from_utf8(BASE64.decode(pair.trim()).ok()?).ok()?);
+    let (name, secret) = pair.expose_secret().split_once(':')?;
+    Some((name.to_owned(), secret.into()))
 }

@@ -23,7 +23,7 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     body: Body,
     limits: &HttpLimits,
 ) -> Result<T, ApiError> {
-    if !is_json(headers) {
+    if !is_of_type(headers, "application/json") {
         return Err(ApiError::NotJson);
     }
     if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
@@ -32,14 +32,19 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     parse(&read(body, limits).await?)
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Whether the body is said to be of this media type, whatever its parameters.
+pub(super) fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(given), None) = (types.next(), types.next()) else { return false };
     let media_type = given.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
-    media_type.trim().eq_ignore_ascii_case("application/json")
+    media_type.trim().eq_ignore_ascii_case(wanted)
 }
 
-async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
+/// All of a body.
+///
+/// # Errors
+/// 413 and 408 beyond the limits, 400 if it breaks off.
+pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
     let most = limits.max_body_bytes;
     match tokio::time::timeout(limits.body_timeout, Limited::new(body, most).collect()).await {
         Err(_elapsed) => Err(ApiError::BodyTooSlow),

@@ -4,6 +4,7 @@
 //! what went wrong inside is logged here, once.
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -48,8 +49,16 @@ pub(super) enum ApiError {
     UnknownCustomer,
     ConflictingCustomer,
     NoCredentials,
-    BadCredentials,
+    /// The reason is for the log alone.
+    BadCredentials(&'static str),
     ExpiredToken,
+    TooManyRequests {
+        limit: u32,
+        retry_after: Duration,
+    },
+    TooManyFailures {
+        retry_after: Duration,
+    },
     Forbidden,
     NotFound,
     MethodNotAllowed,
@@ -61,8 +70,14 @@ pub(super) enum ApiError {
     EncodedBody,
     Internal(String),
     Unavailable(String),
+    /// The outside issuer of a token has never been reached.
+    IssuerAway,
     Overloaded,
 }
+
+/// Why credentials were not accepted, for the log line of the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Denied(pub(super) &'static str);
 
 #[derive(Serialize)]
 struct Body {
@@ -89,9 +104,15 @@ impl ApiError {
                 fixed(S::BAD_REQUEST, 721, "customer: the identifiers name different customers")
             }
             Self::NoCredentials => fixed(S::UNAUTHORIZED, 401, "Authentication is required"),
-            Self::BadCredentials => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
+            Self::BadCredentials(_) => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
             Self::ExpiredToken => fixed(S::UNAUTHORIZED, 498, "The access token has expired"),
             Self::Forbidden => fixed(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
+            Self::TooManyRequests { limit, .. } => {
+                later(S::TOO_MANY_REQUESTS, &format!("Too many requests: {limit} a minute are allowed"))
+            }
+            Self::TooManyFailures { .. } => {
+                later(S::TOO_MANY_REQUESTS, "Too many failed attempts to authenticate; try again later")
+            }
             Self::NotFound => fixed(S::NOT_FOUND, 404, "No such path"),
             Self::MethodNotAllowed => fixed(S::METHOD_NOT_ALLOWED, 405, "Method not allowed; see the Allow header"),
             Self::BodyTooSlow => later(S::REQUEST_TIMEOUT, "The request body took too long to arrive"),
@@ -106,6 +127,7 @@ impl ApiError {
                 later(S::INTERNAL_SERVER_ERROR, "Internal error; the log has it under this request id")
             }
             Self::Unavailable(_) => later(S::SERVICE_UNAVAILABLE, "The database is unavailable; try again later"),
+            Self::IssuerAway => later(S::SERVICE_UNAVAILABLE, "The token's issuer cannot be reached; try again later"),
             Self::Overloaded => later(S::SERVICE_UNAVAILABLE, "Too many requests are waiting; try again later"),
         }
     }
@@ -118,14 +140,22 @@ impl ApiError {
                 add(WWW_AUTHENTICATE, "Basic realm=\"coupon-issuer\", charset=\"UTF-8\"");
                 add(WWW_AUTHENTICATE, "Bearer realm=\"coupon-issuer\"");
             }
-            Self::BadCredentials | Self::ExpiredToken => {
+            Self::BadCredentials(_) | Self::ExpiredToken => {
                 add(WWW_AUTHENTICATE, "Basic realm=\"coupon-issuer\", charset=\"UTF-8\"");
                 add(WWW_AUTHENTICATE, "Bearer realm=\"coupon-issuer\", error=\"invalid_token\"");
             }
             Self::EncodedBody => {
                 add(ACCEPT_ENCODING, "identity");
             }
-            Self::Unavailable(_) | Self::Overloaded => {
+            Self::TooManyRequests { limit, retry_after } => {
+                let wait = whole_seconds(*retry_after);
+                headers.insert(RETRY_AFTER, wait.into());
+                limited(&mut headers, "requests", *limit, wait);
+            }
+            Self::TooManyFailures { retry_after } => {
+                headers.insert(RETRY_AFTER, whole_seconds(*retry_after).into());
+            }
+            Self::Unavailable(_) | Self::IssuerAway | Self::Overloaded => {
                 add(RETRY_AFTER, "1");
             }
             _ => {}
@@ -133,10 +163,24 @@ impl ApiError {
         headers
     }
 
+    /// Why the credentials were not accepted, if that is what is wrong.
+    const fn denied(&self) -> Option<Denied> {
+        match self {
+            Self::NoCredentials => Some(Denied("no credentials")),
+            Self::BadCredentials(reason) => Some(Denied(reason)),
+            Self::ExpiredToken => Some(Denied("the token has expired")),
+            Self::Forbidden => Some(Denied("the access level is too low")),
+            Self::TooManyRequests { .. } => Some(Denied("the rate limit is reached")),
+            Self::TooManyFailures { .. } => Some(Denied("too many wrong credentials")),
+            _ => None,
+        }
+    }
+
     fn log(&self) {
         match self {
             Self::Internal(reason) => tracing::error!(reason, "a request failed"),
             Self::Unavailable(reason) => tracing::warn!(reason, "a request found the database away"),
+            Self::IssuerAway => tracing::warn!("a request found its token's issuer away"),
             Self::Overloaded => tracing::warn!("a request was turned away: too many are waiting"),
             _ => {}
         }
@@ -148,7 +192,29 @@ impl IntoResponse for ApiError {
         self.log();
         let (status, code, message, retryable) = self.parts();
         let body = Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] };
-        (status, self.headers(), Json(body)).into_response()
+        let mut response = (status, self.headers(), Json(body)).into_response();
+        if let Some(denied) = self.denied() {
+            response.extensions_mut().insert(denied);
+        }
+        response
+    }
+}
+
+/// Rounded up: who waits so long is let through.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+/// The limit and what is left of it, as the IETF's draft on rate limits in HTTP headers spells them.
+fn limited(headers: &mut HeaderMap, policy: &str, limit: u32, wait: u64) {
+    let values = [
+        ("ratelimit-policy", format!("\"{policy}\";q={limit};w=60")),
+        ("ratelimit", format!("\"{policy}\";r=0;t={wait}")),
+    ];
+    for (name, value) in values {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
     }
 }
 
@@ -169,8 +235,11 @@ impl From<IssueError> for ApiError {
 impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
         match error {
-            AuthError::Invalid => Self::BadCredentials,
+            AuthError::Invalid(reason) => Self::BadCredentials(reason),
             AuthError::Expired => Self::ExpiredToken,
+            AuthError::TooManyRequests { limit, retry_after } => Self::TooManyRequests { limit, retry_after },
+            AuthError::TooManyFailures { retry_after } => Self::TooManyFailures { retry_after },
+            AuthError::IssuerAway => Self::IssuerAway,
             AuthError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
             AuthError::Internal(reason) => Self::Internal(reason),
         }

@@ -2,11 +2,13 @@
 //!
 //! Parses requests into `issuance`'s types and renders what comes back. Nothing is decided here, and there is no SQL.
 
+mod address;
 mod authenticate;
 mod body;
 mod errors;
 mod health;
 mod issue;
+mod oauth;
 mod object;
 mod request_log;
 mod token;
@@ -15,9 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 pub use health::{Readiness, ReadinessCheck};
+use ipnet::IpNet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::Authenticator;
@@ -47,11 +50,16 @@ pub struct Http {
     pub readiness: Arc<Readiness>,
     /// Bounds requests.
     pub limits: HttpLimits,
+    /// Where callers reach the service, without a slash at the end; `None`: under whatever name they use.
+    pub public_url: Option<String>,
+    /// The proxies whose word is taken for a caller's address.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// The routes that anyone may call. Every other route needs a caller with write access: a new one is closed until it is
 /// listed here.
-const PUBLIC: [&str; 3] = ["/healthz", "/readyz", "/v3/oauth/token/generate"];
+const PUBLIC: [&str; 6] =
+    ["/healthz", "/readyz", "/v3/oauth/token/generate", "/oauth/token", oauth::METADATA_PATH, oauth::KEYS_PATH];
 
 /// The route table.
 pub fn router(http: Http) -> Router {
@@ -59,12 +67,15 @@ pub fn router(http: Http) -> Router {
     Router::new()
         .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
         .route("/v3/oauth/token/generate", post(token::generate))
+        .route("/oauth/token", post(oauth::token))
+        .route(oauth::METADATA_PATH, get(oauth::metadata))
+        .route(oauth::KEYS_PATH, get(oauth::keys))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route_layer(from_fn_with_state(Arc::clone(&http), authenticate::authenticate))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(errors::after_panic))
-        .layer(from_fn(request_log::request_log))
+        .layer(from_fn_with_state(Arc::clone(&http), request_log::request_log))
         .with_state(http)
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -11,6 +11,9 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::Http;
+use super::address::ClientAddress;
+use super::errors::Denied;
 use crate::model::Caller;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
@@ -29,8 +32,10 @@ pub(super) struct Counts {
     pub(super) refused: Option<String>,
 }
 
-pub(super) async fn request_log(mut request: Request, next: Next) -> Response {
+pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let address = ClientAddress::find(request.extensions(), request.headers(), &http.trusted_proxies);
+    request.extensions_mut().insert(address);
     let id: Arc<str> = request_id(&request).into();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
@@ -44,12 +49,12 @@ pub(super) async fn request_log(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    log(&id, method.as_str(), route, &response, started);
+    log(&id, method.as_str(), route, address, &response, started);
     response
 }
 
 /// The line names the request itself, outside of its span: that is the cheaper way, and every request takes it.
-fn log(request_id: &str, method: &str, route: &str, response: &Response, started: Instant) {
+fn log(request_id: &str, method: &str, route: &str, from: ClientAddress, response: &Response, started: Instant) {
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
     let labels = [("route", route.to_owned()), ("status", status.to_string())];
@@ -63,6 +68,7 @@ fn log(request_id: &str, method: &str, route: &str, response: &Response, started
     }
     let caller = response.extensions().get::<Arc<Caller>>();
     let counts = response.extensions().get::<Counts>();
+    let denied = response.extensions().get::<Denied>();
     tracing::info!(
         request_id,
         method,
@@ -70,6 +76,8 @@ fn log(request_id: &str, method: &str, route: &str, response: &Response, started
         status,
         org_id = caller.map(|caller| caller.org_id.0),
         till_id = caller.map(|caller| caller.till_id.as_str()),
+        denied = denied.map(|denied| denied.0),
+        address = denied.map(|_| tracing::field::display(from.0)),
         total = counts.map(|counts| counts.total),
         issued = counts.map(|counts| counts.total - counts.failures),
         failures = counts.map(|counts| counts.failures),

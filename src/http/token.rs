@@ -7,14 +7,15 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::CACHE_CONTROL;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::Http;
+use super::address::ClientAddress;
 use super::body::read_json;
-use super::errors::ApiError;
+use super::errors::{ApiError, Denied};
 use crate::auth::AuthError;
 
 #[derive(Deserialize)]
@@ -45,18 +46,21 @@ struct TokenAnswer<'a> {
 pub(super) async fn generate(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,
+    extensions: Extensions,
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: TokenRequest = read_json(&headers, body, &http.limits).await?;
-    match http.authenticator.grant(&request.key, &request.secret).await {
+    match http.authenticator.grant(&request.key, &request.secret, ClientAddress::of(&extensions)).await {
         Ok(granted) => {
             let data = TokenData { access_token: granted.token.expose_secret(), ttl_seconds: granted.ttl_seconds };
             Ok(answer(StatusCode::OK, &TokenAnswer { data: Some(data), errors: None }))
         }
-        Err(AuthError::Invalid | AuthError::Expired) => {
+        Err(AuthError::Invalid(reason)) => {
             let error = TokenError { code: 320_001, message: "Invalid client key and secret" };
             let body = answer(StatusCode::UNAUTHORIZED, &TokenAnswer { data: None, errors: Some([error]) });
-            Ok((ApiError::NoCredentials.headers(), body).into_response())
+            let mut response = (ApiError::NoCredentials.headers(), body).into_response();
+            response.extensions_mut().insert(Denied(reason));
+            Ok(response)
         }
         Err(error) => Err(error.into()),
     }

@@ -1,11 +1,13 @@
 //! Tills and OAuth clients as they log in: by name alone, before any organisation is known.
 //! Whether a secret is right is checked in `auth`.
 
+use jiff::Timestamp;
+use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
 use super::rows::unknown_value;
 use super::{Store, StoreError};
-use crate::model::{Access, Caller, Credential, OrgId, StoreId};
+use crate::model::{Access, Caller, Credential, OrgId, RateLimit, StoreId};
 
 /// A till as it is stored.
 pub struct StoredTill {
@@ -13,16 +15,45 @@ pub struct StoredTill {
     pub caller: Caller,
     /// argon2id over the md5 that it sends.
     pub password_hash: String,
+    /// Whether it has been switched off.
+    pub disabled: bool,
+    /// Its limit or its organisation's; `None`: the service's.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// An OAuth client as it is stored.
 pub struct StoredClient {
     /// The caller it makes.
     pub caller: Caller,
-    /// argon2id over its secret.
-    pub secret_hash: String,
+    /// argon2id over its secret; `None`: its tokens come from an outside issuer.
+    pub secret_hash: Option<String>,
+    /// The outside issuer that its tokens come from.
+    pub issuer: Option<String>,
     /// How long its tokens live, in seconds.
     pub token_ttl_seconds: i32,
+    /// Whether it has been switched off.
+    pub disabled: bool,
+    /// Tokens made before are void.
+    pub tokens_from: Option<Timestamp>,
+    /// Its limit or its organisation's; `None`: the service's.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// An outside issuer whose tokens an organisation accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTokenIssuer {
+    /// The only organisation whose clients it may name.
+    pub org_id: OrgId,
+    /// As its tokens say it.
+    pub issuer: String,
+    /// What they must be meant for.
+    pub audience: String,
+    /// Where its keys are; `None`: where its discovery document says.
+    pub jwks_url: Option<String>,
+    /// The claim that holds the client's key.
+    pub client_claim: String,
+    /// The signature algorithms that are accepted.
+    pub algorithms: Vec<String>,
 }
 
 #[derive(FromRow)]
@@ -52,7 +83,9 @@ impl Store {
     /// When the database cannot be asked.
     pub async fn till(&self, till_id: &str) -> Result<Option<StoredTill>, StoreError> {
         let row = sqlx::query(
-            "select t.org_id, t.till_id, t.store_id, coalesce(s.access, o.default_access) as access, t.password_hash
+            "select t.org_id, t.till_id, t.store_id, coalesce(t.access, s.access, o.default_access) as access,
+                    t.password_hash, t.disabled,
+                    coalesce(t.rate_limit_per_minute, o.rate_limit_per_minute) as rate_limit_per_minute
                from till t
                join store s on s.org_id = t.org_id and s.store_id = t.store_id
                join organisation o on o.org_id = t.org_id
@@ -65,6 +98,8 @@ impl Store {
         Ok(Some(StoredTill {
             caller: CallerRow::from_row(&row)?.into_caller(Credential::Till)?,
             password_hash: row.try_get("password_hash")?,
+            disabled: row.try_get("disabled")?,
+            rate_limit: rate_limit(&row)?,
         }))
     }
 
@@ -74,9 +109,11 @@ impl Store {
     /// When the database cannot be asked.
     pub async fn oauth_client(&self, client_key: &str) -> Result<Option<StoredClient>, StoreError> {
         let row = sqlx::query(
-            "select c.org_id, c.till_id, t.store_id, c.access, c.secret_hash, c.token_ttl_seconds
+            "select c.org_id, c.till_id, t.store_id, c.access, c.secret_hash, c.issuer, c.token_ttl_seconds, c.disabled,
+                    c.tokens_from, coalesce(c.rate_limit_per_minute, o.rate_limit_per_minute) as rate_limit_per_minute
                from oauth_client c
                join till t on t.org_id = c.org_id and t.till_id = c.till_id
+               join organisation o on o.org_id = c.org_id
               where c.client_key = $1",
         )
         .bind(client_key)
@@ -86,7 +123,43 @@ impl Store {
         Ok(Some(StoredClient {
             caller: CallerRow::from_row(&row)?.into_caller(Credential::OAuthClient(client_key.to_owned()))?,
             secret_hash: row.try_get("secret_hash")?,
+            issuer: row.try_get("issuer")?,
             token_ttl_seconds: row.try_get("token_ttl_seconds")?,
+            disabled: row.try_get("disabled")?,
+            tokens_from: row
+                .try_get::<Option<jiff_sqlx::Timestamp>, _>("tokens_from")?
+                .map(jiff_sqlx::Timestamp::to_jiff),
+            rate_limit: rate_limit(&row)?,
         }))
     }
+
+    /// The outside issuers that call themselves so: one for each organisation that accepts it.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn token_issuers(&self, issuer: &str) -> Result<Vec<StoredTokenIssuer>, StoreError> {
+        let rows = sqlx::query(
+            "select org_id, issuer, audience, jwks_url, client_claim, algorithms from token_issuer
+              where issuer = $1 order by org_id",
+        )
+        .bind(issuer)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(StoredTokenIssuer {
+                    org_id: OrgId(row.try_get("org_id")?),
+                    issuer: row.try_get("issuer")?,
+                    audience: row.try_get("audience")?,
+                    jwks_url: row.try_get("jwks_url")?,
+                    client_claim: row.try_get("client_claim")?,
+                    algorithms: row.try_get("algorithms")?,
+                })
+            })
+            .collect()
+    }
+}
+
+fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, StoreError> {
+    Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::of))
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing is decided here. A query names the organisation first, and returns the model's types.
 
+mod changes;
 mod credentials;
 mod customers;
 mod facts;
@@ -14,10 +15,11 @@ pub mod writer;
 
 use std::time::Duration;
 
-pub use credentials::{StoredClient, StoredTill};
+pub use changes::CredentialChanges;
+pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, SeriesAtRevision};
-pub use signing_keys::SigningKeyRow;
+pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 /// A read or a write that did not succeed. The message tells the cause; there is no `source`, or it would be told twice.

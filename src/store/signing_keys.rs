@@ -1,6 +1,8 @@
 //! The keys that sign access tokens, shared by all replicas through the database.
 //! Whoever can read this table can make tokens; the same role can issue coupons anyway.
 
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
 use secrecy::{ExposeSecret, SecretSlice};
 use sqlx::Row;
 
@@ -12,6 +14,10 @@ pub struct SigningKeyRow {
     pub kid: String,
     /// PKCS#8, DER.
     pub private_key: SecretSlice<u8>,
+    /// When it begins to sign.
+    pub signs_from: Timestamp,
+    /// When the last of its tokens has ended; `None`: it has no successor yet.
+    pub verifies_until: Option<Timestamp>,
 }
 
 impl Store {
@@ -20,14 +26,19 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn signing_keys(&self) -> Result<Vec<SigningKeyRow>, StoreError> {
-        let rows = sqlx::query("select kid, private_key from signing_key order by created_at desc, kid")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows = sqlx::query(
+            "select kid, private_key, signs_from, verifies_until from signing_key order by signs_from desc, kid",
+        )
+        .fetch_all(&self.pool)
+        .await?;
         rows.iter()
             .map(|row| {
+                let until: Option<jiff_sqlx::Timestamp> = row.try_get("verifies_until")?;
                 Ok(SigningKeyRow {
                     kid: row.try_get("kid")?,
                     private_key: row.try_get::<Vec<u8>, _>("private_key")?.into(),
+                    signs_from: row.try_get::<jiff_sqlx::Timestamp, _>("signs_from")?.to_jiff(),
+                    verifies_until: until.map(jiff_sqlx::Timestamp::to_jiff),
                 })
             })
             .collect()
@@ -41,13 +52,44 @@ impl Store {
         let mut transaction = self.pool.begin().await?;
         sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;
         sqlx::query(
-            "insert into signing_key (kid, private_key) select $1, $2 where not exists (select from signing_key)",
+            "insert into signing_key (kid, private_key, signs_from)
+             select $1, $2, $3 where not exists (select from signing_key)",
         )
         .bind(&key.kid)
         .bind(key.private_key.expose_secret())
+        .bind(key.signs_from.to_sqlx())
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
         Ok(())
     }
+}
+
+/// Stores a key that is to take over at its time. Its predecessors verify until the last token that they can have signed by
+/// then has ended, and a margin longer.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn store_next_signing_key(
+    connection: &mut sqlx::PgConnection,
+    key: &SigningKeyRow,
+    margin_seconds: i32,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "update signing_key
+            set verifies_until = $1 + make_interval(secs => $2
+                    + (select coalesce(max(token_ttl_seconds), 0) from oauth_client))
+          where verifies_until is null",
+    )
+    .bind(key.signs_from.to_sqlx())
+    .bind(margin_seconds)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("insert into signing_key (kid, private_key, signs_from) values ($1, $2, $3)")
+        .bind(&key.kid)
+        .bind(key.private_key.expose_secret())
+        .bind(key.signs_from.to_sqlx())
+        .execute(&mut *connection)
+        .await?;
+    Ok(())
 }

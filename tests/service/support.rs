@@ -123,6 +123,9 @@ impl TestApp {
         app::apply_text(&connect, file).await.unwrap();
         let mut settings = Settings::load(None).unwrap();
         settings.database.max_connections = 4;
+        // More writers than a deployment has, to race each other; and requests by the thousand from one till.
+        settings.writer.tasks = 4;
+        settings.rate_limit.per_minute = -1;
         change(&mut settings);
         let clock = Arc::new(HeldClock(AtomicI64::new(0)));
         clock.set(NOW);

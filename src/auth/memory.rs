@@ -1,0 +1,147 @@
+//! What was found good is remembered for a short time, so that a busy till costs no argon2, no signature check and no read.
+//!
+//! A change of credentials in the database ends all of it at once: the next request of each caller is looked up again. Only
+//! that a secret belongs to a stored hash is known for longer, since that does not change.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hmac::{Hmac, KeyInit, Mac};
+use moka::future::Cache;
+use sha2::Sha256;
+
+use super::AuthError;
+use super::rate_limits::CredentialName;
+use crate::model::{Caller, Entropy, EntropyError, RateLimit};
+
+/// Credentials remembered at once, at most. One takes about 500 bytes.
+const MOST_REMEMBERED: u64 = 100_000;
+/// How long a credential is trusted while nobody could tell of a change.
+const UNTOLD: Duration = Duration::from_secs(1);
+
+/// A keyed hash of a credential.
+pub(super) type Fingerprint = [u8; 32];
+
+/// A credential that was found good.
+pub(super) struct Remembered {
+    pub(super) caller: Arc<Caller>,
+    pub(super) name: CredentialName,
+    pub(super) rate_limit: Option<RateLimit>,
+    /// For a client's secret: how long its tokens live. For a token: when it ends, in seconds since 1970.
+    pub(super) seconds: i64,
+}
+
+struct Entry {
+    remembered: Arc<Remembered>,
+    epoch: u64,
+    read_at: Instant,
+}
+
+/// The memory of good credentials.
+pub(super) struct Memory {
+    remembered: Cache<Fingerprint, Arc<Entry>>,
+    /// The stored hash that a secret was found to belong to.
+    proven: Cache<Fingerprint, Arc<str>>,
+    fingerprint: Hmac<Sha256>,
+    /// Counts the changes that were told.
+    epoch: AtomicU64,
+    told: AtomicBool,
+}
+
+impl Memory {
+    /// A memory under a key of its own: a credential is looked up again after `time_to_live`, and its secret is verified
+    /// again after `proven_for`.
+    pub(super) fn new(
+        entropy: &dyn Entropy,
+        time_to_live: Duration,
+        proven_for: Duration,
+    ) -> Result<Self, EntropyError> {
+        let mut key = [0; 64];
+        entropy.fill(&mut key)?;
+        let fingerprint = Hmac::new(&key.into());
+        secrecy::zeroize::Zeroize::zeroize(&mut key);
+        Ok(Self {
+            remembered: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(time_to_live).build(),
+            proven: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(proven_for).build(),
+            fingerprint,
+            epoch: AtomicU64::new(0),
+            told: AtomicBool::new(false),
+        })
+    }
+
+    /// Something has changed, or may have: every credential is to be looked up again.
+    pub(super) fn forget(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether changes are being told from now on. What happened before may not have been.
+    pub(super) fn listening(&self, told: bool) {
+        self.told.store(told, Ordering::SeqCst);
+        self.forget();
+    }
+
+    /// What is remembered under this key, or else what the check finds, which is remembered if it is good. Of those who
+    /// ask for the same at once, one checks.
+    pub(super) async fn recall<F: Future<Output = Result<Remembered, AuthError>>>(
+        &self,
+        key: Fingerprint,
+        check: impl Fn() -> F,
+    ) -> Result<Arc<Remembered>, AuthError> {
+        match self.remembered.get(&key).await {
+            Some(entry) if self.is_current(&entry) => Ok(Arc::clone(&entry.remembered)),
+            // Boxed, so that the many who are remembered do not carry its state about.
+            _ => Box::pin(self.check(key, check)).await,
+        }
+    }
+
+    async fn check<F: Future<Output = Result<Remembered, AuthError>>>(
+        &self,
+        key: Fingerprint,
+        check: impl Fn() -> F,
+    ) -> Result<Arc<Remembered>, AuthError> {
+        if self.remembered.get(&key).await.is_some_and(|entry| !self.is_current(&entry)) {
+            self.remembered.invalidate(&key).await;
+        }
+        loop {
+            // Read before the check begins: a change during it makes its result an old one.
+            let epoch = self.epoch.load(Ordering::SeqCst);
+            let checked = async {
+                let remembered = Arc::new(check().await?);
+                Ok(Arc::new(Entry { remembered, epoch, read_at: Instant::now() }))
+            };
+            let entry =
+                self.remembered.try_get_with(key, checked).await.map_err(|shared: Arc<AuthError>| (*shared).clone())?;
+            // It may be one that another caller's check began before this request came, and before a change.
+            if entry.epoch >= epoch {
+                return Ok(Arc::clone(&entry.remembered));
+            }
+            self.remembered.invalidate(&key).await;
+        }
+    }
+
+    fn is_current(&self, entry: &Entry) -> bool {
+        entry.epoch == self.epoch.load(Ordering::SeqCst)
+            && (self.told.load(Ordering::SeqCst) || entry.read_at.elapsed() < UNTOLD)
+    }
+
+    /// Whether this secret was found to belong to this stored hash.
+    pub(super) async fn is_proven(&self, key: &Fingerprint, hash: &str) -> bool {
+        self.proven.get(key).await.is_some_and(|proven| *proven == *hash)
+    }
+
+    /// Remembers that it does.
+    pub(super) async fn prove(&self, key: Fingerprint, hash: &str) {
+        self.proven.insert(key, hash.into()).await;
+    }
+
+    /// A key for a credential: keyed itself, so that a dump of the memory is no list of password hashes.
+    pub(super) fn fingerprint(&self, parts: &[&str]) -> Fingerprint {
+        let mut mac = self.fingerprint.clone();
+        for part in parts {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part.as_bytes());
+        }
+        mac.finalize().into_bytes().into()
+    }
+}

@@ -1,0 +1,110 @@
+//! Whose address a request comes from: the peer's, or, where the peer is a proxy that is trusted, the one that it tells.
+//! Nobody else's word is taken for it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use axum::extract::ConnectInfo;
+use axum::http::header::FORWARDED;
+use axum::http::{Extensions, HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The address that a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientAddress(pub(super) IpAddr);
+
+impl ClientAddress {
+    /// Finds it out.
+    pub(super) fn find(extensions: &Extensions, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
+        let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
+        if !is_trusted(peer) {
+            return Self(peer);
+        }
+        // Each proxy has added the one before it at the end: the last that is no proxy of ours is the client.
+        let mut client = peer;
+        for told in told_by(headers).into_iter().rev() {
+            let Some(address) = told else { break };
+            client = address;
+            if !is_trusted(address) {
+                break;
+            }
+        }
+        Self(client)
+    }
+
+    /// The address that was found for a request.
+    pub(super) fn of(extensions: &Extensions) -> IpAddr {
+        extensions.get::<Self>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
+    }
+}
+
+/// The addresses that proxies tell, in order: of `Forwarded` (RFC 7239), or else of `X-Forwarded-For`. `None`: not an address.
+fn told_by(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let elements = |name: &HeaderName| -> Vec<String> {
+        let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+        values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
+    };
+    if headers.contains_key(FORWARDED) {
+        return elements(&FORWARDED).iter().map(|element| forwarded_for(element)).collect();
+    }
+    elements(&X_FORWARDED_FOR).iter().map(|element| address(element)).collect()
+}
+
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    address(node.trim_matches('"'))
+}
+
+/// An address, with or without a port, and in brackets or not.
+fn address(node: &str) -> Option<IpAddr> {
+    let bare = node.strip_prefix('[').and_then(|rest| rest.split(']').next());
+    let parsed: Option<IpAddr> = match bare {
+        Some(address) => address.parse().ok(),
+        None => node.parse().ok().or_else(|| node.parse::<SocketAddr>().ok().map(|address| address.ip())),
+    };
+    parsed.map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(peer: &str, headers: &[(&str, &str)]) -> String {
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let mut extensions = Extensions::new();
+        extensions.insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 1)));
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        ClientAddress::find(&extensions, &map, &trusted).0.to_string()
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_is_believed() {
+        let told = [("x-forwarded-for", "203.0.113.9")];
+        assert_eq!(find("198.51.100.1", &told), "198.51.100.1");
+        assert_eq!(find("10.0.0.1", &told), "203.0.113.9");
+        assert_eq!(find("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(find("::ffff:10.0.0.1", &told), "203.0.113.9");
+    }
+
+    #[test]
+    fn the_last_that_is_no_proxy_of_ours_is_the_client() {
+        for (headers, client) in [
+            (vec![("x-forwarded-for", "1.1.1.1, 203.0.113.9, 10.0.0.7")], "203.0.113.9"),
+            (vec![("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "203.0.113.9:4711")], "203.0.113.9"),
+            (vec![("x-forwarded-for", "1.1.1.1, nonsense")], "10.0.0.1"),
+            (vec![("x-forwarded-for", "10.0.0.5, 10.0.0.6")], "10.0.0.5"),
+            (vec![("forwarded", "for=1.1.1.1;proto=http, For=\"[2001:db8::7]:80\"")], "2001:db8::7"),
+            (vec![("forwarded", "for=203.0.113.9;proto=https"), ("x-forwarded-for", "1.1.1.1")], "203.0.113.9"),
+            (vec![("forwarded", "for=_hidden")], "10.0.0.1"),
+        ] {
+            assert_eq!(find("10.0.0.1", &headers), client, "{headers:?}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Standard OAuth 2: tokens by client credentials as RFC 6749 says, metadata by RFC 8414, keys by RFC 7517; and keys that
+//! rotate while tokens of the old one are in use.
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::{RequestBuilder, Response};
+use serde_json::{Value, json};
+
+use crate::support::{ORG, TestApp, eventually, outcomes, series};
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+async fn start() -> TestApp {
+    TestApp::start(&[series(1, "")]).await
+}
+
+fn ask(app: &TestApp, form: &str) -> RequestBuilder {
+    app.client().post(app.url("/oauth/token")).header("Content-Type", FORM).body(form.to_owned())
+}
+
+fn ask_as_crm(app: &TestApp, form: &str) -> RequestBuilder {
+    ask(app, form).basic_auth("crm", Some("crm-secret"))
+}
+
+/// Status and body, of an answer that must not be cached.
+async fn answer(request: RequestBuilder) -> (u16, Value) {
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.headers()["cache-control"], "no-store");
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let challenges = answer.headers().get_all("www-authenticate").iter().count();
+    let status = answer.status().as_u16();
+    assert_eq!(challenges, usize::from(status == 401));
+    (status, answer.json().await.unwrap())
+}
+
+/// Status and error code, of an answer in the form of RFC 6749, section 5.2.
+async fn refusal(request: RequestBuilder) -> (u16, String) {
+    let (status, body) = answer(request).await;
+    assert!(!body["error_description"].as_str().unwrap().is_empty());
+    assert_eq!(body.as_object().unwrap().len(), 2, "{body}");
+    (status, body["error"].as_str().unwrap().to_owned())
+}
+
+async fn issue(app: &TestApp, token: &str) -> Response {
+    let request = app.bare(r#"{"seriesIds":[1],"customer":{"id":"c"}}"#).header("Content-Type", "application/json");
+    request.bearer_auth(token).send().await.unwrap()
+}
+
+async fn token(app: &TestApp) -> String {
+    let (status, body) = answer(ask_as_crm(app, "grant_type=client_credentials")).await;
+    assert_eq!(status, 200, "{body}");
+    body["access_token"].as_str().unwrap().to_owned()
+}
+
+async fn kids(app: &TestApp) -> Vec<String> {
+    let set: Value = app.client().get(app.url("/.well-known/jwks.json")).send().await.unwrap().json().await.unwrap();
+    let kid = |key: &Value| key["kid"].as_str().unwrap().to_owned();
+    set["keys"].as_array().unwrap().iter().map(kid).collect()
+}
+
+fn kid(token: &str) -> String {
+    jsonwebtoken::decode_header(token).unwrap().kid.unwrap()
+}
+
+fn pem() -> String {
+    let key: Pkcs8V1Der = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(key.as_ref()))
+}
+
+#[tokio::test]
+async fn a_client_gets_a_token_by_either_way_of_authenticating_and_issues() {
+    let app = start().await;
+    for request in [
+        ask_as_crm(&app, "grant_type=client_credentials"),
+        ask_as_crm(&app, "grant_type=client_credentials&scope=coupon%3Aissue&resource=ignored"),
+        ask_as_crm(&app, "grant_type=client_credentials&client_id=crm"),
+        ask(&app, "grant_type=client_credentials&client_id=crm&client_secret=crm-secret"),
+        ask(&app, "grant_type=client_credentials").basic_auth("c%72m", Some("crm%2Dsecret")),
+    ] {
+        let (status, body) = answer(request).await;
+        assert_eq!(status, 200, "{body}");
+        let named = json!({
+            "access_token": body["access_token"], "token_type": "Bearer", "expires_in": 3600, "scope": "coupon:issue",
+        });
+        assert_eq!(body, named);
+        let issued = issue(&app, body["access_token"].as_str().unwrap()).await;
+        assert_eq!(outcomes(&issued.json().await.unwrap()), ["issued"]);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_may_hold_whatever_a_form_must_quote() {
+    let secret = "a b+c%d&e=f:é";
+    let file = ORG.replace("\"crm-secret\"", &format!("{secret:?}")) + &series(1, "");
+    let app = TestApp::start_with(&file, |_| {}).await;
+    let quoted: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    let form = "grant_type=client_credentials";
+    assert_eq!(answer(ask(&app, form).basic_auth("crm", Some(&quoted))).await.0, 200);
+    let post = format!("{form}&client_id=crm&client_secret={quoted}");
+    assert_eq!(answer(ask(&app, &post)).await.0, 200);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_request_for_a_token_is_told_as_the_standard_says() {
+    let app = start().await;
+    let good = "grant_type=client_credentials";
+    let long = format!("{good}&scope={}", "x".repeat(2 * 1024 * 1024));
+    assert_eq!(ask_as_crm(&app, &long).send().await.unwrap().status(), 413);
+    for (request, status, error) in [
+        (ask_as_crm(&app, ""), 400, "invalid_request"),
+        (ask_as_crm(&app, "grant_type="), 400, "unsupported_grant_type"),
+        (ask_as_crm(&app, "grant_type=password"), 400, "unsupported_grant_type"),
+        (ask_as_crm(&app, &format!("{good}&{good}")), 400, "invalid_request"),
+        (ask_as_crm(&app, &format!("{good}&scope=admin")), 400, "invalid_scope"),
+        (ask_as_crm(&app, &format!("{good}&scope=coupon:issue+admin")), 400, "invalid_scope"),
+        (ask_as_crm(&app, &format!("{good}&client_id=reports")), 400, "invalid_request"),
+        (ask_as_crm(&app, &format!("{good}&client_id=crm&client_secret=crm-secret")), 400, "invalid_request"),
+        (ask_as_crm(&app, good).header("Authorization", "Basic Y3JtOmNybS1zZWNyZXQ="), 400, "invalid_request"),
+        (ask_as_crm(&app, good).header("Content-Type", "application/json"), 400, "invalid_request"),
+        (ask(&app, good), 401, "invalid_client"),
+        (ask(&app, &format!("{good}&client_id=crm")), 401, "invalid_client"),
+        (ask(&app, &format!("{good}&client_id=crm&client_secret=wrong")), 401, "invalid_client"),
+        (ask(&app, good).basic_auth("crm", Some("wrong")), 401, "invalid_client"),
+        (ask(&app, good).basic_auth("nobody", Some("crm-secret")), 401, "invalid_client"),
+        (ask(&app, good).basic_auth("cr\0m", Some("crm-secret")), 401, "invalid_client"),
+        (ask(&app, good).bearer_auth("crm-secret"), 401, "invalid_client"),
+        (ask(&app, good).header("Authorization", "Basic ???"), 401, "invalid_client"),
+    ] {
+        let told = format!("{request:?}");
+        assert_eq!(refusal(request).await, (status, error.to_owned()), "{told}");
+    }
+    let get = app.client().get(app.url("/oauth/token")).send().await.unwrap();
+    assert_eq!((get.status().as_u16(), get.headers()["allow"].to_str().unwrap()), (405, "POST"));
+}
+
+#[tokio::test]
+async fn a_client_that_may_not_issue_gets_no_scope() {
+    let app = start().await;
+    let form = "grant_type=client_credentials";
+    let (status, body) = answer(ask(&app, form).basic_auth("reports", Some("reports-secret"))).await;
+    assert_eq!((status, body.get("scope")), (200, None));
+    assert_eq!(issue(&app, body["access_token"].as_str().unwrap()).await.status(), 403);
+    let asking = ask(&app, &format!("{form}&scope=coupon:issue")).basic_auth("reports", Some("reports-secret"));
+    assert_eq!(refusal(asking).await, (400, "invalid_scope".to_owned()));
+}
+
+#[tokio::test]
+async fn the_metadata_tells_a_client_all_it_needs() {
+    let app = start().await;
+    let path = "/.well-known/oauth-authorization-server";
+    let metadata: Value = app.client().get(app.url(path)).send().await.unwrap().json().await.unwrap();
+    let issuer = app.url("");
+    assert_eq!(metadata["issuer"], issuer);
+    assert_eq!(metadata["token_endpoint"], format!("{issuer}/oauth/token"));
+    assert_eq!(metadata["jwks_uri"], format!("{issuer}/.well-known/jwks.json"));
+    assert_eq!(metadata["grant_types_supported"], json!(["client_credentials"]));
+    assert_eq!(metadata["scopes_supported"], json!(["coupon:issue"]));
+
+    let file = format!("{ORG}{}", series(1, ""));
+    let public = |settings: &mut coupon_issuer::config::Settings| {
+        settings.http.public_url = Some("https://coupons.example.com".to_owned());
+    };
+    let app = TestApp::start_with(&file, public).await;
+    let metadata: Value = app.client().get(app.url(path)).send().await.unwrap().json().await.unwrap();
+    assert_eq!(metadata["issuer"], "https://coupons.example.com");
+    assert_eq!(metadata["token_endpoint"], "https://coupons.example.com/oauth/token");
+    let token = token(&app).await;
+    let claims: Value = jsonwebtoken::dangerous::insecure_decode_claims(&token).unwrap();
+    assert_eq!(claims["iss"], "https://coupons.example.com");
+    assert_eq!(issue(&app, &token).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_published_keys_verify_our_tokens_and_hold_nothing_private() {
+    let app = start().await;
+    let answer = app.client().get(app.url("/.well-known/jwks.json")).send().await.unwrap();
+    assert_eq!(answer.headers()["cache-control"], "public, max-age=300");
+    let text = answer.text().await.unwrap();
+    let raw: Value = serde_json::from_str(&text).unwrap();
+    let mut names: Vec<_> = raw["keys"][0].as_object().unwrap().keys().cloned().collect();
+    names.sort();
+    assert_eq!(names, ["alg", "e", "kid", "kty", "n", "use"]);
+
+    let set: jsonwebtoken::jwk::JwkSet = serde_json::from_str(&text).unwrap();
+    let token = token(&app).await;
+    let key = jsonwebtoken::DecodingKey::from_jwk(set.find(&kid(&token)).unwrap()).unwrap();
+    let mut validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::RS256);
+    validation.set_audience(&["coupon-issuer"]);
+    validation.validate_exp = false;
+    let claims: Value = jsonwebtoken::decode(&token, &key, &validation).unwrap().claims;
+    assert_eq!(claims["client_id"], "crm");
+}
+
+/// A key in a file is put in second place, so that every replica knows it, and then in the first; the old one goes last.
+#[tokio::test]
+async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
+    let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("rotating-keys.pem");
+    let (old, new) = (pem(), pem());
+    std::fs::write(&path, &old).unwrap();
+    let file = format!("{ORG}{}", series(1, ""));
+    let app = TestApp::start_with(&file, |settings| settings.auth.signing_keys_file = path.display().to_string()).await;
+    let before = token(&app).await;
+    assert_eq!(kids(&app).await, [kid(&before)]);
+
+    std::fs::write(&path, format!("{old}{new}")).unwrap();
+    eventually("the new key is published", async || kids(&app).await.len() == 2).await;
+    assert_eq!(kid(&token(&app).await), kid(&before));
+    std::fs::write(&path, format!("{new}{old}")).unwrap();
+    eventually("the new key signs", async || kid(&token(&app).await) != kid(&before)).await;
+    let after = token(&app).await;
+    for token in [&before, &after] {
+        assert_eq!(issue(&app, token).await.status(), 200);
+    }
+    // What cannot be read changes nothing.
+    std::fs::write(&path, "no key").unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    assert_eq!(issue(&app, &token(&app).await).await.status(), 200);
+
+    std::fs::write(&path, &new).unwrap();
+    eventually("the old key is gone", async || kids(&app).await == [kid(&after)]).await;
+    assert_eq!(issue(&app, &after).await.status(), 200);
+    assert_eq!(app.count("select from signing_key").await, 0);
+}

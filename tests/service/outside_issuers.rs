@@ -1,0 +1,316 @@
+//! Tokens of outside issuers: a stand-in for one serves its keys and signs, the service fetches and verifies. Its keys
+//! rotate, it goes away, and it speaks for nobody but the clients that are bound to it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::{Json, Router, routing::get};
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use crate::support::{ORG, TestApp, eventually, series};
+
+const NOW_SECONDS: i64 = 1_795_341_600;
+
+/// What the issuer serves at present.
+#[derive(Default)]
+struct Served {
+    issuer: String,
+    keys: Vec<Jwk>,
+    is_down: bool,
+    delay: Duration,
+    times_asked: usize,
+}
+
+/// An authorisation server of somebody else's.
+struct Issuer {
+    address: SocketAddr,
+    served: Arc<Mutex<Served>>,
+}
+
+#[derive(Clone)]
+struct Key {
+    kid: &'static str,
+    algorithm: Algorithm,
+    signing: EncodingKey,
+}
+
+impl Key {
+    fn new(algorithm: Algorithm, kid: &'static str) -> Self {
+        let signing = match algorithm {
+            Algorithm::RS256 => {
+                let der: Pkcs8V1Der = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
+                let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der.as_ref());
+                let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+                EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap()
+            }
+            Algorithm::ES256 => {
+                let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+                EncodingKey::from_ec_der(key.to_pkcs8v1().unwrap().as_ref())
+            }
+            _ => EncodingKey::from_ed_der(Ed25519KeyPair::generate().unwrap().to_pkcs8v1().unwrap().as_ref()),
+        };
+        Self { kid, algorithm, signing }
+    }
+
+    fn public(&self) -> Jwk {
+        let mut jwk = Jwk::from_encoding_key(&self.signing, self.algorithm).unwrap();
+        jwk.common.key_id = Some(self.kid.to_owned());
+        jwk
+    }
+
+    /// Signs these claims; of the header, changes the fields that are given.
+    fn sign(&self, claims: &Value, change: impl FnOnce(&mut Header)) -> String {
+        let mut header = Header::new(self.algorithm);
+        header.typ = Some("at+jwt".to_owned());
+        header.kid = Some(self.kid.to_owned());
+        change(&mut header);
+        jsonwebtoken::encode(&header, claims, &self.signing).unwrap()
+    }
+}
+
+impl Issuer {
+    async fn start(keys: &[&Key]) -> Self {
+        let served = Arc::new(Mutex::new(Served::default()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        served.lock().unwrap().issuer = format!("http://{address}/realm");
+        let discovery = async |State(served): State<Arc<Mutex<Served>>>| {
+            let issuer = served.lock().unwrap().issuer.clone();
+            Json(json!({"jwks_uri": format!("{}/keys", issuer), "issuer": issuer}))
+        };
+        let router = Router::new()
+            .route("/realm/.well-known/openid-configuration", get(discovery))
+            .route("/realm/keys", get(keys_of))
+            .with_state(Arc::clone(&served));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let issuer = Self { address, served };
+        issuer.serve(keys);
+        issuer
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/realm", self.address)
+    }
+
+    fn serve(&self, keys: &[&Key]) {
+        self.served.lock().unwrap().keys = keys.iter().map(|key| key.public()).collect();
+    }
+
+    fn claims(&self) -> Value {
+        json!({
+            "iss": self.url(), "sub": "erp", "client_id": "erp", "aud": ["another", "coupons"],
+            "iat": NOW_SECONDS, "exp": NOW_SECONDS + 300, "jti": "1",
+        })
+    }
+
+    /// An organisation that accepts this issuer for its client `erp`, with these settings of the issuer besides.
+    fn org(&self, settings: &str) -> String {
+        let url = self.url();
+        format!(
+            "{ORG}[[orgs.token_issuers]]\nissuer = \"{url}\"\naudience = \"coupons\"\n{settings}\n[[orgs.oauth_clients]]\n\
+             key = \"erp\"\ntoken_issuer = \"{url}\"\ntill = \"store.server\"\naccess = \"write\"\n{}",
+            series(1, "")
+        )
+    }
+
+    fn times_asked(&self) -> usize {
+        self.served.lock().unwrap().times_asked
+    }
+}
+
+async fn keys_of(State(served): State<Arc<Mutex<Served>>>) -> Result<Json<Value>, StatusCode> {
+    let (keys, delay, is_down) = {
+        let mut served = served.lock().unwrap();
+        served.times_asked += 1;
+        (served.keys.clone(), served.delay, served.is_down)
+    };
+    tokio::time::sleep(delay).await;
+    if is_down { Err(StatusCode::BAD_GATEWAY) } else { Ok(Json(json!({"keys": keys}))) }
+}
+
+fn but(claims: &Value, changes: &Value) -> Value {
+    let mut other = claims.clone();
+    for (name, value) in changes.as_object().unwrap() {
+        other[name] = value.clone();
+    }
+    other.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    other
+}
+
+async fn status(app: &TestApp, token: &str) -> u16 {
+    let request = app.bare(r#"{"seriesIds":[1],"customer":{"id":"c"}}"#).header("Content-Type", "application/json");
+    request.bearer_auth(token).send().await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn tokens_of_each_algorithm_issue_for_the_till_of_their_client() {
+    let keys = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA].map(|algorithm| Key::new(algorithm, "k"));
+    for key in &keys {
+        let issuer = Issuer::start(&[key]).await;
+        let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+        assert_eq!(status(&app, &key.sign(&issuer.claims(), |_| {})).await, 200, "{:?}", key.algorithm);
+        let wordy = key.sign(&issuer.claims(), |header| header.typ = Some("application/at+JWT".to_owned()));
+        assert_eq!(status(&app, &wordy).await, 200);
+        let nameless = key.sign(&issuer.claims(), |header| header.kid = None);
+        assert_eq!(status(&app, &nameless).await, 200, "there is only one key it can be");
+        assert_eq!(app.count("select from coupon where till_id = 'store.server' and store_id = 10").await, 3);
+        assert_eq!(issuer.times_asked(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_issuer_is_believed_only_as_it_is_configured() {
+    let (key, other) = (Key::new(Algorithm::ES256, "k"), Key::new(Algorithm::RS256, "r"));
+    let issuer = Issuer::start(&[&key, &other]).await;
+    let keys = format!("http://{}/realm/keys", issuer.address);
+    let settings = format!("jwks_url = \"{keys}\"\nclient_claim = \"azp\"\nalgorithms = [\"ES256\"]");
+    let app = TestApp::start_with(&issuer.org(&settings), |_| {}).await;
+    let claims = but(&issuer.claims(), &json!({"azp": "erp", "client_id": "whoever"}));
+    assert_eq!(status(&app, &key.sign(&claims, |_| {})).await, 200);
+    assert_eq!(status(&app, &other.sign(&claims, |_| {})).await, 401, "its algorithm is not accepted");
+    for change in [
+        json!({"azp": null}),
+        json!({"azp": ""}),
+        json!({"azp": 7}),
+        json!({"azp": "crm"}),
+        json!({"aud": "another"}),
+        json!({"aud": null}),
+        json!({"iss": "http://127.0.0.1:1/realm"}),
+        json!({"iss": null}),
+        json!({"sub": null}),
+        json!({"jti": null}),
+        json!({"iat": null}),
+        json!({"exp": null}),
+        json!({"exp": NOW_SECONDS}),
+        json!({"exp": "2030-01-01"}),
+        json!({"nbf": NOW_SECONDS + 60}),
+        json!({"iat": NOW_SECONDS + 60}),
+    ] {
+        assert_eq!(status(&app, &key.sign(&but(&claims, &change), |_| {})).await, 401, "{change}");
+    }
+    let typ = |typ: Option<&str>| key.sign(&claims, |header| header.typ = typ.map(str::to_owned));
+    for token in [typ(None), typ(Some("JWT")), typ(Some("id+jwt"))] {
+        assert_eq!(status(&app, &token).await, 401);
+    }
+    let critical = key.sign(&claims, |header| header.crit = Some(vec!["exp".to_owned()]));
+    assert_eq!(status(&app, &critical).await, 401);
+    let near = but(&claims, &json!({"nbf": NOW_SECONDS + 20, "iat": NOW_SECONDS + 20}));
+    assert_eq!(status(&app, &key.sign(&near, |_| {})).await, 200, "another's clock may be a little ahead");
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_fetched_and_an_unknown_one_no_more_than_once_a_minute() {
+    let (old, new) = (Key::new(Algorithm::ES256, "old"), Key::new(Algorithm::ES256, "new"));
+    let issuer = Issuer::start(&[&old]).await;
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
+    issuer.serve(&[&old, &new]);
+    assert_eq!(status(&app, &new.sign(&issuer.claims(), |_| {})).await, 401, "it was fetched within this minute");
+    app.clock.set("2026-11-22T10:01:00Z");
+    assert_eq!(status(&app, &new.sign(&issuer.claims(), |_| {})).await, 200);
+    assert_eq!(issuer.times_asked(), 2);
+    for number in 0..50 {
+        let unknown = new.sign(&issuer.claims(), |header| header.kid = Some(format!("no-{number}")));
+        assert_eq!(status(&app, &unknown).await, 401);
+    }
+    assert_eq!(issuer.times_asked(), 2);
+
+    // Old keys are fetched again while the tokens go on being verified; what is no longer published ends.
+    issuer.serve(&[&new]);
+    app.clock.set("2026-11-22T10:04:59Z");
+    assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
+    app.clock.set("2026-11-22T10:11:01Z");
+    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 3600}));
+    assert_eq!(status(&app, &new.sign(&later, |_| {})).await, 200);
+    eventually("the keys are fetched again", async || issuer.times_asked() == 3).await;
+    let fresh = but(&later, &json!({"jti": "2"}));
+    eventually("the old key ends", async || status(&app, &old.sign(&fresh, |_| {})).await == 401).await;
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_down_is_verified_from_what_was_fetched_and_holds_up_nobody() {
+    let key = Key::new(Algorithm::EdDSA, "k");
+    let issuer = Issuer::start(&[&key]).await;
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    assert_eq!(status(&app, &key.sign(&issuer.claims(), |_| {})).await, 200);
+    {
+        let mut served = issuer.served.lock().unwrap();
+        (served.is_down, served.delay) = (true, Duration::from_secs(3));
+    }
+    app.clock.set("2026-11-22T12:00:00Z");
+    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000}));
+    let unknown = key.sign(&later, |header| header.kid = Some("unknown".to_owned()));
+    let waiting = status(&app, &unknown);
+    let others = async {
+        let started = std::time::Instant::now();
+        for number in 0..20 {
+            let token = key.sign(&but(&later, &json!({"jti": number.to_string()})), |_| {});
+            assert_eq!(status(&app, &token).await, 200);
+            assert_eq!(app.issue_one("c", 1).await, "issued");
+        }
+        started.elapsed()
+    };
+    let (status_of_unknown, elapsed) = tokio::join!(waiting, others);
+    assert_eq!(status_of_unknown, 401);
+    assert!(elapsed < Duration::from_secs(3), "nobody waits for an issuer but whoever needs a key of its: {elapsed:?}");
+}
+
+#[tokio::test]
+async fn an_issuer_that_was_never_reached_is_503_and_recovers() {
+    let key = Key::new(Algorithm::ES256, "k");
+    let issuer = Issuer::start(&[&key]).await;
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    issuer.served.lock().unwrap().is_down = true;
+    let token = key.sign(&issuer.claims(), |_| {});
+    assert_eq!(status(&app, &token).await, 503);
+    issuer.served.lock().unwrap().is_down = false;
+    assert_eq!(status(&app, &token).await, 503, "it is not asked more often than every five seconds");
+    app.clock.set("2026-11-22T10:00:05Z");
+    assert_eq!(status(&app, &token).await, 200);
+}
+
+#[tokio::test]
+async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
+    let key = Key::new(Algorithm::ES256, "k");
+    let (issuer, foreign) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
+    let other_org = ORG
+        .replace("id = 1\nname = \"Test Retail\"", "id = 2\nname = \"Other Retail\"")
+        .replace("store.server", "other.server")
+        .replace("office.desk", "other.desk")
+        .replace("warehouse.gate", "other.gate")
+        .replace("\"crm\"", "\"other-crm\"")
+        .replace("\"reports\"", "\"other-reports\"");
+    let url = foreign.url();
+    let theirs = format!(
+        "{other_org}[[orgs.token_issuers]]\nissuer = \"{url}\"\naudience = \"coupons\"\n[[orgs.oauth_clients]]\n\
+         key = \"other-erp\"\ntoken_issuer = \"{url}\"\ntill = \"other.server\"\naccess = \"write\"\n{}",
+        series(1, "")
+    );
+    let app = TestApp::start_with(&format!("{}{theirs}", issuer.org("")), |_| {}).await;
+    let named = |issuer: &Issuer, client: &str| key.sign(&but(&issuer.claims(), &json!({"client_id": client})), |_| {});
+    assert_eq!(status(&app, &named(&issuer, "erp")).await, 200);
+    assert_eq!(status(&app, &named(&foreign, "other-erp")).await, 200);
+    for token in [
+        named(&foreign, "erp"),
+        named(&issuer, "other-erp"),
+        named(&issuer, "other-crm"),
+        named(&issuer, "crm"),
+        named(&issuer, "store.server"),
+    ] {
+        assert_eq!(status(&app, &token).await, 401);
+    }
+    // A client of an outside issuer has no secret here.
+    let grant = json!({"key": "erp", "secret": ""});
+    let refused = app.client().post(app.url("/v3/oauth/token/generate")).json(&grant).send().await.unwrap();
+    assert_eq!(refused.status(), 401);
+    assert_eq!(app.count("select from coupon where org_id = 1").await, 1);
+    assert_eq!(app.count("select from coupon where org_id = 2").await, 1);
+}

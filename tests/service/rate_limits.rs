@@ -1,0 +1,172 @@
+//! Limits on requests: a minute's for each credential, told in the headers; and on wrong secrets, which cost more to check.
+//! Time stands still, so that nothing is let through by the way.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use coupon_issuer::config::Settings;
+use serde_json::{Value, json};
+
+use crate::support::{ORG, TestApp, failure, series, tally};
+
+const BODY: &str = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
+
+async fn start(file: &str, change: impl FnOnce(&mut Settings)) -> TestApp {
+    TestApp::start_with(&format!("{file}{}", series(1, "")), |settings| {
+        settings.rate_limit.per_minute = 5;
+        change(settings);
+    })
+    .await
+}
+
+fn basic(till: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{till}:{password}")))
+}
+
+async fn answer(app: &TestApp, authorization: &str) -> reqwest::Response {
+    let request = app.bare(BODY).header("Content-Type", "application/json");
+    request.header("Authorization", authorization).send().await.unwrap()
+}
+
+async fn statuses(app: &TestApp, authorization: &str, count: usize) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    for _ in 0..count {
+        statuses.push(answer(app, authorization).await.status().as_u16());
+    }
+    statuses
+}
+
+async fn token(app: &TestApp) -> String {
+    let body = json!({"key": "crm", "secret": "crm-secret"});
+    let answer = app.client().post(app.url("/v3/oauth/token/generate")).json(&body).send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    format!("Bearer {}", answer["data"]["accessToken"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn beyond_the_limit_a_request_is_429_and_told_when_to_come_back() {
+    let app = start(ORG, |_| {}).await;
+    let till = basic("store.server", "server123");
+    assert_eq!(statuses(&app, &till, 5).await, [200; 5]);
+    let refused = answer(&app, &till).await;
+    assert_eq!(refused.headers()["retry-after"], "12");
+    assert_eq!(refused.headers()["ratelimit-policy"], "\"requests\";q=5;w=60");
+    assert_eq!(refused.headers()["ratelimit"], "\"requests\";r=0;t=12");
+    assert_eq!(failure(refused).await, (429, 429, "Too many requests: 5 a minute are allowed".to_owned()));
+    assert_eq!(app.count("select from coupon").await, 5);
+
+    app.clock.set("2026-11-22T10:00:11Z");
+    assert_eq!(statuses(&app, &till, 1).await, [429]);
+    app.clock.set("2026-11-22T10:00:12Z");
+    assert_eq!(statuses(&app, &till, 2).await, [200, 429]);
+    app.clock.set("2026-11-22T10:05:00Z");
+    assert_eq!(statuses(&app, &till, 6).await, [200, 200, 200, 200, 200, 429]);
+}
+
+#[tokio::test]
+async fn a_limit_is_exact_for_many_at_once() {
+    let app = start(ORG, |settings| settings.rate_limit.per_minute = 40).await;
+    let till = basic("store.server", "server123");
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let request = app.bare(BODY).header("Content-Type", "application/json").header("Authorization", &till);
+        asking.spawn(async move { request.send().await.unwrap().status().to_string() });
+    }
+    let tally = tally(asking.join_all().await);
+    assert_eq!(tally, [("200 OK".to_owned(), 40), ("429 Too Many Requests".to_owned(), 24)].into());
+}
+
+#[tokio::test]
+async fn each_credential_has_its_own_and_a_clients_tokens_count_together() {
+    let app = start(ORG, |_| {}).await;
+    let (till, desk) = (basic("store.server", "server123"), basic("office.desk", "office123"));
+    assert_eq!(statuses(&app, &till, 6).await, [200, 200, 200, 200, 200, 429]);
+    assert_eq!(statuses(&app, &desk, 6).await, [403, 403, 403, 403, 403, 429]);
+    // Getting a token counts as well.
+    let (one, other) = (token(&app).await, token(&app).await);
+    assert_eq!(statuses(&app, &one, 2).await, [200, 200]);
+    assert_eq!(statuses(&app, &other, 2).await, [200, 429]);
+    assert_eq!(statuses(&app, &one, 1).await, [429]);
+    let body = json!({"key": "crm", "secret": "crm-secret"});
+    let refused = app.client().post(app.url("/v3/oauth/token/generate")).json(&body).send().await.unwrap();
+    assert_eq!(refused.status(), 429);
+    let form = [("grant_type", "client_credentials"), ("client_id", "crm"), ("client_secret", "crm-secret")];
+    let body: String = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+    let request = app.client().post(app.url("/oauth/token")).body(body);
+    let refused = request.header("Content-Type", "application/x-www-form-urlencoded").send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "12"));
+}
+
+#[tokio::test]
+async fn an_organisation_a_till_and_a_client_may_have_limits_of_their_own() {
+    let file = ORG
+        .replace("default_access = \"write\"", "default_access = \"write\"\nrate_limit_per_minute = 3")
+        .replace("password = \"office123\"", "password = \"office123\"\nrate_limit_per_minute = 1")
+        .replace("secret = \"crm-secret\"", "secret = \"crm-secret\"\nrate_limit_per_minute = -1");
+    let app = start(&file, |_| {}).await;
+    assert_eq!(statuses(&app, &basic("store.server", "server123"), 4).await, [200, 200, 200, 429]);
+    assert_eq!(statuses(&app, &basic("office.desk", "office123"), 2).await, [403, 429]);
+    assert_eq!(statuses(&app, &token(&app).await, 20).await, [200; 20]);
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_limited_by_till_and_a_till_that_is_known_goes_on() {
+    let app = start(ORG, |settings| {
+        settings.rate_limit.per_minute = -1;
+        settings.rate_limit.failures_per_minute = 3;
+    })
+    .await;
+    let (right, desk) = (basic("store.server", "server123"), basic("office.desk", "office123"));
+    assert_eq!(statuses(&app, &right, 1).await, [200]);
+    assert_eq!(statuses(&app, &basic("store.server", "wrong"), 5).await, [401, 401, 401, 429, 429]);
+    let refused = answer(&app, &basic("store.server", "another")).await;
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    let message = "Too many failed attempts to authenticate; try again later".to_owned();
+    assert_eq!(failure(refused).await, (429, 429, message));
+    assert_eq!(statuses(&app, &right, 2).await, [200, 200], "its password is known");
+    assert_eq!(statuses(&app, &desk, 1).await, [403], "another till's is verified");
+    // A name that nobody has is counted as any other: it tells nothing.
+    assert_eq!(statuses(&app, &basic("nobody", "wrong"), 4).await, [401, 401, 401, 429]);
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_limited_by_address_whatever_their_names() {
+    let app = start(ORG, |settings| {
+        settings.rate_limit.failures_per_minute_by_address = 4;
+        settings.http.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let from = async |address: &str, till: &str| {
+        let request = app.bare(BODY).header("Content-Type", "application/json").header("X-Forwarded-For", address);
+        request.basic_auth(till, Some("wrong")).send().await.unwrap().status().as_u16()
+    };
+    let mut statuses = Vec::new();
+    for till in ["a", "b", "c", "d", "e", "f"] {
+        statuses.push(from("203.0.113.9", till).await);
+    }
+    assert_eq!(statuses, [401, 401, 401, 401, 429, 429]);
+    assert_eq!(from("203.0.113.10", "e").await, 401);
+    // Tokens that are none count as well.
+    let token = async |address: &str| {
+        let request = app.bare(BODY).header("Content-Type", "application/json").header("X-Forwarded-For", address);
+        request.bearer_auth("no.such.token").send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(token("203.0.113.9").await, 429);
+    assert_eq!(token("203.0.113.11").await, 401);
+}
+
+/// A flood of wrong passwords at once: those that are verified are few, however many ask before the first has failed.
+#[tokio::test]
+async fn a_flood_of_wrong_passwords_is_cut_short() {
+    let app = start(ORG, |settings| settings.rate_limit.failures_per_minute = 3).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        let request = app.bare(BODY).header("Content-Type", "application/json");
+        let request = request.basic_auth("store.server", Some(format!("wrong-{number}")));
+        asking.spawn(async move { request.send().await.unwrap().status().as_u16() });
+    }
+    let statuses = asking.join_all().await;
+    let verified = statuses.iter().filter(|status| **status == 401).count();
+    assert!((3..=5).contains(&verified), "{verified}");
+    assert!(statuses.iter().all(|status| [401, 429].contains(status)));
+}
