@@ -1,9 +1,11 @@
 //! Configuration as code: `apply` makes the database hold what a file says, in one transaction, and tells what it changed.
+//! What is done to a single till or client from the command line is in [`commands`].
 //!
 //! What a file does not list is left alone, never deleted: coupons refer to it.
 
 mod callers;
 mod changes;
+pub mod commands;
 mod file;
 mod toml;
 

@@ -2,6 +2,8 @@
 //!
 //! Nothing is decided here. A query names the organisation first, and returns the model's types.
 
+pub mod audit;
+pub mod commands;
 mod credentials;
 mod customers;
 mod facts;
