@@ -16,7 +16,7 @@ use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
@@ -28,6 +28,8 @@ use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
 pub use crate::pool::{Event, ImportState};
+use crate::provisioning::commands::{self, Order};
+pub use crate::provisioning::commands::{Holder, Outcome};
 use crate::provisioning::{self, Report};
 use crate::store::migrations::{self, SchemaError};
 use crate::store::writer::{Writer, WriterLimits};
@@ -251,6 +253,44 @@ pub async fn codes_status(
     outside: &Outside,
 ) -> anyhow::Result<Pools> {
     Ok(pool::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
+}
+
+/// Disables a till or client, or enables it.
+///
+/// # Errors
+/// See [`commands::set_disabled`].
+pub async fn set_disabled(
+    connect: &PgConnectOptions,
+    holder: &Holder,
+    disabled: bool,
+    outside: &Outside,
+) -> anyhow::Result<Outcome> {
+    Ok(commands::set_disabled(connect, holder, disabled, order(outside)).await?)
+}
+
+/// Gives a till another password, or a client another secret.
+///
+/// # Errors
+/// See [`commands::set_secret`].
+pub async fn set_secret(
+    connect: &PgConnectOptions,
+    holder: &Holder,
+    secret: SecretString,
+    outside: &Outside,
+) -> anyhow::Result<Outcome> {
+    Ok(commands::set_secret(connect, holder, secret, order(outside)).await?)
+}
+
+/// Makes every token that a client has been given so far void.
+///
+/// # Errors
+/// See [`commands::revoke_tokens`].
+pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, outside: &Outside) -> anyhow::Result<Outcome> {
+    Ok(commands::revoke_tokens(connect, key, order(outside)).await?)
+}
+
+fn order(outside: &Outside) -> Order {
+    Order { actor: commands::actor(), at: outside.clock.now() }
 }
 
 async fn wait_for_schema(store: &Store, patience: Duration) -> anyhow::Result<()> {

@@ -1,14 +1,15 @@
 //! The command line: reads arguments and settings, and hands over to `app`.
 //! Nothing is decided here.
 
+use std::io::{IsTerminal, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use coupon_issuer::app::{self, App, Event, ImportState, Outside};
+use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside};
 use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry;
@@ -37,6 +38,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 enum Command {
     /// Start a private Postgres, fill it with a demo, and serve.
     Demo(DemoArgs),
@@ -52,6 +54,16 @@ enum Command {
     /// Upload codes for a series that gives out uploaded ones, and see how many are left.
     #[command(subcommand)]
     Codes(CodesCommand),
+    /// Switch a till off and on, or give it another password, without a file.
+    ///
+    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    #[command(subcommand)]
+    Till(TillCommand),
+    /// Switch an OAuth client off and on, give it another secret, or make its tokens void, without a file.
+    ///
+    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    #[command(subcommand)]
+    Client(ClientCommand),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
 }
@@ -124,6 +136,79 @@ struct StatusArgs {
     common: Common,
 }
 
+#[derive(Subcommand)]
+enum TillCommand {
+    /// Keep a till from doing anything, until it is enabled.
+    ///
+    /// An apply leaves it disabled, unless its file says disabled = false.
+    Disable(TillArgs),
+    /// Let a till that was disabled log in again.
+    ///
+    /// An apply leaves it enabled, unless its file says disabled = true.
+    Enable(TillArgs),
+    /// Give a till another password; the one it had is refused from then on.
+    ///
+    /// Without --password-file it is read from standard input, or asked for twice if that is a terminal. Change it where
+    /// the file of apply has it, too: the next apply brings back what the file says.
+    SetPassword(SetPasswordArgs),
+}
+
+#[derive(Subcommand)]
+enum ClientCommand {
+    /// Keep a client from doing anything, with the tokens that it has as well, until it is enabled.
+    ///
+    /// An apply leaves it disabled, unless its file says disabled = false.
+    Disable(ClientArgs),
+    /// Let a client that was disabled in again.
+    ///
+    /// An apply leaves it enabled, unless its file says disabled = true.
+    Enable(ClientArgs),
+    /// Give a client another secret; the one it had gets no token from then on.
+    ///
+    /// The tokens that it has stay good until they expire; client revoke-tokens makes them void. Without --secret-file
+    /// the secret is read from standard input, or asked for twice if that is a terminal. Change it where the file of
+    /// apply has it, too: the next apply brings back what the file says.
+    SetSecret(SetSecretArgs),
+    /// Make every token that a client has been given so far void.
+    ///
+    /// Those made from now on are good, so a client that still knows its secret goes on with a new one.
+    RevokeTokens(ClientArgs),
+}
+
+#[derive(Args)]
+struct TillArgs {
+    /// The till's id, the name it logs in by.
+    till: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct ClientArgs {
+    /// The client's key.
+    key: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct SetPasswordArgs {
+    #[command(flatten)]
+    till: TillArgs,
+    /// A file that holds the password, or its md5, and nothing else.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct SetSecretArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// A file that holds the secret and nothing else.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
 #[derive(Args)]
 struct DemoArgs {
     /// Where to serve.
@@ -190,6 +275,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Healthcheck(args) => healthcheck(&args.url).await,
+        Command::Till(command) => till(command).await.map(|outcome| println!("{outcome}")),
+        Command::Client(command) => client(command).await.map(|outcome| println!("{outcome}")),
     }
 }
 
@@ -316,4 +403,69 @@ async fn healthcheck(url: &str) -> anyhow::Result<()> {
         bail!("{url} answered {status}");
     }
     Ok(())
+}
+
+async fn till(command: TillCommand) -> anyhow::Result<Outcome> {
+    let outside = Outside::default();
+    let set_disabled = async |TillArgs { till, common }: TillArgs, disabled| {
+        app::set_disabled(&common.connect_options()?, &Holder::Till(till), disabled, &outside).await
+    };
+    match command {
+        TillCommand::Disable(args) => set_disabled(args, true).await,
+        TillCommand::Enable(args) => set_disabled(args, false).await,
+        TillCommand::SetPassword(SetPasswordArgs { till: TillArgs { till, common }, password_file }) => {
+            let connect = common.connect_options()?;
+            let password = read_secret(password_file.as_deref(), "password")?;
+            app::set_secret(&connect, &Holder::Till(till), password, &outside).await
+        }
+    }
+}
+
+async fn client(command: ClientCommand) -> anyhow::Result<Outcome> {
+    let outside = Outside::default();
+    let set_disabled = async |ClientArgs { key, common }: ClientArgs, disabled| {
+        app::set_disabled(&common.connect_options()?, &Holder::Client(key), disabled, &outside).await
+    };
+    match command {
+        ClientCommand::Disable(args) => set_disabled(args, true).await,
+        ClientCommand::Enable(args) => set_disabled(args, false).await,
+        ClientCommand::SetSecret(SetSecretArgs { client: ClientArgs { key, common }, secret_file }) => {
+            let connect = common.connect_options()?;
+            let secret = read_secret(secret_file.as_deref(), "secret")?;
+            app::set_secret(&connect, &Holder::Client(key), secret, &outside).await
+        }
+        ClientCommand::RevokeTokens(ClientArgs { key, common }) => {
+            app::revoke_tokens(&common.connect_options()?, &key, &outside).await
+        }
+    }
+}
+
+/// One line, from a file or from standard input; a terminal is asked for it twice, and does not show it.
+fn read_secret(file: Option<&Path>, what: &str) -> anyhow::Result<SecretString> {
+    let mut text = match file {
+        Some(file) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+        None if std::io::stdin().is_terminal() => ask_for_secret(what)?,
+        None => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).with_context(|| format!("reading the {what}"))?;
+            text
+        }
+    };
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    if text.is_empty() {
+        bail!("the {what} is empty");
+    }
+    if text.contains(['\r', '\n']) {
+        bail!("the {what} is more than one line");
+    }
+    Ok(text.into())
+}
+
+fn ask_for_secret(what: &str) -> anyhow::Result<String> {
+    let ask = |prompt: String| rpassword::prompt_password(prompt).with_context(|| format!("reading the {what}"));
+    let first = ask(format!("New {what}: "))?;
+    if first != ask(format!("The same {what} again: "))? {
+        bail!("the two are not the same");
+    }
+    Ok(first)
 }

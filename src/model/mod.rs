@@ -20,6 +20,9 @@ pub use customer::{CustomerId, CustomerPolicy, Identifiers};
 pub use entropy::{Entropy, EntropyError, OsEntropy};
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
-pub use plan::{CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan};
+pub use plan::{
+    ClientProof, CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan, TokenAlgorithm,
+    TokenIssuerPlan,
+};
 pub use rate_limit::RateLimit;
 pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Series, SeriesId};

@@ -1,10 +1,12 @@
 //! What an organisation is to be, as configuration as code says it (`apply`).
 //! Plans hold secrets in plain text, so they live only while a file is being applied.
 
+use std::collections::BTreeSet;
+
 use jiff::civil::Date;
 use secrecy::SecretString;
 
-use super::{Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, Series, StoreId};
+use super::{Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, RateLimit, Series, StoreId};
 
 /// An organisation with everything in it.
 #[derive(Debug, Clone)]
@@ -19,10 +21,14 @@ pub struct OrganisationPlan {
     pub customer_policy: CustomerPolicy,
     /// What a store's tills may do where the store says nothing.
     pub default_access: Access,
+    /// Of each till and client that has none of its own. `None`: the service's.
+    pub rate_limit: Option<RateLimit>,
     /// Its stores.
     pub stores: Vec<StorePlan>,
     /// Its tills.
     pub tills: Vec<TillPlan>,
+    /// Whose access tokens it accepts, besides the service's own.
+    pub token_issuers: Vec<TokenIssuerPlan>,
     /// Its OAuth clients.
     pub oauth_clients: Vec<OAuthClientPlan>,
     /// Customers to be registered.
@@ -51,6 +57,57 @@ pub struct TillPlan {
     pub store_id: StoreId,
     /// In plain text, or as its md5.
     pub password: SecretString,
+    /// `None`: the store's.
+    pub access: Option<Access>,
+    /// Whether it may not log in. `None`: left as it is.
+    pub disabled: Option<bool>,
+    /// `None`: the organisation's.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// An authorisation server of somebody else's, and which of its access tokens count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenIssuerPlan {
+    /// Its key: what `iss` says, to the letter.
+    pub issuer: String,
+    /// What `aud` must hold.
+    pub audience: String,
+    /// Where its keys are. `None`: where its discovery document says.
+    pub jwks_url: Option<String>,
+    /// The claim that holds the client's key.
+    pub client_claim: String,
+    /// What its tokens may be signed with.
+    pub algorithms: BTreeSet<TokenAlgorithm>,
+}
+
+/// What an outside issuer's token may be signed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names of RFC 7518 and RFC 8037")]
+pub enum TokenAlgorithm {
+    Rs256,
+    Es256,
+    EdDsa,
+}
+
+impl TokenAlgorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Rs256, Self::Es256, Self::EdDsa];
+
+    /// The algorithm of this name, as tokens, the configuration and the database spell it.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
+    /// The name that [`TokenAlgorithm::parse`] reads.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rs256 => "RS256",
+            Self::Es256 => "ES256",
+            Self::EdDsa => "EdDSA",
+        }
+    }
 }
 
 /// An OAuth client.
@@ -58,14 +115,30 @@ pub struct TillPlan {
 pub struct OAuthClientPlan {
     /// The name it logs in by.
     pub key: String,
-    /// In plain text.
-    pub secret: SecretString,
+    /// How it proves that it is itself.
+    pub proof: ClientProof,
     /// The till whose store it issues for.
     pub till_id: String,
     /// What it may do.
     pub access: Access,
-    /// How long its tokens live.
-    pub token_ttl_seconds: i32,
+    /// Whether it may do nothing. `None`: left as it is.
+    pub disabled: Option<bool>,
+    /// `None`: the organisation's.
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// How an OAuth client proves that it is itself.
+#[derive(Debug, Clone)]
+pub enum ClientProof {
+    /// By a secret, for which this service gives it tokens.
+    Secret {
+        /// In plain text.
+        secret: SecretString,
+        /// How long its tokens live.
+        token_ttl_seconds: i32,
+    },
+    /// By the tokens of this issuer.
+    Issuer(String),
 }
 
 /// A customer to be registered, by the identifiers that are given; others it may have are left as they are.
@@ -86,6 +159,18 @@ pub trait Settings {
 impl Settings for StorePlan {
     fn settings(&self) -> Vec<(&'static str, String)> {
         vec![("name", self.name.clone()), ("access", self.access.map_or("default", Access::name).to_owned())]
+    }
+}
+
+impl Settings for TokenIssuerPlan {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let algorithms: Vec<&str> = self.algorithms.iter().map(|algorithm| algorithm.name()).collect();
+        vec![
+            ("audience", self.audience.clone()),
+            ("jwks_url", self.jwks_url.clone().unwrap_or_default()),
+            ("client_claim", self.client_claim.clone()),
+            ("algorithms", algorithms.join(", ")),
+        ]
     }
 }
 

@@ -6,9 +6,11 @@ use secrecy::SecretString;
 
 use super::{ApplyError, Report};
 use crate::auth::{hash_secret, till_password, verify_secret};
-use crate::model::{CustomerPlan, OAuthClientPlan, OrgId, OrganisationPlan, Series, Settings, StorePlan, TillPlan};
+use crate::model::{
+    Access, ClientProof, CustomerPlan, OrgId, OrganisationPlan, RateLimit, Series, Settings, StorePlan, TokenIssuerPlan,
+};
 use crate::store::provisioning::{
-    OrganisationSettings, Provisioning, StoredClientSettings, StoredOrganisation, StoredTillSettings,
+    OrganisationSettings, Provisioning, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
 };
 
 /// What is to be written of one organisation.
@@ -19,6 +21,7 @@ pub(super) struct Changes<'a> {
     settings_differ: bool,
     pub(super) stores: Vec<&'a StorePlan>,
     pub(super) tills: Vec<(&'a str, StoredTillSettings)>,
+    pub(super) token_issuers: Vec<&'a TokenIssuerPlan>,
     pub(super) oauth_clients: Vec<(&'a str, StoredClientSettings)>,
     pub(super) customers: Vec<&'a CustomerPlan>,
     pub(super) series: Vec<&'a Series>,
@@ -51,6 +54,7 @@ pub(super) async fn compare<'a>(
         .filter(|one| differs(&format!("store {}", one.id.0), difference(stored.stores.get(&one.id), *one)))
         .collect();
     let tills = compare_tills(plan, &stored, report).await?;
+    let token_issuers = plan.token_issuers.iter().filter(|one| issuer_differs(plan.id, one, &stored, report)).collect();
     let oauth_clients = compare_clients(plan, &stored, report).await?;
     let customers = plan.customers.iter().filter(|one| customer_differs(plan.id, one, &stored, report)).collect();
     Ok(Changes {
@@ -60,6 +64,7 @@ pub(super) async fn compare<'a>(
         settings_differ,
         stores: shops,
         tills,
+        token_issuers,
         oauth_clients,
         customers,
         series,
@@ -72,15 +77,21 @@ async fn compare_tills<'a>(
     report: &mut Report,
 ) -> Result<Vec<(&'a str, StoredTillSettings)>, ApplyError> {
     let mut changed = Vec::new();
-    for TillPlan { id, store_id, password } in &plan.tills {
-        let stored = stored.tills.get(id);
+    for till in &plan.tills {
+        let stored = stored.tills.get(&till.id);
         let (password_hash, is_new) =
-            kept_or_hashed(stored.map(|till| &till.password_hash), till_password(password)).await?;
-        let wanted = StoredTillSettings { store_id: *store_id, password_hash };
+            kept_or_hashed(stored.map(|till| &till.password_hash), till_password(&till.password)).await?;
+        let wanted = StoredTillSettings {
+            store_id: till.store_id,
+            access: till.access,
+            disabled: till.disabled,
+            rate_limit: till.rate_limit,
+            password_hash,
+        };
         let mut change = difference(stored, &wanted);
         add_secret(&mut change, is_new, "password");
-        if report.note(plan.id, &format!("till {id}"), change) {
-            changed.push((id.as_str(), wanted));
+        if report.note(plan.id, &format!("till {}", till.id), change) {
+            changed.push((till.id.as_str(), wanted));
         }
     }
     Ok(changed)
@@ -92,22 +103,45 @@ async fn compare_clients<'a>(
     report: &mut Report,
 ) -> Result<Vec<(&'a str, StoredClientSettings)>, ApplyError> {
     let mut changed = Vec::new();
-    for OAuthClientPlan { key, secret, till_id, access, token_ttl_seconds } in &plan.oauth_clients {
-        let stored = stored.oauth_clients.get(key);
-        let (secret_hash, is_new) = kept_or_hashed(stored.map(|client| &client.secret_hash), secret.clone()).await?;
+    for client in &plan.oauth_clients {
+        let stored = stored.oauth_clients.get(&client.key);
+        let (proof, is_new) = kept_or_new_proof(stored.map(|client| &client.proof), &client.proof).await?;
         let wanted = StoredClientSettings {
-            till_id: till_id.clone(),
-            access: *access,
-            token_ttl_seconds: *token_ttl_seconds,
-            secret_hash,
+            till_id: client.till_id.clone(),
+            access: client.access,
+            disabled: client.disabled,
+            rate_limit: client.rate_limit,
+            proof,
         };
         let mut change = difference(stored, &wanted);
         add_secret(&mut change, is_new, "secret");
-        if report.note(plan.id, &format!("oauth_client {key}"), change) {
-            changed.push((key.as_str(), wanted));
+        if report.note(plan.id, &format!("oauth_client {}", client.key), change) {
+            changed.push((client.key.as_str(), wanted));
         }
     }
     Ok(changed)
+}
+
+/// What to store of a proof, and whether it is a secret that is new.
+async fn kept_or_new_proof(
+    stored: Option<&StoredProof>,
+    wanted: &ClientProof,
+) -> Result<(StoredProof, bool), ApplyError> {
+    let (secret, token_ttl_seconds) = match wanted {
+        ClientProof::Issuer(issuer) => return Ok((StoredProof::Issuer(issuer.clone()), false)),
+        ClientProof::Secret { secret, token_ttl_seconds } => (secret.clone(), *token_ttl_seconds),
+    };
+    let stored = match stored {
+        Some(StoredProof::Secret { secret_hash, .. }) => Some(secret_hash),
+        Some(StoredProof::Issuer(_)) | None => None,
+    };
+    let (secret_hash, is_new) = kept_or_hashed(stored, secret).await?;
+    Ok((StoredProof::Secret { secret_hash, token_ttl_seconds }, is_new))
+}
+
+fn issuer_differs(org_id: OrgId, issuer: &TokenIssuerPlan, stored: &StoredOrganisation, report: &mut Report) -> bool {
+    let change = difference(stored.token_issuers.get(&issuer.issuer), issuer);
+    report.note(org_id, &format!("token_issuer {}", issuer.issuer), change)
 }
 
 /// Identifiers that the file does not give are left as they are.
@@ -188,6 +222,9 @@ fn note_left_alone(plan: &OrganisationPlan, stored: &StoredOrganisation, report:
     for id in stored.tills.keys().filter(|id| !plan.tills.iter().any(|till| till.id == **id)) {
         left(format!("till {id}"));
     }
+    for issuer in stored.token_issuers.keys().filter(|key| !plan.token_issuers.iter().any(|one| one.issuer == **key)) {
+        left(format!("token_issuer {issuer}"));
+    }
     for key in stored.oauth_clients.keys().filter(|key| !plan.oauth_clients.iter().any(|client| client.key == **key)) {
         left(format!("oauth_client {key}"));
     }
@@ -203,22 +240,46 @@ impl Settings for OrganisationSettings {
             ("time_zone", self.time_zone.clone()),
             ("customer_policy", self.customer_policy.name().to_owned()),
             ("default_access", self.default_access.name().to_owned()),
+            ("rate_limit_per_minute", told_limit(self.rate_limit)),
         ]
     }
 }
 
 impl Settings for StoredTillSettings {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("store_id", self.store_id.0.to_string())]
+        let mut settings = vec![
+            ("store_id", self.store_id.0.to_string()),
+            ("access", self.access.map_or("default", Access::name).to_owned()),
+            ("rate_limit_per_minute", told_limit(self.rate_limit)),
+        ];
+        settings.extend(self.disabled.map(|disabled| ("disabled", disabled.to_string())));
+        settings
     }
 }
 
 impl Settings for StoredClientSettings {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut settings = vec![
             ("till", self.till_id.clone()),
             ("access", self.access.name().to_owned()),
-            ("token_ttl_seconds", self.token_ttl_seconds.to_string()),
-        ]
+            ("rate_limit_per_minute", told_limit(self.rate_limit)),
+        ];
+        settings.extend(self.disabled.map(|disabled| ("disabled", disabled.to_string())));
+        match &self.proof {
+            StoredProof::Secret { token_ttl_seconds, .. } => {
+                settings.push(("token_issuer", String::new()));
+                settings.push(("token_ttl_seconds", token_ttl_seconds.to_string()));
+            }
+            StoredProof::Issuer(issuer) => settings.push(("token_issuer", issuer.clone())),
+        }
+        settings
+    }
+}
+
+fn told_limit(limit: Option<RateLimit>) -> String {
+    match limit {
+        None => "default".to_owned(),
+        Some(RateLimit::Unlimited) => "unlimited".to_owned(),
+        Some(RateLimit::PerMinute(count)) => count.to_string(),
     }
 }

@@ -1,21 +1,21 @@
-//! The file of `apply`: its shape and its rules, parsed into plans.
+//! The file of `apply`: its shape and its rules, parsed into plans. The tables of those who call are in `callers`.
 //! All of it is checked before anything is changed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeTable;
 
+use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
 use super::toml::{Mistake, Mistakes, Section};
 use crate::issuance::codes;
 use crate::model::{
     Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy,
-    Identifiers, OAuthClientPlan, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan, TillPlan,
+    Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan,
 };
 
-const LONGEST_NAME: usize = 255;
-const ACCESS_WORDS: &str = "none, read, write";
+pub(super) const LONGEST_NAME: usize = 255;
+pub(super) const ACCESS_WORDS: &str = "none, read, write";
 /// A series needs so many times more codes than coupons: a draw rarely meets a code that exists, and a guess rarely
 /// meets a coupon.
 const LEAST_CODES_PER_COUPON: u128 = 10;
@@ -52,14 +52,14 @@ pub fn parse(source: &str, secrets: &Secrets<'_>) -> Result<Vec<OrganisationPlan
 
 /// What must be unique over the whole file, because it is looked up without an organisation.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     orgs: BTreeSet<i64>,
-    tills: BTreeSet<String>,
-    clients: BTreeSet<String>,
+    pub(super) tills: BTreeSet<String>,
+    pub(super) clients: BTreeSet<String>,
 }
 
 /// Notes a value that was there before.
-fn unique<T: Ord>(section: &Section<'_>, key: &str, seen: &mut BTreeSet<T>, value: T) {
+pub(super) fn unique<T: Ord>(section: &Section<'_>, key: &str, seen: &mut BTreeSet<T>, value: T) {
     if !seen.insert(value) {
         section.mistake(key, "is listed twice");
     }
@@ -75,12 +75,14 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     }
     let policy = section.choice("customer_policy", "open, registered", CustomerPolicy::parse);
     let access = section.choice("default_access", ACCESS_WORDS, Access::parse);
+    let rate_limit = organisation_rate_limit(section);
 
-    let (mut store_ids, mut till_ids, mut customer_ids, mut series_ids) = Default::default();
+    let (mut store_ids, mut till_ids, mut issuers, mut customer_ids, mut series_ids) = Default::default();
     let mut codes = BTreeSet::new();
     let stores = each(section, "stores", |one| store(one, &mut store_ids));
     let tills = each(section, "tills", |one| till(one, secrets, &store_ids, &mut till_ids, names));
-    let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, names));
+    let token_issuers = each(section, "token_issuers", |one| token_issuer(one, &mut issuers));
+    let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, &issuers, names));
     let customers = each(section, "customers", |one| customer(one, &mut customer_ids));
     let series = each(section, "series", |one| series(one, &store_ids, &mut series_ids, &mut codes));
     if let Some(series) = &series {
@@ -92,8 +94,10 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
         time_zone,
         customer_policy: policy.unwrap_or(CustomerPolicy::Open),
         default_access: access.unwrap_or(Access::None),
+        rate_limit,
         stores: stores?,
         tills: tills?,
+        token_issuers: token_issuers?,
         oauth_clients: oauth_clients?,
         customers: customers?,
         series: series?,
@@ -124,79 +128,6 @@ fn store(section: &Section<'_>, ids: &mut BTreeSet<i64>) -> Option<StorePlan> {
     let name = section.required("name", section.name("name", LONGEST_NAME));
     let access = section.choice("access", ACCESS_WORDS, Access::parse);
     Some(StorePlan { id: StoreId(id?), name: name?, access })
-}
-
-fn till(
-    section: &Section<'_>,
-    secrets: &Secrets<'_>,
-    stores: &BTreeSet<i64>,
-    ids: &mut BTreeSet<String>,
-    names: &mut Names,
-) -> Option<TillPlan> {
-    let id = section.required("id", section.name("id", LONGEST_NAME));
-    if let Some(id) = &id {
-        if id.contains(':') {
-            section.mistake("id", "must not contain a colon: it ends the name in Basic authentication");
-        }
-        ids.insert(id.clone());
-        unique(section, "id", &mut names.tills, id.clone());
-    }
-    let store_id = section.required("store_id", section.integer("store_id", 1..=i64::MAX));
-    if store_id.is_some_and(|id| !stores.contains(&id)) {
-        section.mistake("store_id", "is no store of this organisation in this file");
-    }
-    let password = secret(section, secrets, ["password", "password_file", "password_env"]);
-    Some(TillPlan { id: id?, store_id: StoreId(store_id?), password: password? })
-}
-
-fn oauth_client(
-    section: &Section<'_>,
-    secrets: &Secrets<'_>,
-    tills: &BTreeSet<String>,
-    names: &mut Names,
-) -> Option<OAuthClientPlan> {
-    let key = section.required("key", section.name("key", LONGEST_NAME));
-    if let Some(key) = &key {
-        unique(section, "key", &mut names.clients, key.clone());
-    }
-    let till_id = section.required("till", section.text("till"));
-    if till_id.as_ref().is_some_and(|till| !tills.contains(till)) {
-        section.mistake("till", "is no till of this organisation in this file");
-    }
-    let access = section.required("access", section.choice("access", ACCESS_WORDS, Access::parse));
-    let ttl = section.integer("token_ttl_seconds", 1..=2_592_000).unwrap_or(3600);
-    let secret = secret(section, secrets, ["secret", "secret_file", "secret_env"]);
-    Some(OAuthClientPlan {
-        key: key?,
-        secret: secret?,
-        till_id: till_id?,
-        access: access?,
-        token_ttl_seconds: i32::try_from(ttl).ok()?,
-    })
-}
-
-/// A secret: in the file, in a file of its own, or in the environment. Exactly one of the three keys must be there.
-fn secret(section: &Section<'_>, secrets: &Secrets<'_>, keys: [&'static str; 3]) -> Option<SecretString> {
-    let [plain, file, variable] = keys;
-    let given = keys.into_iter().filter(|key| section.has(key)).count();
-    if given != 1 {
-        section.mistake(plain, format!("give exactly one of {plain}, {file} and {variable}"));
-        return None;
-    }
-    let (key, secret) = if let Some(name) = section.text(file) {
-        let read = std::fs::read_to_string(secrets.directory.join(name));
-        (file, read.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()).map_err(|error| error.to_string()))
-    } else if let Some(name) = section.text(variable) {
-        (variable, (secrets.variable)(&name).ok_or_else(|| "the environment has no such variable".to_owned()))
-    } else {
-        (plain, Ok(section.text(plain)?))
-    };
-    match secret.map(SecretString::from) {
-        Ok(secret) if !secret.expose_secret().is_empty() => return Some(secret),
-        Ok(_) => section.mistake(key, "must not be empty"),
-        Err(reason) => section.mistake(key, reason),
-    }
-    None
 }
 
 fn customer(section: &Section<'_>, ids: &mut BTreeSet<String>) -> Option<CustomerPlan> {

@@ -1,8 +1,11 @@
 //! Configuration as code: `apply` makes the database hold what a file says, in one transaction, and tells what it changed.
+//! What is done to a single till or client from the command line is in [`commands`].
 //!
 //! What a file does not list is left alone, never deleted: coupons refer to it.
 
+mod callers;
 mod changes;
+pub mod commands;
 mod file;
 mod toml;
 
@@ -109,7 +112,7 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     Ok(report)
 }
 
-/// The stores, tills, clients and customers: whoever calls and whoever receives.
+/// The stores, tills, issuers of tokens, clients and customers: whoever calls and whoever receives.
 async fn write_holders(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<(), ApplyError> {
     let org_id = changes.plan.id;
     if changes.is_new {
@@ -121,6 +124,10 @@ async fn write_holders(transaction: &mut Provisioning, changes: &Changes<'_>) ->
     for (id, till) in &changes.tills {
         let put = transaction.put_till(org_id, id, till).await;
         put.map_err(|error| taken(error, org_id, &format!("till {id}")))?;
+    }
+    // Before the clients, which refer to them.
+    for issuer in &changes.token_issuers {
+        transaction.put_token_issuer(org_id, issuer).await?;
     }
     for (key, client) in &changes.oauth_clients {
         let put = transaction.put_oauth_client(org_id, key, client).await;

@@ -147,6 +147,17 @@ impl<'s> Section<'s> {
         integers.unwrap_or_default()
     }
 
+    /// An array of strings; `None` where there is none, or a wrong one.
+    pub(super) fn texts(&self, key: &'static str) -> Option<Vec<String>> {
+        let array = self.value(key)?.get_ref().as_array();
+        let texts: Option<Vec<String>> =
+            array.and_then(|array| array.iter().map(|one| one.get_ref().as_str().map(str::to_owned)).collect());
+        if texts.is_none() {
+            self.mistake(key, "must be an array of strings");
+        }
+        texts
+    }
+
     pub(super) fn date(&self, key: &'static str) -> Option<Date> {
         let value = self.value(key)?.get_ref();
         let text = match value {

@@ -2,7 +2,9 @@
 //!
 //! Nothing is decided here. A query names the organisation first, and returns the model's types.
 
+pub mod audit;
 mod changes;
+pub mod commands;
 mod credentials;
 mod customers;
 mod facts;

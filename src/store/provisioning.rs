@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 
 use jiff_sqlx::ToSqlx;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::StoreError;
 use super::rows::{series_from, unknown_value};
 use crate::model::{
     Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, Identifiers, OrgId, OrganisationPlan,
-    Series, SeriesId, StoreId, StorePlan,
+    RateLimit, Series, SeriesId, StoreId, StorePlan, TokenAlgorithm, TokenIssuerPlan,
 };
 
 /// An organisation's own settings, without what is in it.
@@ -26,6 +26,8 @@ pub struct OrganisationSettings {
     pub customer_policy: CustomerPolicy,
     /// What a store's tills may do where the store says nothing.
     pub default_access: Access,
+    /// Of each till and client that has none of its own. `None`: the service's.
+    pub rate_limit: Option<RateLimit>,
 }
 
 impl From<&OrganisationPlan> for OrganisationSettings {
@@ -35,6 +37,7 @@ impl From<&OrganisationPlan> for OrganisationSettings {
             time_zone: plan.time_zone.clone(),
             customer_policy: plan.customer_policy,
             default_access: plan.default_access,
+            rate_limit: plan.rate_limit,
         }
     }
 }
@@ -44,6 +47,10 @@ impl From<&OrganisationPlan> for OrganisationSettings {
 #[expect(missing_docs, reason = "the columns of table till")]
 pub struct StoredTillSettings {
     pub store_id: StoreId,
+    pub access: Option<Access>,
+    /// `None`, to be written: whatever is stored by then.
+    pub disabled: Option<bool>,
+    pub rate_limit: Option<RateLimit>,
     pub password_hash: String,
 }
 
@@ -53,8 +60,22 @@ pub struct StoredTillSettings {
 pub struct StoredClientSettings {
     pub till_id: String,
     pub access: Access,
-    pub token_ttl_seconds: i32,
-    pub secret_hash: String,
+    /// `None`, to be written: whatever is stored by then.
+    pub disabled: Option<bool>,
+    pub rate_limit: Option<RateLimit>,
+    pub proof: StoredProof,
+}
+
+/// How a client proves that it is itself, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the columns of table oauth_client")]
+pub enum StoredProof {
+    Secret {
+        secret_hash: String,
+        token_ttl_seconds: i32,
+    },
+    /// By the tokens of this issuer.
+    Issuer(String),
 }
 
 /// What is stored of an organisation.
@@ -64,6 +85,7 @@ pub struct StoredOrganisation {
     pub settings: Option<OrganisationSettings>,
     pub stores: BTreeMap<StoreId, StorePlan>,
     pub tills: BTreeMap<String, StoredTillSettings>,
+    pub token_issuers: BTreeMap<String, TokenIssuerPlan>,
     pub oauth_clients: BTreeMap<String, StoredClientSettings>,
     /// Only those asked for.
     pub customers: BTreeMap<CustomerId, CustomerPlan>,
@@ -127,6 +149,7 @@ impl Provisioning {
             settings: self.settings(org_id).await?,
             stores: self.stores(org_id).await?,
             tills: self.tills(org_id).await?,
+            token_issuers: self.token_issuers(org_id).await?,
             oauth_clients: self.oauth_clients(org_id).await?,
             customers: self.customers(org_id, customers).await?,
             series: self.series(org_id).await?,
@@ -134,11 +157,13 @@ impl Provisioning {
     }
 
     async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, StoreError> {
-        let row =
-            sqlx::query("select name, time_zone, customer_policy, default_access from organisation where org_id = $1")
-                .bind(org_id.0)
-                .fetch_optional(&mut self.connection)
-                .await?;
+        let row = sqlx::query(
+            "select name, time_zone, customer_policy, default_access, rate_limit_per_minute
+               from organisation where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_optional(&mut self.connection)
+        .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(OrganisationSettings {
             name: row.try_get("name")?,
@@ -146,6 +171,7 @@ impl Provisioning {
             customer_policy: CustomerPolicy::parse(row.try_get("customer_policy")?)
                 .ok_or_else(|| unknown_value("customer_policy"))?,
             default_access: access(row.try_get("default_access")?)?,
+            rate_limit: rate_limit(&row)?,
         }))
     }
 
@@ -157,21 +183,26 @@ impl Provisioning {
         rows.iter()
             .map(|row| {
                 let id = StoreId(row.try_get("store_id")?);
-                let access = row.try_get::<Option<&str>, _>("access")?.map(access).transpose()?;
-                Ok((id, StorePlan { id, name: row.try_get("name")?, access }))
+                Ok((id, StorePlan { id, name: row.try_get("name")?, access: access_if_any(row)? }))
             })
             .collect()
     }
 
     async fn tills(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredTillSettings>, StoreError> {
-        let rows = sqlx::query("select till_id, store_id, password_hash from till where org_id = $1")
-            .bind(org_id.0)
-            .fetch_all(&mut self.connection)
-            .await?;
+        let rows = sqlx::query(
+            "select till_id, store_id, access, disabled, rate_limit_per_minute, password_hash
+               from till where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_all(&mut self.connection)
+        .await?;
         rows.iter()
             .map(|row| {
                 let settings = StoredTillSettings {
                     store_id: StoreId(row.try_get("store_id")?),
+                    access: access_if_any(row)?,
+                    disabled: Some(row.try_get("disabled")?),
+                    rate_limit: rate_limit(row)?,
                     password_hash: row.try_get("password_hash")?,
                 };
                 Ok((row.try_get("till_id")?, settings))
@@ -179,9 +210,37 @@ impl Provisioning {
             .collect()
     }
 
+    async fn token_issuers(&mut self, org_id: OrgId) -> Result<BTreeMap<String, TokenIssuerPlan>, StoreError> {
+        let rows = sqlx::query(
+            "select issuer, audience, jwks_url, client_claim, algorithms from token_issuer where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let algorithms: Option<_> = row
+                    .try_get::<Vec<String>, _>("algorithms")?
+                    .iter()
+                    .map(|algorithm| TokenAlgorithm::parse(algorithm))
+                    .collect();
+                let issuer: String = row.try_get("issuer")?;
+                let settings = TokenIssuerPlan {
+                    issuer: issuer.clone(),
+                    audience: row.try_get("audience")?,
+                    jwks_url: row.try_get("jwks_url")?,
+                    client_claim: row.try_get("client_claim")?,
+                    algorithms: algorithms.ok_or_else(|| unknown_value("algorithms"))?,
+                };
+                Ok((issuer, settings))
+            })
+            .collect()
+    }
+
     async fn oauth_clients(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredClientSettings>, StoreError> {
         let rows = sqlx::query(
-            "select client_key, till_id, access, token_ttl_seconds, secret_hash from oauth_client where org_id = $1",
+            "select client_key, till_id, access, disabled, rate_limit_per_minute, token_ttl_seconds, secret_hash, issuer
+               from oauth_client where org_id = $1",
         )
         .bind(org_id.0)
         .fetch_all(&mut self.connection)
@@ -191,8 +250,9 @@ impl Provisioning {
                 let settings = StoredClientSettings {
                     till_id: row.try_get("till_id")?,
                     access: access(row.try_get("access")?)?,
-                    token_ttl_seconds: row.try_get("token_ttl_seconds")?,
-                    secret_hash: row.try_get("secret_hash")?,
+                    disabled: Some(row.try_get("disabled")?),
+                    rate_limit: rate_limit(row)?,
+                    proof: proof(row)?,
                 };
                 Ok((row.try_get("client_key")?, settings))
             })
@@ -242,17 +302,20 @@ impl Provisioning {
     /// When the database cannot be asked.
     pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), StoreError> {
         sqlx::query(
-            "insert into organisation as o (org_id, name, time_zone, customer_policy, default_access)
-             values ($1, $2, $3, $4, $5)
+            "insert into organisation as o (
+                 org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute)
+             values ($1, $2, $3, $4, $5, $6)
              on conflict (org_id) do update
                 set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
-                    default_access = excluded.default_access, revision = o.revision + 1",
+                    default_access = excluded.default_access, rate_limit_per_minute = excluded.rate_limit_per_minute,
+                    revision = o.revision + 1",
         )
         .bind(id.0)
         .bind(&settings.name)
         .bind(&settings.time_zone)
         .bind(settings.customer_policy.name())
         .bind(settings.default_access.name())
+        .bind(settings.rate_limit.map(RateLimit::stored))
         .execute(&mut self.connection)
         .await?;
         Ok(())
@@ -282,20 +345,49 @@ impl Provisioning {
     /// When the database cannot be asked, or another organisation has a till of this name (see [`is_taken`]).
     pub async fn put_till(&mut self, org_id: OrgId, id: &str, till: &StoredTillSettings) -> Result<(), StoreError> {
         sqlx::query(
-            "insert into till (org_id, till_id, store_id, password_hash) values ($1, $2, $3, $4)
+            "insert into till as t (
+                 org_id, till_id, store_id, access, disabled, rate_limit_per_minute, password_hash)
+             values ($1, $2, $3, $4, coalesce($5, false), $6, $7)
              on conflict (org_id, till_id) do update
-                set store_id = excluded.store_id, password_hash = excluded.password_hash",
+                set store_id = excluded.store_id, access = excluded.access, disabled = coalesce($5, t.disabled),
+                    rate_limit_per_minute = excluded.rate_limit_per_minute, password_hash = excluded.password_hash",
         )
         .bind(org_id.0)
         .bind(id)
         .bind(till.store_id.0)
+        .bind(till.access.map(Access::name))
+        .bind(till.disabled)
+        .bind(till.rate_limit.map(RateLimit::stored))
         .bind(&till.password_hash)
         .execute(&mut self.connection)
         .await?;
         Ok(())
     }
 
-    /// Writes an OAuth client.
+    /// Writes an issuer of tokens.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn put_token_issuer(&mut self, org_id: OrgId, issuer: &TokenIssuerPlan) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into token_issuer (org_id, issuer, audience, jwks_url, client_claim, algorithms)
+             values ($1, $2, $3, $4, $5, $6)
+             on conflict (org_id, issuer) do update
+                set audience = excluded.audience, jwks_url = excluded.jwks_url, client_claim = excluded.client_claim,
+                    algorithms = excluded.algorithms",
+        )
+        .bind(org_id.0)
+        .bind(&issuer.issuer)
+        .bind(&issuer.audience)
+        .bind(&issuer.jwks_url)
+        .bind(&issuer.client_claim)
+        .bind(issuer.algorithms.iter().map(|algorithm| algorithm.name()).collect::<Vec<_>>())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Writes an OAuth client. Its issuer, if it has one, must be there.
     ///
     /// # Errors
     /// When the database cannot be asked, or another organisation has a client with this key (see [`is_taken`]).
@@ -305,19 +397,33 @@ impl Provisioning {
         key: &str,
         client: &StoredClientSettings,
     ) -> Result<(), StoreError> {
+        let (secret_hash, ttl, issuer) = match &client.proof {
+            StoredProof::Secret { secret_hash, token_ttl_seconds } => {
+                (Some(secret_hash), Some(*token_ttl_seconds), None)
+            }
+            StoredProof::Issuer(issuer) => (None, None, Some(issuer)),
+        };
+        // Without a secret the time to live means nothing.
         sqlx::query(
-            "insert into oauth_client (org_id, client_key, secret_hash, till_id, access, token_ttl_seconds)
-             values ($1, $2, $3, $4, $5, $6)
+            "insert into oauth_client as c (
+                 org_id, client_key, secret_hash, issuer, till_id, access, disabled, rate_limit_per_minute,
+                 token_ttl_seconds)
+             values ($1, $2, $3, $4, $5, $6, coalesce($7, false), $8, coalesce($9, 3600))
              on conflict (org_id, client_key) do update
-                set secret_hash = excluded.secret_hash, till_id = excluded.till_id, access = excluded.access,
+                set secret_hash = excluded.secret_hash, issuer = excluded.issuer, till_id = excluded.till_id,
+                    access = excluded.access, disabled = coalesce($7, c.disabled),
+                    rate_limit_per_minute = excluded.rate_limit_per_minute,
                     token_ttl_seconds = excluded.token_ttl_seconds",
         )
         .bind(org_id.0)
         .bind(key)
-        .bind(&client.secret_hash)
+        .bind(secret_hash)
+        .bind(issuer)
         .bind(&client.till_id)
         .bind(client.access.name())
-        .bind(client.token_ttl_seconds)
+        .bind(client.disabled)
+        .bind(client.rate_limit.map(RateLimit::stored))
+        .bind(ttl)
         .execute(&mut self.connection)
         .await?;
         Ok(())
@@ -464,4 +570,22 @@ fn code_columns(handling: &ClientHandling) -> (CodeShape, Option<String>) {
 
 fn access(name: &str) -> Result<Access, StoreError> {
     Access::parse(name).ok_or_else(|| unknown_value("access"))
+}
+
+fn access_if_any(row: &PgRow) -> Result<Option<Access>, StoreError> {
+    row.try_get::<Option<&str>, _>("access")?.map(access).transpose()
+}
+
+fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, StoreError> {
+    Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::of))
+}
+
+fn proof(row: &PgRow) -> Result<StoredProof, StoreError> {
+    if let Some(issuer) = row.try_get("issuer")? {
+        return Ok(StoredProof::Issuer(issuer));
+    }
+    Ok(StoredProof::Secret {
+        secret_hash: row.try_get("secret_hash")?,
+        token_ttl_seconds: row.try_get("token_ttl_seconds")?,
+    })
 }

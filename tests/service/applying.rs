@@ -24,7 +24,7 @@ async fn refused(connect: &PgConnectOptions, file: &str) -> String {
 async fn stored(connect: &PgConnectOptions) -> Vec<String> {
     let mut connection = connect.connect().await.unwrap();
     let mut stored = Vec::new();
-    let tables = "organisation store till oauth_client customer series series_counter series_exclusion";
+    let tables = "organisation store till token_issuer oauth_client customer series series_counter series_exclusion";
     for table in tables.split(' ') {
         let rows = sqlx::query_scalar(AssertSqlSafe(format!("select '{table} ' || t::text from {table} t order by 1")));
         stored.extend(rows.fetch_all(&mut connection).await.unwrap());
@@ -74,10 +74,42 @@ fn registered() -> String {
     small(&[series(1, "")]).replace("default_access", "customer_policy = \"registered\"\ndefault_access") + REGISTERED
 }
 
+/// Tables that set everything about who may issue, for an organisation that has [`ORG`]'s tills.
+const CALLERS: &str = r#"
+[[orgs.tills]]
+id = "kiosk"
+store_id = 11
+password = "kiosk123"
+access = "write"
+disabled = true
+rate_limit_per_minute = 30
+[[orgs.token_issuers]]
+issuer = "https://login.example.com/realms/shop"
+audience = "coupons"
+jwks_url = "https://keys.example.com/jwks?use=sig"
+client_claim = "azp"
+algorithms = ["ES256", "RS256"]
+[[orgs.token_issuers]]
+issuer = "http://127.0.0.1:8081"
+audience = "coupons"
+[[orgs.oauth_clients]]
+key = "partner"
+token_issuer = "https://login.example.com/realms/shop"
+till = "kiosk"
+access = "write"
+disabled = false
+rate_limit_per_minute = -1
+"#;
+
+/// [`ORG`] with [`CALLERS`], and a limit for the rest.
+fn with_callers() -> String {
+    ORG.replace("default_access", "rate_limit_per_minute = 600\ndefault_access") + CALLERS
+}
+
 #[tokio::test]
 async fn the_first_run_creates_and_the_second_changes_nothing() {
     let connect = new_database().await;
-    let file = format!("{ORG}{REGISTERED}{}", series(1, "max_create = 5"));
+    let file = format!("{}{REGISTERED}{}", with_callers(), series(1, "max_create = 5"));
     let report = apply(&connect, &file).await;
     let created = [
         "",
@@ -88,14 +120,18 @@ async fn the_first_run_creates_and_the_second_changes_nothing() {
         "till store.server",
         "till office.desk",
         "till warehouse.gate",
+        "till kiosk",
+        "token_issuer https://login.example.com/realms/shop",
+        "token_issuer http://127.0.0.1:8081",
         "oauth_client crm",
         "oauth_client reports",
+        "oauth_client partner",
         "customer c1",
         "customer c2",
     ];
     let lines = created.map(|what| format!("org 1 {what}").trim_end().to_owned() + ": created");
     assert_eq!(report.changes, lines);
-    assert_eq!(report.to_string(), format!("{}\n12 changes", lines.join("\n")));
+    assert_eq!(report.to_string(), format!("{}\n16 changes", lines.join("\n")));
 
     let before = stored(&connect).await;
     assert_eq!(apply(&connect, &file).await.to_string(), "no change");
@@ -151,6 +187,161 @@ async fn a_change_is_told_with_the_old_and_the_new_value() {
     assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
 }
 
+/// What the file says, as the database holds it.
+async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> {
+    let mut connection = connect.connect().await.unwrap();
+    let values = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+    close(connection).await;
+    values
+}
+
+#[tokio::test]
+async fn who_may_issue_is_stored_as_the_file_says() {
+    let connect = new_database().await;
+    apply(&connect, &with_callers()).await;
+    assert_eq!(values(&connect, "select rate_limit_per_minute::text from organisation").await, ["600"]);
+    let tills = "select concat_ws(' ', till_id, coalesce(access, '-'), disabled, coalesce(rate_limit_per_minute, -9))
+                   from till where till_id in ('kiosk', 'store.server') order by till_id";
+    assert_eq!(values(&connect, tills).await, ["kiosk write t 30", "store.server - f -9"]);
+    let issuers = "select concat_ws(' ', issuer, audience, coalesce(jwks_url, '-'), client_claim, algorithms::text)
+                     from token_issuer order by 1";
+    assert_eq!(
+        values(&connect, issuers).await,
+        [
+            "http://127.0.0.1:8081 coupons - client_id {RS256,ES256,EdDSA}",
+            "https://login.example.com/realms/shop coupons https://keys.example.com/jwks?use=sig azp {RS256,ES256}",
+        ]
+    );
+    let clients = "select concat_ws(' ', client_key, secret_hash is null, coalesce(issuer, '-'), disabled,
+                                    coalesce(rate_limit_per_minute, -9), token_ttl_seconds)
+                     from oauth_client where client_key in ('crm', 'partner') order by 1";
+    assert_eq!(
+        values(&connect, clients).await,
+        ["crm f - f -9 3600", "partner t https://login.example.com/realms/shop f 0 3600"]
+    );
+}
+
+#[tokio::test]
+async fn a_change_of_who_may_issue_is_told_and_what_is_left_out_is_inherited_again() {
+    let connect = new_database().await;
+    apply(&connect, &with_callers()).await;
+    let changed = [
+        ("rate_limit_per_minute = 600", ""),
+        ("access = \"write\"\ndisabled = true\nrate_limit_per_minute = 30", "disabled = false"),
+        ("jwks_url = \"https://keys.example.com/jwks?use=sig\"\nclient_claim = \"azp\"", ""),
+        ("[\"ES256\", \"RS256\"]", "[\"EdDSA\", \"RS256\"]"),
+        ("8081\"\naudience = \"coupons\"", "8081\"\naudience = \"other\""),
+        ("secret = \"crm-secret\"", "token_issuer = \"http://127.0.0.1:8081\""),
+        ("token_ttl_seconds = 3600", "rate_limit_per_minute = 1"),
+        ("token_issuer = \"https://login.example.com/realms/shop\"", "secret = \"0ther-Secret\""),
+        ("disabled = false\nrate_limit_per_minute = -1", "disabled = true"),
+    ]
+    .into_iter()
+    .fold(with_callers(), |file, (old, new)| {
+        assert_eq!(file.matches(old).count(), 1, "{old}");
+        file.replace(old, new)
+    });
+    let expected = [
+        r#"org 1: rate_limit_per_minute "600" -> "default""#,
+        r#"org 1 till kiosk: access "write" -> "default", rate_limit_per_minute "30" -> "default", disabled "true" -> "false""#,
+        r#"org 1 token_issuer https://login.example.com/realms/shop: jwks_url "https://keys.example.com/jwks?use=sig" -> "", client_claim "azp" -> "client_id", algorithms "RS256, ES256" -> "RS256, EdDSA""#,
+        r#"org 1 token_issuer http://127.0.0.1:8081: audience "coupons" -> "other""#,
+        r#"org 1 oauth_client crm: rate_limit_per_minute "default" -> "1", token_issuer "" -> "http://127.0.0.1:8081""#,
+        r#"org 1 oauth_client partner: rate_limit_per_minute "unlimited" -> "default", disabled "false" -> "true", token_issuer "https://login.example.com/realms/shop" -> "", token_ttl_seconds "3600", secret"#,
+    ];
+    assert_eq!(apply(&connect, &changed).await.changes, expected);
+    assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
+    // The order of the algorithms is none.
+    let reordered = changed.replace("[\"EdDSA\", \"RS256\"]", "[\"RS256\", \"EdDSA\"]");
+    assert_eq!(apply(&connect, &reordered).await.to_string(), "no change");
+}
+
+#[tokio::test]
+async fn what_was_disabled_stays_so_until_the_file_says_otherwise() {
+    let connect = new_database().await;
+    apply(&connect, ORG).await;
+    let disabled = async || {
+        values(
+            &connect,
+            "select till_id from till where disabled union all select client_key from oauth_client where disabled",
+        )
+        .await
+    };
+    let mut connection = connect.connect().await.unwrap();
+    sqlx::raw_sql(
+        "update till set disabled = true where till_id = 'store.server';
+         update oauth_client set disabled = true where client_key = 'crm'",
+    )
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    close(connection).await;
+    assert_eq!(apply(&connect, ORG).await.to_string(), "no change");
+    assert_eq!(disabled().await, ["store.server", "crm"]);
+
+    // Nor does another change of the same till and client touch it.
+    let moved = ORG.replace("store_id = 10", "store_id = 12").replace("token_ttl_seconds = 3600", "");
+    let moved = moved.replacen("till = \"store.server\"", "till = \"office.desk\"", 1);
+    let expected = [
+        r#"org 1 till store.server: store_id "10" -> "12""#,
+        r#"org 1 oauth_client crm: till "store.server" -> "office.desk""#,
+    ];
+    assert_eq!(apply(&connect, &moved).await.changes, expected);
+    assert_eq!(disabled().await, ["store.server", "crm"]);
+
+    let enabled =
+        moved.replace("store_id = 12\npassword = \"server", "store_id = 12\ndisabled = false\npassword = \"server");
+    let enabled = enabled.replace("key = \"crm\"", "key = \"crm\"\ndisabled = false");
+    let expected = [
+        r#"org 1 till store.server: disabled "true" -> "false""#,
+        r#"org 1 oauth_client crm: disabled "true" -> "false""#,
+    ];
+    assert_eq!(apply(&connect, &enabled).await.changes, expected);
+    assert_eq!(disabled().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_token_issuer_must_be_a_url_from_which_keys_can_be_trusted() {
+    let connect = new_database().await;
+    let file = |issuer: &str, jwks_url: &str| {
+        format!(
+            "{}[[orgs.token_issuers]]\nissuer = \"{issuer}\"\njwks_url = \"{jwks_url}\"\naudience = \"coupons\"\n",
+            small(&[])
+        )
+    };
+    for (url, told) in [
+        ("http://login.example.com", "must begin with https://"),
+        ("http://127.0.0.2/", "must begin with https://"),
+        ("http://localhost.example.com", "must begin with https://"),
+        ("ftp://localhost/", "must begin with https://"),
+        ("login.example.com", "must be a URL like"),
+        ("https:login.example.com", "must be a URL like"),
+        ("https://", "must be a URL like"),
+        (" https://login.example.com", "must be a URL like"),
+        ("https://login.example.com/a b", "must be a URL like"),
+        ("https://user:hunter2@login.example.com", "must hold neither a user nor a password"),
+        ("https://login.example.com/#keys", "must have no fragment"),
+        ("https://login.example.com/#", "must have no fragment"),
+    ] {
+        let refusal = refused(&connect, &file(url, "https://keys.example.com")).await;
+        assert!(refusal.starts_with(&format!("line 17: orgs[1].token_issuers[1].issuer: {told}")), "{url}: {refusal}");
+        let refusal = refused(&connect, &file("https://login.example.com", url)).await;
+        assert!(
+            refusal.starts_with(&format!("line 18: orgs[1].token_issuers[1].jwks_url: {told}")),
+            "{url}: {refusal}"
+        );
+        assert!(!refusal.contains("hunter2"), "{refusal}");
+    }
+    let refusal = refused(&connect, &file("https://login.example.com/?realm=shop", "https://keys.example.com")).await;
+    assert!(refusal.contains("issuer: must have no query"), "{refusal}");
+    assert_eq!(stored(&connect).await, [""; 0]);
+
+    for local in ["http://127.0.0.1:8081", "http://[::1]:8081/", "http://localhost/realms/shop"] {
+        apply(&connect, &file(local, &format!("{local}/keys?use=sig"))).await;
+    }
+    assert_eq!(values(&connect, "select issuer from token_issuer").await.len(), 3);
+}
+
 #[tokio::test]
 async fn a_change_of_the_code_is_told_too() {
     let connect = new_database().await;
@@ -185,6 +376,7 @@ name = "   "                 #! orgs[1].name: must have 1 to 255 characters
 time_zone = "Mars/Olympus"   #! orgs[1].time_zone: must be an IANA time zone
 customer_policy = "closed"   #! orgs[1].customer_policy: must be one of open, registered
 default_access = true        #! orgs[1].default_access: must be a string
+rate_limit_per_minute = 0    #! orgs[1].rate_limit_per_minute: must be -1, which is no limit, or an integer from 1
 [[orgs.stores]]
 id = 10
 name = "Downtown"
@@ -214,12 +406,49 @@ password_env = "NO_SUCH"     #! orgs[1].tills[4].password_env: the environment h
 id = "till.5"
 store_id = 10
 password_file = "/no/such"   #! orgs[1].tills[5].password_file: No such file
+access = "all"               #! orgs[1].tills[5].access: must be one of none, read, write
+disabled = "no"              #! orgs[1].tills[5].disabled: must be true or false
+rate_limit_per_minute = 0    #! orgs[1].tills[5].rate_limit_per_minute: must not be 0: use disabled = true instead
+[[orgs.token_issuers]]       #! orgs[1].token_issuers[1].audience: is missing
+issuer = "http://login.example.com" #! orgs[1].token_issuers[1].issuer: must begin with https://
+algorithms = ["HS256"]       #! orgs[1].token_issuers[1].algorithms: must hold nothing but RS256, ES256, EdDSA
+[[orgs.token_issuers]]
+issuer = "http://login.example.com" #! orgs[1].token_issuers[2].issuer: is listed twice #! orgs[1].token_issuers[2].issuer: must begin with https://
+audience = ""                #! orgs[1].token_issuers[2].audience: must have 1 to 255 characters
+algorithms = []              #! orgs[1].token_issuers[2].algorithms: must not be empty
+[[orgs.token_issuers]]       #! orgs[1].token_issuers[3].issuer: is missing
+audience = "coupons"
+client_claim = " "           #! orgs[1].token_issuers[3].client_claim: must have 1 to 255 characters
+algorithms = ["ES256", "ES256"] #! orgs[1].token_issuers[3].algorithms: lists ES256 twice
+[[orgs.token_issuers]]
+issuer = "https://sso.example.com"
+audience = "coupons"
+jwks_url = "keys"            #! orgs[1].token_issuers[4].jwks_url: must be a URL
+algorithms = "ES256"         #! orgs[1].token_issuers[4].algorithms: must be an array of strings
 [[orgs.oauth_clients]]
 key = "crm"
 secret = ""                  #! orgs[1].oauth_clients[1].secret: must not be empty
 till = "till.9"              #! orgs[1].oauth_clients[1].till: is no till of this organisation
 access = "admin"             #! orgs[1].oauth_clients[1].access: must be one of none, read, write
 token_ttl_seconds = 0        #! orgs[1].oauth_clients[1].token_ttl_seconds: must be an integer from 1 to 2592000
+rate_limit_per_minute = 1000001 #! orgs[1].oauth_clients[1].rate_limit_per_minute: must be an integer from -1 to 1000000
+[[orgs.oauth_clients]]       #! orgs[1].oauth_clients[2].secret: give exactly one of secret, secret_file, secret_env and token_issuer
+key = "neither"
+till = "till.2"
+access = "read"
+rate_limit_per_minute = 0    #! orgs[1].oauth_clients[2].rate_limit_per_minute: must not be 0: use disabled = true instead
+[[orgs.oauth_clients]]
+key = "both"
+till = "till.2"
+access = "read"
+secret_env = "PATH"          #! orgs[1].oauth_clients[3].secret_env: give exactly one of secret, secret_file, secret_env and token_issuer
+token_issuer = "https://sso.example.com"
+[[orgs.oauth_clients]]
+key = "stranger"
+till = "till.2"
+access = "read"
+token_issuer = "https://sso.example.com/" #! orgs[1].oauth_clients[4].token_issuer: is no token issuer of this organisation in this file
+token_ttl_seconds = 60       #! orgs[1].oauth_clients[4].token_ttl_seconds: means something only with a secret
 [[orgs.customers]]
 id = "c"
 mobile = "none"              #! orgs[1].customers[1].mobile: must have 1 to 20 digits
@@ -390,17 +619,22 @@ async fn a_secret_that_is_not_there_is_a_mistake() {
 
 #[tokio::test]
 async fn what_is_no_longer_listed_is_left_alone_and_told() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let file = format!("{ORG}{CALLERS}{}{}", series(1, ""), series(2, ""));
+    let app = TestApp::start_with(&file, |_| {}).await;
     let (org_and_first_store, _) = ORG.split_once("[[orgs.stores]]\nid = 11").unwrap();
     let before = stored(&app.connect).await;
     let report = apply(&app.connect, org_and_first_store).await;
     let left = [
         "store 11",
         "store 12",
+        "till kiosk",
         "till office.desk",
         "till store.server",
         "till warehouse.gate",
+        "token_issuer http://127.0.0.1:8081",
+        "token_issuer https://login.example.com/realms/shop",
         "oauth_client crm",
+        "oauth_client partner",
         "oauth_client reports",
         "series 1",
         "series 2",

@@ -6,6 +6,7 @@
 
 mod applying;
 mod authentication;
+mod commands;
 mod failures;
 mod input;
 mod issuing;

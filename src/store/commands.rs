@@ -1,0 +1,126 @@
+//! What a command changes of one till or client, in one transaction with its entry in the audit record.
+//!
+//! What is to be changed is decided in `provisioning`.
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+
+use super::StoreError;
+use super::audit::{AuditEntry, record};
+use crate::model::OrgId;
+
+/// Whom a command is about. Their names are unique over all organisations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// The till of this name.
+    Till(String),
+    /// The OAuth client with this key.
+    Client(String),
+}
+
+impl Holder {
+    /// The till's name, or the client's key.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Till(name) | Self::Client(name) => name,
+        }
+    }
+}
+
+/// What is stored of a holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredHolder {
+    /// Its organisation.
+    pub org_id: OrgId,
+    /// Whether it may do nothing.
+    pub is_disabled: bool,
+    /// Where a client's tokens come from, if it has no secret.
+    pub issuer: Option<String>,
+}
+
+/// The transaction of one command. Dropped before its commit, it has changed nothing.
+pub struct HolderChange<'a> {
+    connection: PgConnection,
+    holder: &'a Holder,
+}
+
+impl<'a> HolderChange<'a> {
+    /// Begins the transaction, and keeps others from changing this holder until its end.
+    ///
+    /// # Errors
+    /// When the database cannot be asked. `None`: there is no such till or client.
+    pub async fn begin(
+        connect: &PgConnectOptions,
+        holder: &'a Holder,
+    ) -> Result<Option<(Self, StoredHolder)>, StoreError> {
+        let mut connection = connect.connect().await?;
+        sqlx::query("begin isolation level read committed").execute(&mut connection).await?;
+        let statement = match holder {
+            Holder::Till(_) => "select org_id, disabled, null as issuer from till where till_id = $1 for update",
+            Holder::Client(_) => "select org_id, disabled, issuer from oauth_client where client_key = $1 for update",
+        };
+        let row = sqlx::query(statement).bind(holder.name()).fetch_optional(&mut connection).await?;
+        let Some(row) = row else { return Ok(None) };
+        let stored = StoredHolder {
+            org_id: OrgId(row.try_get("org_id")?),
+            is_disabled: row.try_get("disabled")?,
+            issuer: row.try_get("issuer")?,
+        };
+        Ok(Some((Self { connection, holder }, stored)))
+    }
+
+    /// Keeps the holder from doing anything, or lets it again.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn set_disabled(&mut self, disabled: bool) -> Result<(), StoreError> {
+        let statement = match self.holder {
+            Holder::Till(_) => "update till set disabled = $2 where till_id = $1",
+            Holder::Client(_) => "update oauth_client set disabled = $2 where client_key = $1",
+        };
+        sqlx::query(statement).bind(self.holder.name()).bind(disabled).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// Gives it another password or secret.
+    ///
+    /// # Errors
+    /// When the database cannot be asked, or the client has an issuer of tokens instead.
+    pub async fn set_secret_hash(&mut self, hash: &str) -> Result<(), StoreError> {
+        let statement = match self.holder {
+            Holder::Till(_) => "update till set password_hash = $2 where till_id = $1",
+            Holder::Client(_) => "update oauth_client set secret_hash = $2 where client_key = $1",
+        };
+        sqlx::query(statement).bind(self.holder.name()).bind(hash).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// Makes a client's tokens from before this instant void. A till has none.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn void_tokens_before(&mut self, instant: Timestamp) -> Result<(), StoreError> {
+        if let Holder::Client(key) = self.holder {
+            sqlx::query("update oauth_client set tokens_from = $2 where client_key = $1")
+                .bind(key)
+                .bind(instant.to_sqlx())
+                .execute(&mut self.connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Records the entry, and makes all of it take effect.
+    ///
+    /// # Errors
+    /// When the database cannot be asked; nothing is changed then, unless the answer itself was lost.
+    pub async fn commit(mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        record(&mut self.connection, entry).await?;
+        sqlx::query("commit").execute(&mut self.connection).await?;
+        self.connection.close().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,349 @@
+//! Commands about a till or client, as an operator runs them: what they store, record, print and refuse.
+//! What a disabled till may still do is in authentication.rs.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use coupon_issuer::app::{self, Holder, Outside};
+use coupon_issuer::auth::{till_password, verify_secret};
+use coupon_issuer::model::{Clock, OsEntropy};
+use jiff::Timestamp;
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::support::{NOW, ORG, close, eventually, new_database};
+
+const PARTNER: &str = r#"
+[[orgs.token_issuers]]
+issuer = "https://login.example.com"
+audience = "coupons"
+[[orgs.oauth_clients]]
+key = "partner"
+token_issuer = "https://login.example.com"
+till = "store.server"
+access = "write"
+"#;
+
+/// A database that holds [`ORG`] and a client of an outside issuer.
+async fn database() -> PgConnectOptions {
+    let connect = new_database().await;
+    app::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
+    connect
+}
+
+/// The binary, by a user whom the environment names.
+fn command(connect: &PgConnectOptions, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+    command.args(arguments).env("DATABASE_URL", connect.to_url_lossy().as_str()).stdin(Stdio::null());
+    command.env_remove("SUDO_USER").env_remove("LOGNAME").env("USER", "root").env("HOSTNAME", "till-admin");
+    command
+}
+
+/// Exit code, standard output and standard error.
+fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn run(connect: &PgConnectOptions, arguments: &[&str]) -> (i32, String, String) {
+    told(command(connect, arguments).output().unwrap())
+}
+
+/// As [`run`], with this on standard input.
+fn run_with_input(connect: &PgConnectOptions, arguments: &[&str], input: &str) -> (i32, String, String) {
+    let mut command = command(connect, arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It may end before it has read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    told(child.wait_with_output().unwrap())
+}
+
+/// The command succeeds, and prints one line of this action behind the instant.
+fn assert_audited((code, printed, error): (i32, String, String), line: &str) {
+    assert_eq!((code, error.as_str()), (0, ""), "{printed}");
+    let (instant, rest) = printed.split_once(' ').unwrap();
+    assert_eq!(rest, format!("audit: {line}\n"));
+    assert!(instant.len() == NOW.len() && instant.parse::<Timestamp>().is_ok(), "{printed}");
+}
+
+async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> {
+    let mut connection = connect.connect().await.unwrap();
+    let values = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+    close(connection).await;
+    values
+}
+
+async fn audited(connect: &PgConnectOptions) -> Vec<String> {
+    let entries = "select concat_ws(' | ', org_id, actor, action, subject) from audit_entry order by entry_id";
+    values(connect, entries).await
+}
+
+const DISABLED: &str =
+    "select till_id from till where disabled union all select client_key from oauth_client where disabled";
+
+const TILL_HASH: &str = "select password_hash from till where till_id = 'store.server'";
+const CLIENT_HASH: &str = "select secret_hash from oauth_client where client_key = 'crm'";
+
+/// All that a command could change.
+async fn everything(connect: &PgConnectOptions) -> Vec<String> {
+    values(
+        connect,
+        "select t::text from till t union all select c::text from oauth_client c union all select a::text
+           from audit_entry a order by 1",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_till_and_a_client_are_disabled_and_enabled_with_an_entry_each() {
+    let connect = database().await;
+    assert_audited(
+        run(&connect, &["till", "disable", "store.server"]),
+        "till disable store.server (org 1) by root@till-admin",
+    );
+    assert_audited(run(&connect, &["client", "disable", "crm"]), "client disable crm (org 1) by root@till-admin");
+    assert_eq!(values(&connect, DISABLED).await, ["store.server", "crm"]);
+    assert_audited(
+        run(&connect, &["till", "enable", "store.server"]),
+        "till enable store.server (org 1) by root@till-admin",
+    );
+    assert_eq!(values(&connect, DISABLED).await, ["crm"]);
+    assert_audited(run(&connect, &["client", "enable", "crm"]), "client enable crm (org 1) by root@till-admin");
+    assert_eq!(values(&connect, DISABLED).await, [""; 0]);
+    assert_eq!(
+        audited(&connect).await,
+        [
+            "1 | root@till-admin | till disable | store.server",
+            "1 | root@till-admin | client disable | crm",
+            "1 | root@till-admin | till enable | store.server",
+            "1 | root@till-admin | client enable | crm",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn what_is_so_already_succeeds_and_leaves_no_entry() {
+    let connect = database().await;
+    run(&connect, &["till", "disable", "store.server"]);
+    run(&connect, &["client", "disable", "crm"]);
+    for (arguments, line) in [
+        (["till", "disable", "store.server"], "till store.server was disabled already\n"),
+        (["client", "disable", "crm"], "client crm was disabled already\n"),
+        (["till", "enable", "office.desk"], "till office.desk was enabled already\n"),
+        (["client", "enable", "partner"], "client partner was enabled already\n"),
+    ] {
+        assert_eq!(run(&connect, &arguments), (0, line.to_owned(), String::new()));
+    }
+    assert_eq!(audited(&connect).await.len(), 2);
+}
+
+#[tokio::test]
+async fn an_apply_leaves_disabled_what_a_command_disabled() {
+    let connect = database().await;
+    run(&connect, &["till", "disable", "store.server"]);
+    let report = app::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
+    assert_eq!(report.to_string(), "no change");
+    assert_eq!(values(&connect, DISABLED).await, ["store.server"]);
+}
+
+/// An apply reads first and writes last, with slow hashing in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_till_that_is_disabled_while_a_file_is_applied_stays_so() {
+    let connect = database().await;
+    // The apply has read everything once it waits for the first till, and has yet to write the second.
+    let mut holder = connect.connect().await.unwrap();
+    sqlx::raw_sql("begin; select from till where till_id = 'store.server' for update")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    let moved = ORG.replace("store_id = 10", "store_id = 12").replace("store_id = 11", "store_id = 12");
+    let (applied, ()) = tokio::join!(app::apply_text(&connect, &moved), async {
+        eventually("the apply waits", || async {
+            let waiting =
+                "select query from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+            !values(&connect, waiting).await.is_empty()
+        })
+        .await;
+        assert_eq!(run(&connect, &["till", "disable", "office.desk"]).0, 0);
+        close(holder).await;
+    });
+    assert_eq!(applied.unwrap().changes.len(), 2);
+    assert_eq!(values(&connect, DISABLED).await, ["office.desk"]);
+    let moved = "select till_id from till where store_id = 12 order by 1";
+    assert_eq!(values(&connect, moved).await, ["office.desk", "store.server", "warehouse.gate"]);
+}
+
+#[tokio::test]
+async fn a_tills_password_comes_from_standard_input_or_a_file_and_is_never_told() {
+    let connect = database().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from a file\r\n").unwrap();
+    let set = ["till", "set-password", "store.server"];
+    let with_file = [&set[..], &["--password-file", file.path().to_str().unwrap()]].concat();
+    for (arguments, input, password) in [
+        (&set[..], "hunter2\n", "hunter2"),
+        (&set[..], " spaces count \r\n", " spaces count "),
+        (&set[..], "no line's end", "no line's end"),
+        (&set[..], "8A16A6B70505EB1F1FF7CDC0CD5559A7\n", "server123"),
+        (&with_file, "", "from a file"),
+    ] {
+        let done = run_with_input(&connect, arguments, input);
+        assert!(!format!("{done:?}").contains(password.trim()), "{done:?}");
+        assert_audited(done, "till set-password store.server (org 1) by root@till-admin");
+        let hash = values(&connect, TILL_HASH).await.concat();
+        assert!(verify_secret(&hash, &till_password(&password.into())).unwrap(), "{password}");
+    }
+    assert_eq!(audited(&connect).await, ["1 | root@till-admin | till set-password | store.server"; 5]);
+}
+
+#[tokio::test]
+async fn a_clients_secret_comes_from_standard_input_or_a_file_and_is_never_told() {
+    let connect = database().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from a file\n").unwrap();
+    let set = ["client", "set-secret", "crm"];
+    let with_file = [&set[..], &["--secret-file", file.path().to_str().unwrap()]].concat();
+    for (arguments, input, secret) in [(&set[..], "hunter2\n", "hunter2"), (&with_file, "", "from a file")] {
+        let done = run_with_input(&connect, arguments, input);
+        assert!(!done.1.contains(secret) && !done.2.contains(secret), "{done:?}");
+        assert_audited(done, "client set-secret crm (org 1) by root@till-admin");
+        let hash = values(&connect, CLIENT_HASH).await.concat();
+        assert!(verify_secret(&hash, &secret.into()).unwrap());
+    }
+    assert_eq!(audited(&connect).await, ["1 | root@till-admin | client set-secret | crm"; 2]);
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_one_is_refused() {
+    let connect = database().await;
+    let before = everything(&connect).await;
+    for (input, reason) in [("", "empty"), ("\r\n", "empty"), ("hunter2\nhunter3\n", "more than one line")] {
+        for (arguments, word) in
+            [(["till", "set-password", "store.server"], "password"), (["client", "set-secret", "crm"], "secret")]
+        {
+            let error = format!("coupon-issuer: the {word} is {reason}\n");
+            assert_eq!(run_with_input(&connect, &arguments, input), (1, String::new(), error));
+        }
+    }
+    let missing = run(&connect, &["till", "set-password", "store.server", "--password-file", "/no/such"]);
+    assert!(missing.0 == 1 && missing.2.starts_with("coupon-issuer: /no/such: No such file"), "{missing:?}");
+    assert_eq!(everything(&connect).await, before);
+}
+
+#[tokio::test]
+async fn a_secret_cannot_be_given_as_an_argument() {
+    let connect = database().await;
+    let before = everything(&connect).await;
+    for arguments in [
+        &["till", "set-password", "store.server", "hunter2"][..],
+        &["till", "set-password", "store.server", "--password", "hunter2"],
+        &["till", "set-password", "store.server", "--password=hunter2"],
+        &["client", "set-secret", "crm", "hunter2"],
+        &["client", "set-secret", "crm", "--secret", "hunter2"],
+        &["client", "set-secret", "crm", "--secret=hunter2"],
+    ] {
+        assert_eq!(run_with_input(&connect, arguments, "hunter3\n").0, 2, "{arguments:?}");
+    }
+    assert_eq!(everything(&connect).await, before);
+}
+
+#[tokio::test]
+async fn who_is_not_there_is_told() {
+    let connect = database().await;
+    let before = everything(&connect).await;
+    for (arguments, named) in [
+        (["till", "disable", "crm"], "till crm"),
+        (["till", "enable", "till.9"], "till till.9"),
+        (["till", "set-password", "till.9"], "till till.9"),
+        (["client", "disable", "store.server"], "client store.server"),
+        (["client", "enable", "nobody"], "client nobody"),
+        (["client", "set-secret", "nobody"], "client nobody"),
+        (["client", "revoke-tokens", "nobody"], "client nobody"),
+    ] {
+        let error = format!("coupon-issuer: there is no {named}\n");
+        assert_eq!(run_with_input(&connect, &arguments, "hunter2\n"), (1, String::new(), error));
+    }
+    assert_eq!(everything(&connect).await, before);
+}
+
+#[tokio::test]
+async fn a_client_of_an_outside_issuer_gets_no_secret() {
+    let connect = database().await;
+    let before = everything(&connect).await;
+    let error = "coupon-issuer: client partner has no secret here: its tokens come from https://login.example.com\n";
+    let done = run_with_input(&connect, &["client", "set-secret", "partner"], "hunter2\n");
+    assert_eq!(done, (1, String::new(), error.to_owned()));
+    assert_eq!(everything(&connect).await, before);
+}
+
+/// A clock that shows one instant.
+struct At(&'static str);
+
+impl Clock for At {
+    fn now(&self) -> Timestamp {
+        self.0.parse().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_void_from_the_instant_of_the_command() {
+    let connect = database().await;
+    let tokens_from = "select client_key || ' ' || to_char(tokens_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
+           from oauth_client where tokens_from is not null order by 1";
+    let outside = Outside { clock: Arc::new(At("2026-11-22T10:00:00.123456Z")), entropy: Arc::new(OsEntropy) };
+    let outcome = app::revoke_tokens(&connect, "crm", &outside).await.unwrap().to_string();
+    assert!(outcome.starts_with("2026-11-22T10:00:00Z audit: client revoke-tokens crm (org 1) by "), "{outcome}");
+    assert_eq!(values(&connect, tokens_from).await, ["crm 2026-11-22 10:00:00.123456"]);
+    let at = "select to_char(at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') from audit_entry";
+    assert_eq!(values(&connect, at).await, ["2026-11-22 10:00:00.123456"]);
+
+    let outcome = app::set_disabled(&connect, &Holder::Till("store.server".to_owned()), true, &outside).await.unwrap();
+    assert!(outcome.to_string().starts_with("2026-11-22T10:00:00Z audit: till disable store.server (org 1) by "));
+
+    let printed = "client revoke-tokens partner (org 1) by root@till-admin";
+    assert_audited(run(&connect, &["client", "revoke-tokens", "partner"]), printed);
+    assert_eq!(values(&connect, tokens_from).await.len(), 2);
+    // What a file changes of the client does not bring them back.
+    let changed = format!("{ORG}{PARTNER}").replace("token_ttl_seconds = 3600", "token_ttl_seconds = 60");
+    assert_eq!(app::apply_text(&connect, &changed).await.unwrap().changes.len(), 1);
+    assert_eq!(values(&connect, tokens_from).await.len(), 2);
+}
+
+#[tokio::test]
+async fn the_record_names_who_gave_the_command() {
+    let connect = database().await;
+    for (sudo, user, host, expected) in [
+        ("ana", "root", "till-admin", "ana@till-admin"),
+        ("", "root", "till-admin", "root@till-admin"),
+        ("", "", "till-admin", "unknown@till-admin"),
+        ("", "ana\n2026 audit: till enable", "till admin", "ana2026audit:tillenable@tilladmin"),
+    ] {
+        let mut command = command(&connect, &["client", "revoke-tokens", "crm"]);
+        command.env("SUDO_USER", sudo).env("USER", user).env("HOSTNAME", host);
+        assert_audited(told(command.output().unwrap()), &format!("client revoke-tokens crm (org 1) by {expected}"));
+        assert_eq!(audited(&connect).await.pop().unwrap(), format!("1 | {expected} | client revoke-tokens | crm"));
+    }
+}
+
+#[tokio::test]
+async fn running_services_are_told_of_each_change() {
+    let connect = database().await;
+    let mut listener = sqlx::postgres::PgListener::connect_with(
+        &sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_lazy_with(connect.clone()),
+    )
+    .await
+    .unwrap();
+    listener.listen("coupon_issuer_credentials").await.unwrap();
+    for (arguments, input) in [
+        (["till", "disable", "store.server"], ""),
+        (["till", "set-password", "store.server"], "hunter2\n"),
+        (["client", "disable", "crm"], ""),
+        (["client", "set-secret", "crm"], "hunter2\n"),
+        (["client", "revoke-tokens", "crm"], ""),
+    ] {
+        assert_eq!(run_with_input(&connect, &arguments, input).0, 0);
+        let told = tokio::time::timeout(std::time::Duration::from_secs(30), listener.recv()).await;
+        assert_eq!(told.unwrap().unwrap().channel(), "coupon_issuer_credentials", "{arguments:?}");
+    }
+}
