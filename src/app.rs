@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use axum::body::Body;
 use axum::http::header::HOST;
 use axum::http::uri::PathAndQuery;
@@ -30,7 +30,8 @@ use crate::pool::{self, Pools};
 pub use crate::pool::{Event, ImportState};
 use crate::provisioning::commands::{self, Order};
 pub use crate::provisioning::commands::{Holder, Outcome};
-use crate::provisioning::{self, Report};
+pub use crate::provisioning::keys::KeyList;
+use crate::provisioning::{self, Report, keys};
 use crate::store::migrations::{self, SchemaError};
 use crate::store::writer::{Writer, WriterLimits};
 use crate::store::{ReadLimits, Store};
@@ -65,14 +66,7 @@ impl App {
     /// # Errors
     /// When the database stays away for `database.startup_timeout_seconds`, or its schema is not this version's.
     pub async fn build(settings: &Settings, connect: &PgConnectOptions, outside: Outside) -> anyhow::Result<Self> {
-        let store = Store::new(
-            connect.clone(),
-            ReadLimits {
-                max_connections: settings.database.max_connections,
-                acquire_timeout: settings.database.acquire_timeout,
-                statement_timeout: settings.database.statement_timeout,
-            },
-        );
+        let store = Store::new(connect.clone(), read_limits(settings));
         wait_for_schema(&store, settings.database.startup_timeout).await?;
         let keys = SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await?;
         let (writer, writers) = Writer::start(
@@ -289,6 +283,38 @@ pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, outside: &Outs
     Ok(commands::revoke_tokens(connect, key, order(outside)).await?)
 }
 
+/// Makes a new key that signs access tokens.
+///
+/// # Errors
+/// When the keys are not in the database, or see [`keys::rotate`].
+pub async fn rotate_keys(
+    connect: &PgConnectOptions,
+    settings: &AuthSettings,
+    outside: &Outside,
+) -> anyhow::Result<Outcome> {
+    in_database(settings)?;
+    Ok(keys::rotate(connect, order(outside)).await?)
+}
+
+/// The keys that sign access tokens.
+///
+/// # Errors
+/// When the keys are not in the database, or it cannot be asked.
+pub async fn list_keys(connect: &PgConnectOptions, settings: &Settings, outside: &Outside) -> anyhow::Result<KeyList> {
+    in_database(&settings.auth)?;
+    Ok(keys::list(&Store::new(connect.clone(), read_limits(settings)), outside.clock.now()).await?)
+}
+
+fn in_database(settings: &AuthSettings) -> anyhow::Result<()> {
+    match key_source(settings) {
+        KeySource::Database => Ok(()),
+        KeySource::File(_) | KeySource::Value(_) => bail!(
+            "the keys are those of auth.signing_keys_file or auth.signing_keys, not of the database: put a new one second, wait \
+             until every replica has read it, put it first, and take the old one away once its tokens have ended"
+        ),
+    }
+}
+
 fn order(outside: &Outside) -> Order {
     Order { actor: commands::actor(), at: outside.clock.now() }
 }
@@ -314,6 +340,14 @@ fn key_source(settings: &AuthSettings) -> KeySource {
         KeySource::Value(settings.signing_keys.clone())
     } else {
         KeySource::Database
+    }
+}
+
+fn read_limits(settings: &Settings) -> ReadLimits {
+    ReadLimits {
+        max_connections: settings.database.max_connections,
+        acquire_timeout: settings.database.acquire_timeout,
+        statement_timeout: settings.database.statement_timeout,
     }
 }
 

@@ -64,6 +64,9 @@ enum Command {
     /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
     #[command(subcommand)]
     Client(ClientCommand),
+    /// The keys that sign access tokens.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
 }
@@ -175,6 +178,18 @@ enum ClientCommand {
     RevokeTokens(ClientArgs),
 }
 
+#[derive(Subcommand)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+enum KeysCommand {
+    /// Make a new key that signs access tokens. No call fails, and nothing is restarted.
+    ///
+    /// It is published at once and signs in a minute; the one before verifies until the last of its tokens has ended. Only for
+    /// keys that are kept in the database, as they are where auth.signing_keys_file and auth.signing_keys are empty.
+    Rotate(Common),
+    /// Tell which keys there are: which one signs, and until when the others verify.
+    List(Common),
+}
+
 #[derive(Args)]
 struct TillArgs {
     /// The till's id, the name it logs in by.
@@ -275,6 +290,17 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Healthcheck(args) => healthcheck(&args.url).await,
+        Command::Keys(KeysCommand::Rotate(common)) => {
+            let rotated =
+                app::rotate_keys(&common.connect_options()?, &common.settings()?.auth, &Outside::default()).await?;
+            println!("{rotated}");
+            Ok(())
+        }
+        Command::Keys(KeysCommand::List(common)) => {
+            let keys = app::list_keys(&common.connect_options()?, &common.settings()?, &Outside::default()).await?;
+            println!("{keys}");
+            Ok(())
+        }
         Command::Till(command) => till(command).await.map(|outcome| println!("{outcome}")),
         Command::Client(command) => client(command).await.map(|outcome| println!("{outcome}")),
     }
@@ -307,7 +333,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn demo(args: DemoArgs) -> anyhow::Result<()> {
-    let settings = Settings::load(None)?;
+    let mut settings = Settings::load(None)?;
+    settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
     telemetry::start_logs(&settings.log.filter, false)?;
     let stop = stop_signal()?;
     let listener = bind(args.listen)?;

@@ -1,5 +1,5 @@
 //! Configuration as code: `apply` makes the database hold what a file says, in one transaction, and tells what it changed.
-//! What is done to a single till or client from the command line is in [`commands`].
+//! What is done to a single till or client from the command line is in [`commands`], to the keys in [`keys`].
 //!
 //! What a file does not list is left alone, never deleted: coupons refer to it.
 
@@ -7,6 +7,7 @@ mod callers;
 mod changes;
 pub mod commands;
 mod file;
+pub mod keys;
 mod toml;
 
 use std::fmt;

@@ -4,8 +4,10 @@
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use secrecy::{ExposeSecret, SecretSlice};
-use sqlx::Row;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Row};
 
+use super::audit::{AuditEntry, record};
 use super::{Store, StoreError};
 
 /// A signing key as it is stored.
@@ -65,16 +67,20 @@ impl Store {
     }
 }
 
-/// Stores a key that is to take over at its time. Its predecessors verify until the last token that they can have signed by
-/// then has ended, and a margin longer.
+/// Stores a key that is to take over at its time, with the entry in the audit record. Its predecessors verify until the last
+/// token that they can have signed by then has ended, and a margin longer.
 ///
 /// # Errors
 /// When the database cannot be asked.
 pub async fn store_next_signing_key(
-    connection: &mut sqlx::PgConnection,
+    connect: &PgConnectOptions,
     key: &SigningKeyRow,
     margin_seconds: i32,
+    entry: &AuditEntry,
 ) -> Result<(), StoreError> {
+    let mut connection = connect.connect().await?;
+    let mut transaction = connection.begin().await?;
+    sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;
     sqlx::query(
         "update signing_key
             set verifies_until = $1 + make_interval(secs => $2
@@ -83,13 +89,16 @@ pub async fn store_next_signing_key(
     )
     .bind(key.signs_from.to_sqlx())
     .bind(margin_seconds)
-    .execute(&mut *connection)
+    .execute(&mut *transaction)
     .await?;
     sqlx::query("insert into signing_key (kid, private_key, signs_from) values ($1, $2, $3)")
         .bind(&key.kid)
         .bind(key.private_key.expose_secret())
         .bind(key.signs_from.to_sqlx())
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await?;
+    record(&mut transaction, entry).await?;
+    transaction.commit().await?;
+    connection.close().await?;
     Ok(())
 }

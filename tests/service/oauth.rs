@@ -5,6 +5,8 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use coupon_issuer::app::{self, Outside};
+use coupon_issuer::config::{AuthSettings, Settings};
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 
@@ -159,7 +161,7 @@ async fn the_metadata_tells_a_client_all_it_needs() {
     assert_eq!(metadata["scopes_supported"], json!(["coupon:issue"]));
 
     let file = format!("{ORG}{}", series(1, ""));
-    let public = |settings: &mut coupon_issuer::config::Settings| {
+    let public = |settings: &mut Settings| {
         settings.http.public_url = Some("https://coupons.example.com".to_owned());
     };
     let app = TestApp::start_with(&file, public).await;
@@ -222,4 +224,38 @@ async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
     eventually("the old key is gone", async || kids(&app).await == [kid(&after)]).await;
     assert_eq!(issue(&app, &after).await.status(), 200);
     assert_eq!(app.count("select from signing_key").await, 0);
+}
+
+#[tokio::test]
+async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call() {
+    let app = start().await;
+    let settings = Settings::load(None).unwrap();
+    let outside = Outside { clock: app.clock.clone(), ..Outside::default() };
+    let before = token(&app).await;
+    let done = app::rotate_keys(&app.connect, &settings.auth, &outside).await.unwrap().to_string();
+    assert!(done.starts_with("2026-11-22T10:00:00Z audit: keys rotate "), "{done}");
+    eventually("the new key is published", async || kids(&app).await.len() == 2).await;
+    assert_eq!(kid(&token(&app).await), kid(&before), "it is known everywhere before it signs");
+    app.clock.set("2026-11-22T10:01:00Z");
+    let after = token(&app).await;
+    assert_ne!(kid(&after), kid(&before));
+    assert!(done.contains(&kid(&after)), "{done}");
+    for token in [&before, &after] {
+        assert_eq!(issue(&app, token).await.status(), 200);
+    }
+    let list = app::list_keys(&app.connect, &settings, &outside).await.unwrap().to_string();
+    let lines: Vec<&str> = list.lines().collect();
+    assert!(lines[1].starts_with(&kid(&after)) && lines[1].ends_with("signs"), "{list}");
+    assert!(lines[2].starts_with(&kid(&before)) && lines[2].ends_with("verifies"), "{list}");
+
+    // The longest of its tokens may live for an hour, and clocks may differ by five minutes.
+    app.clock.set("2026-11-22T11:05:59Z");
+    assert_eq!(kids(&app).await.len(), 2);
+    app.clock.set("2026-11-22T11:06:00Z");
+    assert_eq!(kids(&app).await, [kid(&after)]);
+    assert_eq!(app.count("select from audit_entry where action = 'keys rotate' and org_id is null").await, 1);
+    let file =
+        Settings { auth: AuthSettings { signing_keys_file: "keys.pem".to_owned(), ..settings.auth }, ..settings };
+    let refused = app::rotate_keys(&app.connect, &file.auth, &outside).await.unwrap_err().to_string();
+    assert!(refused.contains("auth.signing_keys_file"), "{refused}");
 }
