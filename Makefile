@@ -25,6 +25,7 @@ bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same
 	cargo build --release
 	benches/throughput.sh target/release/coupon-issuer
 	benches/hot_series.sh target/release/coupon-issuer
+	benches/authentication.sh target/release/coupon-issuer
 
 clean: ## Remove what was built, and the demo's data
 	cargo clean

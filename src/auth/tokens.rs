@@ -1,4 +1,5 @@
 //! This service's own access tokens: RS256 JWTs (contract 5, RFC 9068), made for a client and good on every replica.
+//! What any access token must be is in `jwt`; the keys are in `keys`.
 
 use std::sync::Arc;
 
