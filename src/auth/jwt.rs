@@ -76,7 +76,9 @@ pub(super) fn verify(token: &str, expected: &Expected<'_>, now: Timestamp) -> Re
     validation.validate_exp = false;
     let claims: Claims =
         jsonwebtoken::decode(token, expected.key, &validation).map_err(|error| refused(error.kind()))?.claims;
-    if ["jti", "sub"].iter().chain(expected.claims).any(|name| claims.get(*name).is_none_or(Value::is_null)) {
+    // That "sub" is a text is what the library looks at.
+    let has_jti = claims.get("jti").is_some_and(Value::is_string);
+    if !has_jti || expected.claims.iter().any(|name| claims.get(*name).is_none_or(Value::is_null)) {
         return Err(AuthError::Invalid("the token lacks a claim"));
     }
     let (expires_at, issued_at) = (seconds(&claims, "exp")?, seconds(&claims, "iat")?);
@@ -91,14 +93,16 @@ pub(super) fn verify(token: &str, expected: &Expected<'_>, now: Timestamp) -> Re
     Ok(Verified { claims, issued_at, expires_at })
 }
 
-/// RFC 7519: a number of seconds, perhaps with a fraction.
+/// RFC 7519: a number of seconds, perhaps with a fraction. One beyond the year 9999 is a mistake, such as milliseconds, and
+/// would make a token that never ends.
 fn seconds(claims: &Claims, name: &str) -> Result<i64, AuthError> {
     let number = claims.get(name).and_then(Value::as_number);
     let whole = number.and_then(|number| {
-        #[expect(clippy::cast_possible_truncation, reason = "saturates, and no second in this millennium comes near")]
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, which is no instant either")]
         number.as_i64().or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64))
     });
-    whole.ok_or(AuthError::Invalid("the token's exp, iat or nbf is no number"))
+    let instant = whole.filter(|second| Timestamp::from_second(*second).is_ok());
+    instant.ok_or(AuthError::Invalid("the token's exp, iat or nbf is no instant"))
 }
 
 fn refused(kind: &ErrorKind) -> AuthError {
