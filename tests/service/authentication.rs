@@ -38,7 +38,7 @@ fn with(app: &TestApp, headers: &[(&str, &str)]) -> RequestBuilder {
     headers.iter().fold(anonymous(app), |request, (name, value)| request.header(*name, *value))
 }
 
-fn basic(till: &str, password: &str) -> String {
+pub fn basic(till: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{till}:{password}")))
 }
 
@@ -72,25 +72,25 @@ async fn token(app: &TestApp) -> String {
 }
 
 /// Header and claims of a token.
-fn parts(token: &str) -> (Value, Value) {
+pub fn parts(token: &str) -> (Value, Value) {
     let mut parts =
         token.split('.').map(|part| serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap_or_default()));
     (parts.next().unwrap().unwrap(), parts.next().unwrap().unwrap())
 }
 
 /// What a token is signed over.
-fn unsigned(header: &Value, claims: &Value) -> String {
+pub fn unsigned(header: &Value, claims: &Value) -> String {
     let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
     format!("{}.{}", part(header), part(claims))
 }
 
 /// The service's own key.
-async fn own_key(app: &TestApp) -> KeyPair {
+pub async fn own_key(app: &TestApp) -> KeyPair {
     let der: Vec<u8> = sqlx::query_scalar("select private_key from signing_key").fetch_one(&app.pool).await.unwrap();
     KeyPair::from_pkcs8(&der).unwrap()
 }
 
-fn signed(key: &KeyPair, header: &Value, claims: &Value) -> String {
+pub fn signed(key: &KeyPair, header: &Value, claims: &Value) -> String {
     let unsigned = unsigned(header, claims);
     let mut signature = vec![0; key.public_modulus_len()];
     key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), unsigned.as_bytes(), &mut signature).unwrap();
@@ -98,7 +98,7 @@ fn signed(key: &KeyPair, header: &Value, claims: &Value) -> String {
 }
 
 /// The JSON object with some of its fields replaced, or removed where they are null.
-fn but(object: &Value, changes: &Value) -> Value {
+pub fn but(object: &Value, changes: &Value) -> Value {
     let mut other = object.clone();
     for (key, value) in changes.as_object().unwrap() {
         other[key] = value.clone();
