@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # What authentication costs once it is warm: coupons a second over 64 connections with a till's Basic credentials, with a token,
-# and with a token of an hour that is another one in each round. Interleaved; about two minutes.
+# and with a token that is another one in each round. Short turns in a random order, since a machine's speed changes by the
+# minute; about two minutes.
 #
-#   benches/authentication.sh target/release/coupon-issuer        SECONDS_EACH=5 ROUNDS=7
+#   benches/authentication.sh target/release/coupon-issuer        SECONDS_EACH=1 ROUNDS=30
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
-seconds=${SECONDS_EACH:-5}
-rounds=${ROUNDS:-7}
+seconds=${SECONDS_EACH:-1}
+rounds=${ROUNDS:-30}
 # shellcheck source=start.sh
 . "$here/start.sh"
 DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
@@ -17,12 +18,14 @@ token() {
 }
 
 export SERIES=1001
-issue "$seconds" > /dev/null # warm
+issue 5 > /dev/null # warm
+basic=$AUTHORIZATION
 kept="Bearer $(token)"
 for _ in $(seq "$rounds"); do
-    issue "$seconds" >> "$data/basic"
-    AUTHORIZATION=$kept issue "$seconds" >> "$data/kept"
-    AUTHORIZATION="Bearer $(token)" issue "$seconds" >> "$data/new"
+    new="Bearer $(token)"
+    for kind in $(shuf -e basic kept new); do
+        AUTHORIZATION=${!kind} issue "$seconds" >> "$data/$kind"
+    done
 done
 echo "| credentials | requests/s (median of $rounds) |"
 echo "|---|---|"

@@ -1,10 +1,9 @@
 -- The load of the benchmarks: every request is for another customer. SERIES lists the ids of the series in each: 1001,1002;
--- AUTHORIZATION is the header of that name, else it is a till's.
+-- AUTHORIZATION is the header of that name.
 local before = '{"seriesIds":[' .. os.getenv("SERIES") .. '],"customer":{"id":"'
 local headers = {
   ["Content-Type"] = "application/json",
-  -- store.server : md5(server123), as a till sends it
-  ["Authorization"] = os.getenv("AUTHORIZATION") or "Basic c3RvcmUuc2VydmVyOjhhMTZhNmI3MDUwNWViMWYxZmY3Y2RjMGNkNTU1OWE3",
+  ["Authorization"] = os.getenv("AUTHORIZATION"),
 }
 math.randomseed(os.time())
 

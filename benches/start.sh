@@ -1,5 +1,6 @@
 # Starts the service with a private Postgres of its own (fsync on), for the benchmarks, which source this file.
-# Sets: data (a directory that goes away at the end), listen, url (the database), bin (where pgbench and psql are).
+# Sets: data (a directory that goes away at the end), listen, url (the database), bin (where pgbench and psql are) and
+# AUTHORIZATION (the demo till's).
 data=$(mktemp -d "${TMPDIR:-/tmp}/coupon-issuer-bench.XXXXXX")
 chmod 755 "$data"
 listen=127.0.0.1:18080
@@ -14,6 +15,8 @@ done
 url=$(grep -o "postgres://[^']*" "$data/log" | head -n 1)
 bin=$(grep -o "[^ ]*psql '" "$data/log" | head -n 1 | sed "s/psql '//")
 
+# store.server : md5(server123), as a till sends it
+export AUTHORIZATION="Basic c3RvcmUuc2VydmVyOjhhMTZhNmI3MDUwNWViMWYxZmY3Y2RjMGNkNTU1OWE3"
 issue() { # requests a second of 64 connections; the series are in SERIES, for so many seconds
     wrk -t1 -c64 -d"$1s" -s "$here/issue.lua" "http://$listen" > "$data/wrk"
     if grep -q 'Non-2xx' "$data/wrk"; then cat "$data/wrk" >&2; exit 1; fi

@@ -1,21 +1,26 @@
-//! The command line: reads arguments and settings, and hands over to `app`.
+//! The command line: what each command does with its arguments, which is to hand over to `app`.
 //! Nothing is decided here.
+
+mod cli;
 
 use std::io::{IsTerminal, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
+use cli::{
+    Cli, ClientArgs, ClientCommand, CodesCommand, Command, DemoArgs, ImportArgs, KeysCommand, ServeArgs,
+    SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
+};
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside};
 use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry;
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
-use sqlx::postgres::PgConnectOptions;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Requests allocate much and briefly; this allocator is faster at it than the system's.
@@ -24,222 +29,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const DEMO: &str = include_str!("../config/demo.toml");
 const DEMO_DATABASE: &str = "coupon_issuer";
-
-/// Issues coupons to customers over HTTP, one Postgres transaction per coupon.
-///
-/// Settings come from config/default.toml (built in), then --config, then the environment: COUPON_ISSUER__HTTP__LISTEN is
-/// http.listen. DATABASE_URL names the database.
-#[derive(Parser)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-enum Command {
-    /// Start a private Postgres, fill it with a demo, and serve.
-    Demo(DemoArgs),
-    /// Serve, until SIGTERM or Ctrl-C.
-    Serve(ServeArgs),
-    /// Bring the database's schema up to this version's.
-    Migrate(Common),
-    /// Make the database hold the organisations, tills, clients, customers and series that a file describes.
-    ///
-    /// The whole file is checked first, every mistake is told with its line, and all of it takes effect in one transaction.
-    /// Applying the same file again changes nothing. What the file does not list is left alone.
-    Apply(ApplyArgs),
-    /// Upload codes for a series that gives out uploaded ones, and see how many are left.
-    #[command(subcommand)]
-    Codes(CodesCommand),
-    /// Switch a till off and on, or give it another password, without a file.
-    ///
-    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
-    #[command(subcommand)]
-    Till(TillCommand),
-    /// Switch an OAuth client off and on, give it another secret, or make its tokens void, without a file.
-    ///
-    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
-    #[command(subcommand)]
-    Client(ClientCommand),
-    /// The keys that sign access tokens.
-    #[command(subcommand)]
-    Keys(KeysCommand),
-    /// Ask a running service whether it is ready; exits 0 if it is.
-    Healthcheck(HealthcheckArgs),
-}
-
-#[derive(Args)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-struct Common {
-    /// A file that overrides the built-in settings.
-    #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
-    config: Option<PathBuf>,
-    /// The database, as postgres://user:password@host:5432/database.
-    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
-    database_url: Option<SecretString>,
-}
-
-#[derive(Args)]
-struct ServeArgs {
-    #[command(flatten)]
-    common: Common,
-    /// Bring the schema up to date first. Safe when several replicas start at once.
-    #[arg(long, env = "COUPON_ISSUER_MIGRATE")]
-    migrate: bool,
-}
-
-#[derive(Args)]
-struct ApplyArgs {
-    /// The file; config/demo.toml is one.
-    #[arg(env = "COUPON_ISSUER_APPLY_FILE")]
-    file: PathBuf,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Subcommand)]
-enum CodesCommand {
-    /// Put the codes of a file into the pool of a series, while the service runs.
-    ///
-    /// One code a line, or CSV with a code and, if only one customer may receive it, that customer's id. Lines that are not
-    /// taken are told by number on standard error: those that are no code, and those whose code has been uploaded or issued
-    /// before. After a break the same command goes on where it stopped. Exits 1 if there were lines that are no code.
-    Import(ImportArgs),
-    /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
-    Status(StatusArgs),
-}
-
-#[derive(Args)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-struct ImportArgs {
-    /// The organisation's id.
-    #[arg(long, value_name = "ID")]
-    org: i64,
-    /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
-    #[arg(long, value_name = "ID")]
-    series: i64,
-    /// The codes.
-    file: PathBuf,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Args)]
-struct StatusArgs {
-    /// Of this organisation only.
-    #[arg(long, value_name = "ID")]
-    org: Option<i64>,
-    /// Of this series only.
-    #[arg(long, value_name = "ID")]
-    series: Option<i64>,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Subcommand)]
-enum TillCommand {
-    /// Keep a till from doing anything, until it is enabled.
-    ///
-    /// An apply leaves it disabled, unless its file says disabled = false.
-    Disable(TillArgs),
-    /// Let a till that was disabled log in again.
-    ///
-    /// An apply leaves it enabled, unless its file says disabled = true.
-    Enable(TillArgs),
-    /// Give a till another password; the one it had is refused from then on.
-    ///
-    /// Without --password-file it is read from standard input, or asked for twice if that is a terminal. Change it where
-    /// the file of apply has it, too: the next apply brings back what the file says.
-    SetPassword(SetPasswordArgs),
-}
-
-#[derive(Subcommand)]
-enum ClientCommand {
-    /// Keep a client from doing anything, with the tokens that it has as well, until it is enabled.
-    ///
-    /// An apply leaves it disabled, unless its file says disabled = false.
-    Disable(ClientArgs),
-    /// Let a client that was disabled in again.
-    ///
-    /// An apply leaves it enabled, unless its file says disabled = true.
-    Enable(ClientArgs),
-    /// Give a client another secret; the one it had gets no token from then on.
-    ///
-    /// The tokens that it has stay good until they expire; client revoke-tokens makes them void. Without --secret-file
-    /// the secret is read from standard input, or asked for twice if that is a terminal. Change it where the file of
-    /// apply has it, too: the next apply brings back what the file says.
-    SetSecret(SetSecretArgs),
-    /// Make every token that a client has been given so far void.
-    ///
-    /// Those made from now on are good, so a client that still knows its secret goes on with a new one.
-    RevokeTokens(ClientArgs),
-}
-
-#[derive(Subcommand)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-enum KeysCommand {
-    /// Make a new key that signs access tokens. No call fails, and nothing is restarted.
-    ///
-    /// It is published at once and signs in a minute; the one before verifies until the last of its tokens has ended. Only for
-    /// keys that are kept in the database, as they are where auth.signing_keys_file and auth.signing_keys are empty.
-    Rotate(Common),
-    /// Tell which keys there are: which one signs, and until when the others verify.
-    List(Common),
-}
-
-#[derive(Args)]
-struct TillArgs {
-    /// The till's id, the name it logs in by.
-    till: String,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Args)]
-struct ClientArgs {
-    /// The client's key.
-    key: String,
-    #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Args)]
-struct SetPasswordArgs {
-    #[command(flatten)]
-    till: TillArgs,
-    /// A file that holds the password, or its md5, and nothing else.
-    #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct SetSecretArgs {
-    #[command(flatten)]
-    client: ClientArgs,
-    /// A file that holds the secret and nothing else.
-    #[arg(long, value_name = "FILE")]
-    secret_file: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct DemoArgs {
-    /// Where to serve.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COUPON_ISSUER_DEMO_LISTEN")]
-    listen: SocketAddr,
-    /// Where the private Postgres keeps its data. It survives a restart; remove the directory to start anew.
-    #[arg(long, value_name = "DIR", default_value = ".demo", env = "COUPON_ISSUER_DEMO_DATA_DIR")]
-    data_dir: PathBuf,
-}
-
-#[derive(Args)]
-struct HealthcheckArgs {
-    /// What to ask.
-    #[arg(default_value = "http://127.0.0.1:8080/readyz", env = "COUPON_ISSUER_HEALTHCHECK_URL")]
-    url: String,
-}
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -303,16 +92,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Till(command) => till(command).await.map(|outcome| println!("{outcome}")),
         Command::Client(command) => client(command).await.map(|outcome| println!("{outcome}")),
-    }
-}
-
-impl Common {
-    fn settings(&self) -> anyhow::Result<Settings> {
-        Ok(Settings::load(self.config.as_deref())?)
-    }
-
-    fn connect_options(&self) -> anyhow::Result<PgConnectOptions> {
-        Ok(self.settings()?.database.connect_options(self.database_url.as_ref())?)
     }
 }
 

@@ -111,18 +111,14 @@ pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, order: Order) 
     commit(change, &holder, "revoke-tokens", &stored, order).await
 }
 
-/// Who gives a command, as the environment tells it: a user (behind `sudo`, if that was used) and a host.
+/// Who gives a command: a user (the one behind `sudo`, if that was used) and a host.
 #[must_use]
 pub fn actor() -> String {
-    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(variable);
-    let host =
-        variable("HOSTNAME").or_else(|| std::fs::read_to_string("/etc/hostname").ok().and_then(|name| word(&name)));
+    let sudo_user = std::env::var("SUDO_USER").ok().and_then(|name| word(&name));
+    let user = sudo_user.or_else(|| word(&whoami::username().ok()?));
+    let host = whoami::hostname().ok().and_then(|name| word(&name));
     let unknown = || "unknown".to_owned();
     format!("{}@{}", user.unwrap_or_else(unknown), host.unwrap_or_else(unknown))
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().and_then(|value| word(&value))
 }
 
 /// What may stand in a line of the record: nobody can write a second line, or a long one, by way of the environment.

@@ -1,0 +1,236 @@
+//! The arguments of each command, as `--help` tells them, and the settings that go with them.
+//! What a command does is in `main.rs`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use coupon_issuer::config::Settings;
+use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
+
+/// Issues coupons to customers over HTTP, one Postgres transaction per coupon.
+///
+/// Settings come from config/default.toml (built in), then --config, then the environment: COUPON_ISSUER__HTTP__LISTEN is
+/// http.listen. DATABASE_URL names the database.
+#[derive(Parser)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+#[command(version)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+pub(super) enum Command {
+    /// Start a private Postgres, fill it with a demo, and serve.
+    Demo(DemoArgs),
+    /// Serve, until SIGTERM or Ctrl-C.
+    Serve(ServeArgs),
+    /// Bring the database's schema up to this version's.
+    Migrate(Common),
+    /// Make the database hold the organisations, tills, clients, customers and series that a file describes.
+    ///
+    /// The whole file is checked first, every mistake is told with its line, and all of it takes effect in one transaction.
+    /// Applying the same file again changes nothing. What the file does not list is left alone.
+    Apply(ApplyArgs),
+    /// Upload codes for a series that gives out uploaded ones, and see how many are left.
+    #[command(subcommand)]
+    Codes(CodesCommand),
+    /// Switch a till off and on, or give it another password, without a file.
+    ///
+    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    #[command(subcommand)]
+    Till(TillCommand),
+    /// Switch an OAuth client off and on, give it another secret, or make its tokens void, without a file.
+    ///
+    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    #[command(subcommand)]
+    Client(ClientCommand),
+    /// The keys that sign access tokens.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Ask a running service whether it is ready; exits 0 if it is.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+pub(super) struct Common {
+    /// A file that overrides the built-in settings.
+    #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// The database, as postgres://user:password@host:5432/database.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub(super) database_url: Option<SecretString>,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Bring the schema up to date first. Safe when several replicas start at once.
+    #[arg(long, env = "COUPON_ISSUER_MIGRATE")]
+    pub(super) migrate: bool,
+}
+
+#[derive(Args)]
+pub(super) struct ApplyArgs {
+    /// The file; config/demo.toml is one.
+    #[arg(env = "COUPON_ISSUER_APPLY_FILE")]
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Subcommand)]
+pub(super) enum CodesCommand {
+    /// Put the codes of a file into the pool of a series, while the service runs.
+    ///
+    /// One code a line, or CSV with a code and, if only one customer may receive it, that customer's id. Lines that are not
+    /// taken are told by number on standard error: those that are no code, and those whose code has been uploaded or issued
+    /// before. After a break the same command goes on where it stopped. Exits 1 if there were lines that are no code.
+    Import(ImportArgs),
+    /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
+    Status(StatusArgs),
+}
+
+#[derive(Args)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+pub(super) struct ImportArgs {
+    /// The organisation's id.
+    #[arg(long, value_name = "ID")]
+    pub(super) org: i64,
+    /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
+    #[arg(long, value_name = "ID")]
+    pub(super) series: i64,
+    /// The codes.
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Args)]
+pub(super) struct StatusArgs {
+    /// Of this organisation only.
+    #[arg(long, value_name = "ID")]
+    pub(super) org: Option<i64>,
+    /// Of this series only.
+    #[arg(long, value_name = "ID")]
+    pub(super) series: Option<i64>,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Subcommand)]
+pub(super) enum TillCommand {
+    /// Keep a till from doing anything, until it is enabled.
+    ///
+    /// An apply leaves it disabled, unless its file says disabled = false.
+    Disable(TillArgs),
+    /// Let a till that was disabled log in again.
+    ///
+    /// An apply leaves it enabled, unless its file says disabled = true.
+    Enable(TillArgs),
+    /// Give a till another password; the one it had is refused from then on.
+    ///
+    /// Without --password-file it is read from standard input, or asked for twice if that is a terminal. Change it where
+    /// the file of apply has it, too: the next apply brings back what the file says.
+    SetPassword(SetPasswordArgs),
+}
+
+#[derive(Subcommand)]
+pub(super) enum ClientCommand {
+    /// Keep a client from doing anything, with the tokens that it has as well, until it is enabled.
+    ///
+    /// An apply leaves it disabled, unless its file says disabled = false.
+    Disable(ClientArgs),
+    /// Let a client that was disabled in again.
+    ///
+    /// An apply leaves it enabled, unless its file says disabled = true.
+    Enable(ClientArgs),
+    /// Give a client another secret; the one it had gets no token from then on.
+    ///
+    /// The tokens that it has stay good until they expire; client revoke-tokens makes them void. Without --secret-file
+    /// the secret is read from standard input, or asked for twice if that is a terminal. Change it where the file of
+    /// apply has it, too: the next apply brings back what the file says.
+    SetSecret(SetSecretArgs),
+    /// Make every token that a client has been given so far void.
+    ///
+    /// Those made from now on are good, so a client that still knows its secret goes on with a new one.
+    RevokeTokens(ClientArgs),
+}
+
+#[derive(Subcommand)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+pub(super) enum KeysCommand {
+    /// Make a new key that signs access tokens. No call fails, and nothing is restarted.
+    ///
+    /// It is published at once and signs in a minute; the one before verifies until the last of its tokens has ended. Only for
+    /// keys that are kept in the database, as they are where auth.signing_keys_file and auth.signing_keys are empty.
+    Rotate(Common),
+    /// Tell which keys there are: which one signs, and until when the others verify.
+    List(Common),
+}
+
+#[derive(Args)]
+pub(super) struct TillArgs {
+    /// The till's id, the name it logs in by.
+    pub(super) till: String,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Args)]
+pub(super) struct ClientArgs {
+    /// The client's key.
+    pub(super) key: String,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+#[derive(Args)]
+pub(super) struct SetPasswordArgs {
+    #[command(flatten)]
+    pub(super) till: TillArgs,
+    /// A file that holds the password, or its md5, and nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(super) password_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct SetSecretArgs {
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+    /// A file that holds the secret and nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(super) secret_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct DemoArgs {
+    /// Where to serve.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COUPON_ISSUER_DEMO_LISTEN")]
+    pub(super) listen: SocketAddr,
+    /// Where the private Postgres keeps its data. It survives a restart; remove the directory to start anew.
+    #[arg(long, value_name = "DIR", default_value = ".demo", env = "COUPON_ISSUER_DEMO_DATA_DIR")]
+    pub(super) data_dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct HealthcheckArgs {
+    /// What to ask.
+    #[arg(default_value = "http://127.0.0.1:8080/readyz", env = "COUPON_ISSUER_HEALTHCHECK_URL")]
+    pub(super) url: String,
+}
+
+impl Common {
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        Ok(Settings::load(self.config.as_deref())?)
+    }
+
+    pub(super) fn connect_options(&self) -> anyhow::Result<PgConnectOptions> {
+        Ok(self.settings()?.database.connect_options(self.database_url.as_ref())?)
+    }
+}
