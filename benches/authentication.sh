@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What authentication costs once it is warm: coupons a second over 64 connections with a till's Basic credentials, with a token,
+# What authentication costs once it is warm: coupons a second over 128 connections with a till's Basic credentials, with a token,
 # and with a token that is another one in each round. Short turns in a random order, since a machine's speed changes by the
 # minute; about two minutes.
 #

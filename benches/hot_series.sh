@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a limit costs, and what a long transaction (a backup, a report) costs beside it: coupons a second over 64 connections
+# What a limit costs, and what a long transaction (a backup, a report) costs beside it: coupons a second over 128 connections
 # of one series without a limit, of one with a cap, and of one that gives out uploaded codes; then the same with a
 # snapshot held all the while, and at last the answers of a pool that has become empty meanwhile. About two minutes.
 #

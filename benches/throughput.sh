@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Coupons a second, durably issued over HTTP (fsync on, 64 connections) at 1, 2 and 10 series a request, beside pgbench
+# Coupons a second, durably issued over HTTP (fsync on, 128 connections) at 1, 2 and 10 series a request, beside pgbench
 # inserting the same row with the same indexes on the same server. Prints a table; takes about four minutes.
 #
 #   benches/throughput.sh target/release/coupon-issuer        SECONDS_EACH=6 ROUNDS=5
