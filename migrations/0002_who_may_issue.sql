@@ -1,6 +1,11 @@
 -- Who may issue: tills and clients that can be switched off, a till's own access, limits on requests, clients of outside
 -- issuers of tokens, keys that are rotated, and a record of what was done to any of them.
 
+-- All locks at once, in the order in which look-ups take them, and not for long: a look-up that waits for half of them would
+-- wait for ever, and whatever waits behind this one must not wait for a backup.
+set local lock_timeout = '5s';
+lock table oauth_client, till, store, organisation, signing_key in access exclusive mode;
+
 -- Requests a minute for each credential. Null: as the organisation says, and where that says nothing, the service; 0: no limit.
 alter table organisation
     add column rate_limit_per_minute integer,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::body::Body;
-use axum::http::header::HOST;
+use axum::http::header::{FORWARDED, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, StatusCode, Uri};
 use axum_server::Handle;
@@ -22,8 +22,8 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeySource, SigningKeys};
-use crate::config::{AuthSettings, HttpSettings, Settings};
-use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, router};
+use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
+use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
@@ -102,7 +102,7 @@ impl App {
                 max_series_ids: settings.http.max_series_ids,
             },
             public_url,
-            trusted_proxies: settings.http.trusted_proxies.clone(),
+            trusted_proxies: trusted_proxies(&settings.http),
         };
         Ok(Self { http, settings: settings.http.clone(), store, writers, following })
     }
@@ -351,13 +351,22 @@ fn read_limits(settings: &Settings) -> ReadLimits {
     }
 }
 
+fn trusted_proxies(settings: &HttpSettings) -> TrustedProxies {
+    let header = match settings.forwarded_header {
+        ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
+        ForwardedHeader::Forwarded => FORWARDED,
+    };
+    TrustedProxies { networks: settings.trusted_proxies.clone(), header }
+}
+
 fn auth_limits(settings: &Settings) -> AuthLimits {
     AuthLimits {
         credential_cache: settings.auth.credential_cache,
         secret_cache: settings.auth.secret_cache,
         rate_limit: RateLimit::of(settings.rate_limit.per_minute),
         attempts: AttemptLimits {
-            by_name: settings.rate_limit.failures_per_minute,
+            by_name_and_address: settings.rate_limit.failures_per_minute,
+            by_name: settings.rate_limit.failures_per_minute_by_name,
             by_address: settings.rate_limit.failures_per_minute_by_address,
         },
     }

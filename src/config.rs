@@ -41,6 +41,7 @@ pub struct HttpSettings {
     #[serde(deserialize_with = "url_if_any")]
     pub public_url: Option<String>,
     pub trusted_proxies: Vec<IpNet>,
+    pub forwarded_header: ForwardedHeader,
     #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
     pub header_timeout: Duration,
     #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
@@ -48,6 +49,15 @@ pub struct HttpSettings {
     pub max_series_ids: usize,
     #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]
     pub shutdown_timeout: Duration,
+}
+
+/// `http.forwarded_header`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub enum ForwardedHeader {
+    #[serde(rename = "X-Forwarded-For")]
+    XForwardedFor,
+    Forwarded,
 }
 
 /// `[metrics]`.
@@ -118,6 +128,7 @@ pub struct AuthSettings {
 pub struct RateLimitSettings {
     pub per_minute: i32,
     pub failures_per_minute: u32,
+    pub failures_per_minute_by_name: u32,
     pub failures_per_minute_by_address: u32,
 }
 
@@ -201,6 +212,7 @@ impl Settings {
             ("writer.batch", self.writer.batch),
             ("writer.queue", self.writer.queue),
             ("rate_limit.failures_per_minute", self.rate_limit.failures_per_minute as usize),
+            ("rate_limit.failures_per_minute_by_name", self.rate_limit.failures_per_minute_by_name as usize),
             ("rate_limit.failures_per_minute_by_address", self.rate_limit.failures_per_minute_by_address as usize),
             ("database.max_connections", self.database.max_connections as usize),
         ];

@@ -1,6 +1,7 @@
 //! Wrong secrets are counted, by name and by address: verifying one is slow on purpose, and guessing must not be a way to
 //! keep the processors busy. What was verified before is not counted and never held up.
 
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +17,9 @@ const MOST_COUNTED: u64 = 100_000;
 /// How many wrong secrets are verified in a minute.
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptLimits {
-    /// Of one till or client.
+    /// Of one till or client, from one address: whoever guesses at a name does not shut out those who know its secret.
+    pub by_name_and_address: u32,
+    /// Of one till or client, from everywhere.
     pub by_name: u32,
     /// From one address.
     pub by_address: u32,
@@ -27,65 +30,76 @@ struct Failures {
     count: AtomicU32,
 }
 
+type Counted<K> = Cache<K, Arc<Failures>>;
+
 /// The failures of the last minute.
 pub(super) struct Attempts {
     limits: AttemptLimits,
-    by_name: Cache<String, Arc<Failures>>,
-    by_address: Cache<IpAddr, Arc<Failures>>,
+    by_name_and_address: Counted<(Arc<str>, IpAddr)>,
+    by_name: Counted<Arc<str>>,
+    by_address: Counted<IpAddr>,
 }
 
 /// Whose attempt it is.
-#[derive(Clone, Copy)]
-pub(super) struct Attempt<'a> {
-    /// The kind of credential and its name: a till may be called as a client is.
-    pub(super) kind: &'static str,
-    pub(super) name: &'a str,
-    pub(super) address: IpAddr,
+#[derive(Clone)]
+pub(super) struct Attempt {
+    /// With the kind of credential: a till may be called as a client is.
+    name: Arc<str>,
+    network: IpAddr,
 }
 
-impl Attempt<'_> {
-    fn name(&self) -> String {
-        format!("{}:{}", self.kind, self.name)
+impl Attempt {
+    /// An attempt at this kind of credential of this name, from this address.
+    pub(super) fn at(kind: &str, name: &str, from: IpAddr) -> Self {
+        Self { name: format!("{kind}:{name}").into(), network: network(from) }
     }
+}
 
-    /// An IPv6 caller has a whole network of addresses of its own.
-    fn network(&self) -> IpAddr {
-        match self.address.to_canonical() {
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-            address @ IpAddr::V4(_) => address,
-        }
+/// An IPv6 caller has a whole network of addresses of its own.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 
 impl Attempts {
     pub(super) fn new(limits: AttemptLimits) -> Self {
-        Self {
-            limits,
-            by_name: Cache::builder().max_capacity(MOST_COUNTED).time_to_live(WINDOW).build(),
-            by_address: Cache::builder().max_capacity(MOST_COUNTED).time_to_live(WINDOW).build(),
-        }
+        Self { limits, by_name_and_address: counted(), by_name: counted(), by_address: counted() }
     }
 
     /// How long this caller has to wait before another secret of its is verified, if it has to.
-    pub(super) fn blocked(&self, attempt: Attempt<'_>) -> Option<Duration> {
-        left(self.by_name.get(&attempt.name()), self.limits.by_name).max(self.blocked_by_address(attempt))
+    pub(super) fn blocked(&self, attempt: &Attempt) -> Option<Duration> {
+        let at_once = self.by_name_and_address.get(&(Arc::clone(&attempt.name), attempt.network));
+        left(at_once, self.limits.by_name_and_address)
+            .max(left(self.by_name.get(&attempt.name), self.limits.by_name))
+            .max(left(self.by_address.get(&attempt.network), self.limits.by_address))
     }
 
     /// As [`Attempts::blocked`], by the address alone.
-    pub(super) fn blocked_by_address(&self, attempt: Attempt<'_>) -> Option<Duration> {
-        left(self.by_address.get(&attempt.network()), self.limits.by_address)
+    pub(super) fn blocked_from(&self, address: IpAddr) -> Option<Duration> {
+        left(self.by_address.get(&network(address)), self.limits.by_address)
     }
 
     /// Counts a wrong secret.
-    pub(super) fn failed(&self, attempt: Attempt<'_>) {
-        self.by_name.get_with(attempt.name(), Failures::none).count.fetch_add(1, Ordering::Relaxed);
-        self.failed_from(attempt);
+    pub(super) fn failed(&self, attempt: &Attempt) {
+        count(&self.by_name_and_address, (Arc::clone(&attempt.name), attempt.network));
+        count(&self.by_name, Arc::clone(&attempt.name));
+        count(&self.by_address, attempt.network);
     }
 
     /// Counts something wrong that names nobody.
-    pub(super) fn failed_from(&self, attempt: Attempt<'_>) {
-        self.by_address.get_with(attempt.network(), Failures::none).count.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn failed_from(&self, address: IpAddr) {
+        count(&self.by_address, network(address));
     }
+}
+
+fn counted<K: Hash + Eq + Send + Sync + 'static>() -> Counted<K> {
+    Cache::builder().max_capacity(MOST_COUNTED).time_to_live(WINDOW).build()
+}
+
+fn count<K: Hash + Eq + Send + Sync + 'static>(counted: &Counted<K>, key: K) {
+    counted.get_with(key, Failures::none).count.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Failures {
@@ -105,7 +119,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_caller_is_its_network_and_a_mapped_one_its_ipv4_address() {
-        let network = |address: &str| Attempt { kind: "till", name: "", address: address.parse().unwrap() }.network();
+        let network = |address: &str| network(address.parse().unwrap());
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), network("2001:db8:1:2::9"));
         assert_ne!(network("2001:db8:1:2::9"), network("2001:db8:1:3::9"));
         assert_eq!(network("::ffff:192.0.2.7").to_string(), "192.0.2.7");

@@ -36,8 +36,8 @@ pub(super) struct Verified {
     pub(super) expires_at: i64,
 }
 
-/// The header and the issuer of a token that nobody has verified yet: good for choosing a key, for nothing else.
-pub(super) fn peek(token: &str) -> Result<(Header, String), AuthError> {
+/// The header and the claims of a token that nobody has verified yet: good for choosing a key, for nothing else.
+pub(super) fn peek(token: &str) -> Result<(Header, Claims), AuthError> {
     if token.len() > LONGEST_TOKEN {
         return Err(AuthError::Invalid("the token is too long"));
     }
@@ -55,10 +55,12 @@ pub(super) fn peek(token: &str) -> Result<(Header, String), AuthError> {
     }
     let claims: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token)
         .map_err(|_| AuthError::Invalid("the token's claims are no JSON object"))?;
-    match claims.get("iss") {
-        Some(Value::String(issuer)) => Ok((header, issuer.clone())),
-        _ => Err(AuthError::Invalid("the token has no iss")),
-    }
+    Ok((header, claims))
+}
+
+/// Who a token says has made it.
+pub(super) fn issuer(claims: &Claims) -> Result<&str, AuthError> {
+    claims.get("iss").and_then(Value::as_str).ok_or(AuthError::Invalid("the token has no iss"))
 }
 
 /// RFC 9068, section 4: `at+jwt`, with or without its `application/`.

@@ -82,8 +82,8 @@ impl SigningKeys {
         Ok(keys)
     }
 
-    /// Reads them again.
-    pub(super) async fn refresh(&self) -> Result<(), KeyError> {
+    /// Reads them again, and says whether one is gone or ends at another time than before.
+    pub(super) async fn refresh(&self) -> Result<bool, KeyError> {
         let rows = match &self.source {
             KeySource::Database => self.stored().await?,
             KeySource::File(path) => {
@@ -93,8 +93,11 @@ impl SigningKeys {
             KeySource::Value(text) => rows_of(text, "auth.signing_keys")?,
         };
         let keys = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let stays =
+            |old: &SigningKey| keys.iter().any(|new| new.kid == old.kid && new.verifies_until == old.verifies_until);
+        let is_changed = !self.all().iter().all(stays);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-        Ok(())
+        Ok(is_changed)
     }
 
     async fn stored(&self) -> Result<Vec<SigningKeyRow>, KeyError> {
@@ -110,8 +113,9 @@ impl SigningKeys {
     /// Does something with the key that signs at present.
     pub(super) fn with_signing<T>(&self, then: impl FnOnce(&SigningKey) -> T) -> Option<T> {
         let (keys, now) = (self.all(), self.clock.now());
-        let newest = keys.iter().filter(|key| key.signs_from <= now).max_by_key(|key| key.signs_from);
-        newest.or_else(|| keys.iter().min_by_key(|key| key.signs_from)).map(then)
+        let good = || keys.iter().filter(|key| key.verifies_at(now));
+        let newest = good().filter(|key| key.signs_from <= now).max_by_key(|key| key.signs_from);
+        newest.or_else(|| good().min_by_key(|key| key.signs_from)).map(then)
     }
 
     /// Does something with the key of this name, if its tokens are still good.

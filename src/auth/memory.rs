@@ -51,7 +51,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// A memory under a key of its own: a credential is looked up again after `time_to_live`, and its secret is verified
-    /// again after `proven_for`.
+    /// again when it was not used for `proven_for`.
     pub(super) fn new(
         entropy: &dyn Entropy,
         time_to_live: Duration,
@@ -63,7 +63,7 @@ impl Memory {
         secrecy::zeroize::Zeroize::zeroize(&mut key);
         Ok(Self {
             remembered: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(time_to_live).build(),
-            proven: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(proven_for).build(),
+            proven: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_idle(proven_for).build(),
             fingerprint,
             epoch: AtomicU64::new(0),
             told: AtomicBool::new(false),
@@ -77,6 +77,7 @@ impl Memory {
 
     /// Whether changes are being told from now on. What happened before may not have been.
     pub(super) fn listening(&self, told: bool) {
+        self.forget();
         self.told.store(told, Ordering::SeqCst);
         self.forget();
     }
@@ -105,10 +106,10 @@ impl Memory {
         }
         loop {
             // Read before the check begins: a change during it makes its result an old one.
-            let epoch = self.epoch.load(Ordering::SeqCst);
+            let (epoch, read_at) = (self.epoch.load(Ordering::SeqCst), Instant::now());
             let checked = async {
                 let remembered = Arc::new(check().await?);
-                Ok(Arc::new(Entry { remembered, epoch, read_at: Instant::now() }))
+                Ok(Arc::new(Entry { remembered, epoch, read_at }))
             };
             let entry =
                 self.remembered.try_get_with(key, checked).await.map_err(|shared: Arc<AuthError>| (*shared).clone())?;
@@ -123,6 +124,11 @@ impl Memory {
     fn is_current(&self, entry: &Entry) -> bool {
         entry.epoch == self.epoch.load(Ordering::SeqCst)
             && (self.told.load(Ordering::SeqCst) || entry.read_at.elapsed() < UNTOLD)
+    }
+
+    /// Whether this secret was found to belong to some stored hash.
+    pub(super) fn was_proven(&self, key: &Fingerprint) -> bool {
+        self.proven.contains_key(key)
     }
 
     /// Whether this secret was found to belong to this stored hash.

@@ -29,12 +29,19 @@ use rate_limits::RateLimits;
 use secrecy::{ExposeSecret, SecretString};
 pub use tokens::SCOPE;
 use tokens::Tokens;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::model::{Access, Caller, Clock, Entropy, RateLimit};
 use crate::store::{Store, StoreError, StoredClient};
 
 /// How long to wait before listening for changes again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+const UNHEARD: &str = "changes of credentials are not heard of; looking each credential up again every second";
+/// How often the signing keys are read again, and how long that may take.
+const READ_KEYS_EVERY: Duration = Duration::from_secs(5);
+/// The longest name of a till or a client, in characters: as `apply` has it.
+const LONGEST_NAME: usize = 255;
 
 /// Why a caller is not let in. Cheap to clone: callers that wait for the same check share its result.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,6 +66,9 @@ pub enum AuthError {
         /// When the next one is verified.
         retry_after: Duration,
     },
+    /// Too many secrets are waiting to be verified.
+    #[error("too many secrets are waiting to be verified")]
+    Busy,
     /// The token's issuer has never been reached.
     #[error("the token's issuer cannot be reached")]
     IssuerAway,
@@ -81,7 +91,10 @@ impl From<StoreError> for AuthError {
 
 impl From<PasswordError> for AuthError {
     fn from(error: PasswordError) -> Self {
-        Self::Internal(error.to_string())
+        match error {
+            PasswordError::Busy => Self::Busy,
+            other => Self::Internal(other.to_string()),
+        }
     }
 }
 
@@ -129,9 +142,11 @@ pub struct Authenticator {
     tokens: Tokens,
     outside: OutsideIssuers,
     passwords: Passwords,
-    attempts: Attempts,
+    attempts: Arc<Attempts>,
     rate_limits: RateLimits,
     memory: Memory,
+    /// Wakes whoever reads the signing keys again.
+    keys_changed: Notify,
 }
 
 impl Authenticator {
@@ -153,9 +168,10 @@ impl Authenticator {
             keys,
             outside: OutsideIssuers::new(store.clone(), Arc::clone(&clock))?,
             passwords: Passwords::new(),
-            attempts: Attempts::new(limits.attempts),
+            attempts: Arc::new(Attempts::new(limits.attempts)),
             rate_limits: RateLimits::new(limits.rate_limit, Arc::clone(&clock)),
             memory: Memory::new(&*entropy, limits.credential_cache, limits.secret_cache)?,
+            keys_changed: Notify::new(),
             store,
             clock,
             entropy,
@@ -168,34 +184,56 @@ impl Authenticator {
         &self.keys
     }
 
-    /// Listens for changes of credentials and keys, for as long as it is polled.
+    /// Follows the changes of credentials and keys, for as long as it is polled.
     pub async fn follow_changes(&self) {
+        tokio::join!(self.listen(), self.keep_keys());
+    }
+
+    async fn listen(&self) {
+        let mut is_told = true;
         loop {
             match self.store.credential_changes().await {
                 Ok(mut changes) => {
                     self.memory.listening(true);
-                    self.refresh_keys().await;
+                    self.keys_changed.notify_one();
                     let lost = loop {
                         match changes.next().await {
                             Ok(true) => self.memory.forget(),
-                            Ok(false) => {}
+                            Ok(false) => continue,
                             Err(error) => break error,
                         }
-                        self.refresh_keys().await;
+                        self.keys_changed.notify_one();
                     };
                     self.memory.listening(false);
-                    tracing::warn!(error = %lost, "changes of credentials are not heard of; looking each credential up again every second");
                     changes.close().await;
+                    is_told = false;
+                    tracing::warn!(error = %lost, "{UNHEARD}");
                 }
-                Err(error) => tracing::debug!(%error, "cannot listen for changes of credentials"),
+                Err(error) if is_told => {
+                    is_told = false;
+                    tracing::warn!(%error, "{UNHEARD}");
+                }
+                Err(error) => tracing::debug!(%error, "still cannot listen for changes of credentials"),
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
         }
     }
 
-    async fn refresh_keys(&self) {
-        if let Err(error) = self.keys.refresh().await {
-            tracing::error!(%error, "the signing keys cannot be read again; going on with those at hand");
+    /// Reads the signing keys again whenever something may have changed, and every few seconds. Apart from listening, which
+    /// must not wait for it.
+    async fn keep_keys(&self) {
+        loop {
+            // Whether it was woken or the time is over is all the same.
+            let _ = timeout(READ_KEYS_EVERY, self.keys_changed.notified()).await;
+            match timeout(READ_KEYS_EVERY, self.keys.refresh()).await {
+                // A token that was verified by a key that is gone is not to be remembered.
+                Ok(Ok(true)) => self.memory.forget(),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the signing keys cannot be read again; going on with those at hand");
+                }
+                Err(_elapsed) => tracing::error!("the signing keys were not read in time; going on with those at hand"),
+            }
         }
     }
 
@@ -207,8 +245,7 @@ impl Authenticator {
         possible(till_id)?;
         let md5 = till_password(password);
         let key = self.memory.fingerprint(&["till", till_id, md5.expose_secret()]);
-        let attempt = Attempt { kind: "till", name: till_id, address: from };
-        let known = self.memory.recall(key, || self.look_up_till(till_id, key, &md5, attempt)).await?;
+        let known = self.memory.recall(key, || self.look_up_till(till_id, key, &md5, from)).await?;
         self.rate_limits.admit(&known)?;
         Ok(Arc::clone(&known.caller))
     }
@@ -218,8 +255,10 @@ impl Authenticator {
         till_id: &str,
         key: Fingerprint,
         md5: &SecretString,
-        attempt: Attempt<'_>,
+        from: IpAddr,
     ) -> Result<Remembered, AuthError> {
+        let attempt = Attempt::at("till", till_id, from);
+        self.may_try(key, &attempt)?;
         let till = self.store.till(till_id).await?;
         let hash = till.as_ref().map(|till| till.password_hash.clone());
         self.prove(key, hash, md5, attempt).await?;
@@ -247,27 +286,26 @@ impl Authenticator {
     }
 
     async fn look_up_token(&self, token: &str, from: IpAddr) -> Result<Remembered, AuthError> {
-        // Every token that is not good counts towards its sender's address alone: it may name anyone.
-        let attempt = Attempt { kind: "token", name: "", address: from };
-        if let Some(retry_after) = self.attempts.blocked_by_address(attempt) {
-            return Err(AuthError::TooManyFailures { retry_after });
-        }
-        let verified = self.verify_token(token).await;
-        if let Err(AuthError::Invalid(_)) = verified {
-            self.attempts.failed_from(attempt);
-        }
-        verified
-    }
-
-    async fn verify_token(&self, token: &str) -> Result<Remembered, AuthError> {
-        let (header, issuer) = jwt::peek(token)?;
-        if self.tokens.are_ours(&issuer) {
-            let token = self.tokens.verify(token, &header, &issuer, self.clock.now())?;
+        let counted = |error| {
+            // What is not signed by whom it says counts towards its sender's address: it may name anyone.
+            if let AuthError::Invalid(_) = error {
+                self.attempts.failed_from(from);
+            }
+            error
+        };
+        let (header, claims) = jwt::peek(token).map_err(counted)?;
+        let issuer = jwt::issuer(&claims).map_err(counted)?;
+        if self.tokens.are_ours(issuer) {
+            let token = self.tokens.verify(token, &header, issuer, self.clock.now()).map_err(counted)?;
             let is_ours = |client: &StoredClient| client.caller.org_id == token.org_id && client.issuer.is_none();
             let client = self.client(&token.client_key).await?.filter(is_ours);
             return known_by_token(&token.client_key, client, token.issued_at, token.expires_at);
         }
-        let token = self.outside.verify(token, &header, &issuer).await?;
+        // Unlike our own, another's token costs reads before its signature is looked at.
+        if let Some(retry_after) = self.attempts.blocked_from(from) {
+            return Err(AuthError::TooManyFailures { retry_after });
+        }
+        let token = self.outside.verify(token, &header, &claims).await.map_err(counted)?;
         let is_its = |client: &StoredClient| {
             client.caller.org_id == token.org_id && client.issuer.as_ref() == Some(&token.issuer)
         };
@@ -287,8 +325,7 @@ impl Authenticator {
     pub async fn grant(&self, client_key: &str, secret: &SecretString, from: IpAddr) -> Result<AccessToken, AuthError> {
         possible(client_key)?;
         let key = self.memory.fingerprint(&["client", client_key, secret.expose_secret()]);
-        let attempt = Attempt { kind: "client", name: client_key, address: from };
-        let known = self.memory.recall(key, || self.look_up_client(client_key, key, secret, attempt)).await?;
+        let known = self.memory.recall(key, || self.look_up_client(client_key, key, secret, from)).await?;
         self.rate_limits.admit(&known)?;
         let scope = (known.caller.access >= Access::Write).then_some(SCOPE);
         let lifetime = (self.clock.now(), known.seconds);
@@ -301,8 +338,10 @@ impl Authenticator {
         client_key: &str,
         key: Fingerprint,
         secret: &SecretString,
-        attempt: Attempt<'_>,
+        from: IpAddr,
     ) -> Result<Remembered, AuthError> {
+        let attempt = Attempt::at("client", client_key, from);
+        self.may_try(key, &attempt)?;
         let client = self.store.oauth_client(client_key).await?;
         let hash = client.as_ref().and_then(|client| client.secret_hash.clone());
         self.prove(key, hash, secret, attempt).await?;
@@ -315,33 +354,46 @@ impl Authenticator {
         })
     }
 
+    /// Whether this secret may be looked at, which costs a read. One that was right before always may.
+    fn may_try(&self, key: Fingerprint, attempt: &Attempt) -> Result<(), AuthError> {
+        match self.attempts.blocked(attempt) {
+            Some(retry_after) if !self.memory.was_proven(&key) => Err(AuthError::TooManyFailures { retry_after }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the secret belongs to the hash. Without a hash it does not, after the same time.
     async fn prove(
         &self,
         key: Fingerprint,
         hash: Option<String>,
         secret: &SecretString,
-        attempt: Attempt<'_>,
+        attempt: Attempt,
     ) -> Result<(), AuthError> {
         if let Some(hash) = &hash
             && self.memory.is_proven(&key, hash).await
         {
             return Ok(());
         }
-        let blocked = || match self.attempts.blocked(attempt) {
-            Some(retry_after) => Err(AuthError::TooManyFailures { retry_after }),
-            None => Ok(()),
-        };
-        blocked()?;
         let turn = self.passwords.turn().await?;
-        // Those who were verified meanwhile count.
-        blocked()?;
+        // Those who were verified meanwhile count. And a secret that was right, and is no longer, is as good as any other.
+        if let Some(retry_after) = self.attempts.blocked(&attempt) {
+            return Err(AuthError::TooManyFailures { retry_after });
+        }
         let (is_known, stored) = (hash.is_some(), hash.clone());
-        if turn.verify(hash, secret.clone()).await? {
+        let (attempts, secret) = (Arc::clone(&self.attempts), secret.clone());
+        // Apart from the request: who hangs up before the answer is counted all the same.
+        let verified = tokio::spawn(async move {
+            let is_right = turn.verify(hash, secret).await;
+            if !matches!(is_right, Ok(true)) {
+                attempts.failed(&attempt);
+            }
+            is_right
+        });
+        if verified.await.map_err(|_| PasswordError::BrokeOff)?? {
             self.memory.prove(key, stored.as_deref().unwrap_or_default()).await;
             return Ok(());
         }
-        self.attempts.failed(attempt);
         Err(AuthError::Invalid(if is_known {
             "the secret is wrong"
         } else {
@@ -373,9 +425,15 @@ fn known_by_token(
     })
 }
 
-/// Postgres has no U+0000 in a text, so nothing that it knows is called so.
+/// Nothing that Postgres knows is called so: it has no U+0000 in a text, and `apply` takes no longer names.
 fn possible(name: &str) -> Result<(), AuthError> {
-    if name.contains('\0') { Err(AuthError::Invalid("the name holds U+0000")) } else { Ok(()) }
+    if name.contains('\0') {
+        return Err(AuthError::Invalid("the name holds U+0000"));
+    }
+    if name.chars().count() > LONGEST_NAME {
+        return Err(AuthError::Invalid("the name is too long"));
+    }
+    Ok(())
 }
 
 /// What a till's password is checked as: its md5 in lower-case hex. What looks like one is taken as one.

@@ -13,12 +13,14 @@ use jsonwebtoken::{Algorithm, DecodingKey, Header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use super::AuthError;
-use super::jwt::{self, Expected};
+use super::jwt::{self, Claims, Expected};
+use super::{AuthError, possible};
 use crate::model::{Clock, OrgId};
-use crate::store::{Store, StoredTokenIssuer};
+use crate::store::{Store, StoredClient, StoredTokenIssuer};
 
 /// Keys are fetched again at this age, while those at hand go on verifying.
 const FRESH_FOR: SignedDuration = SignedDuration::from_mins(10);
@@ -28,6 +30,9 @@ const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
 const BETWEEN_FETCHES: SignedDuration = SignedDuration::from_mins(1);
 /// Where nothing has ever been fetched, it is tried more often.
 const BETWEEN_FIRST_TRIES: SignedDuration = SignedDuration::from_secs(5);
+/// Where nobody has asked an issuer for so long, it is asked before its old keys are believed, and has this long to answer.
+const FORGOTTEN_AFTER: SignedDuration = SignedDuration::from_mins(20);
+const MOMENT: Duration = Duration::from_secs(1);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const LARGEST_ANSWER: usize = 1024 * 1024;
 const MOST_KEYS: usize = 100;
@@ -61,19 +66,44 @@ impl OutsideIssuers {
         Ok(Self { store, clock, web, key_sets: RwLock::default() })
     }
 
-    /// Verifies a token of this issuer.
-    pub(super) async fn verify(&self, token: &str, header: &Header, issuer: &str) -> Result<OutsideToken, AuthError> {
+    /// Verifies a token that says it is an outside issuer's.
+    pub(super) async fn verify(
+        &self,
+        token: &str,
+        header: &Header,
+        claims: &Claims,
+    ) -> Result<OutsideToken, AuthError> {
+        let issuer = jwt::issuer(claims)?;
         if issuer.contains('\0') {
             return Err(AuthError::Invalid("the token's issuer is not accepted"));
         }
-        let mut refused = AuthError::Invalid("the token's issuer is not accepted");
-        for accepted in self.store.token_issuers(issuer).await? {
-            match self.verify_for(token, header, &accepted).await {
-                Ok(verified) => return Ok(verified),
-                Err(error) => refused = error,
+        let accepted = self.store.token_issuers(issuer).await?;
+        let meant = self.meant(accepted, claims).await?;
+        let accepted = meant.ok_or(AuthError::Invalid("the token's issuer is not accepted"))?;
+        self.verify_for(token, header, &accepted).await
+    }
+
+    /// Several organisations may accept one issuer: that of the client that the token names is meant. What it names is not
+    /// believed here, only looked up. Where it names nobody's client it is verified all the same, for the reason in the log.
+    async fn meant(
+        &self,
+        accepted: Vec<StoredTokenIssuer>,
+        claims: &Claims,
+    ) -> Result<Option<StoredTokenIssuer>, AuthError> {
+        if accepted.len() > 1 {
+            for one in &accepted {
+                let Some(Value::String(client_key)) = claims.get(&one.client_claim) else { continue };
+                possible(client_key)?;
+                let client = self.store.oauth_client(client_key).await?;
+                let is_its = |client: &StoredClient| {
+                    client.caller.org_id == one.org_id && client.issuer.as_ref() == Some(&one.issuer)
+                };
+                if client.as_ref().is_some_and(is_its) {
+                    return Ok(Some(one.clone()));
+                }
             }
         }
-        Err(refused)
+        Ok(accepted.into_iter().next())
     }
 
     async fn verify_for(
@@ -116,7 +146,9 @@ impl OutsideIssuers {
             return Arc::clone(known);
         }
         let mut sets = self.key_sets.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(KeySet { place, kept: RwLock::default(), fetching: Arc::default() });
+        let new = || {
+            Arc::new(KeySet { place, kept: RwLock::default(), last_try: RwLock::default(), fetching: Arc::default() })
+        };
         Arc::clone(sets.entry(name).or_insert_with(new))
     }
 }
@@ -131,8 +163,9 @@ enum KeyPlace {
 struct KeySet {
     place: KeyPlace,
     kept: RwLock<Option<Kept>>,
-    /// Held while fetching: when it was last tried.
-    fetching: Arc<Mutex<Option<Timestamp>>>,
+    last_try: RwLock<Option<Timestamp>>,
+    /// Held while fetching.
+    fetching: Arc<Mutex<()>>,
 }
 
 struct Kept {
@@ -154,24 +187,67 @@ impl KeySet {
         now: Timestamp,
     ) -> Result<Arc<OutsideKey>, AuthError> {
         if let Some(key) = self.kept_key(kid, now) {
-            self.refresh_if_old(web, now);
-            return Ok(key);
+            return self.unless_withdrawn(key, kid, web, now).await;
         }
-        let mut last_try = self.fetching.lock().await;
+        let guard = Arc::clone(&self.fetching).lock_owned().await;
         // Whoever held the lock may have fetched it.
         if let Some(key) = self.kept_key(kid, now) {
             return Ok(key);
         }
         let pause = if self.age(now).is_some() { BETWEEN_FETCHES } else { BETWEEN_FIRST_TRIES };
-        if last_try.is_none_or(|last| now.duration_since(last) >= pause) {
-            *last_try = Some(now);
-            self.fetch(web, now).await;
+        if self.not_tried_for(pause, now) {
+            // A fetch that breaks off has fetched nothing.
+            let _ = self.start_fetch(guard, web, now).await;
         }
-        drop(last_try);
         if self.age(now).is_none() {
             return Err(AuthError::IssuerAway);
         }
         self.kept_key(kid, now).ok_or(AuthError::Invalid("the token's key is none of its issuer's"))
+    }
+
+    /// This key, which is kept. Where it is old it is fetched again meanwhile; where nobody has asked for long its issuer gets a
+    /// moment to say that it is withdrawn, in which case it does not verify what its name is looked up for.
+    async fn unless_withdrawn(
+        self: &Arc<Self>,
+        key: Arc<OutsideKey>,
+        kid: Option<&str>,
+        web: &reqwest::Client,
+        now: Timestamp,
+    ) -> Result<Arc<OutsideKey>, AuthError> {
+        if self.age(now).is_none_or(|age| age < FRESH_FOR) {
+            return Ok(key);
+        }
+        let is_forgotten = self.not_tried_for(FORGOTTEN_AFTER, now);
+        if self.not_tried_for(BETWEEN_FETCHES, now)
+            && let Ok(guard) = Arc::clone(&self.fetching).try_lock_owned()
+        {
+            let fetch = self.start_fetch(guard, web, now);
+            if is_forgotten {
+                let _ = timeout(MOMENT, fetch).await;
+                return self.kept_key(kid, now).ok_or(AuthError::Invalid("the token's key is none of its issuer's"));
+            }
+        }
+        Ok(key)
+    }
+
+    fn not_tried_for(&self, pause: SignedDuration, now: Timestamp) -> bool {
+        let last = *self.last_try.read().unwrap_or_else(PoisonError::into_inner);
+        last.is_none_or(|last| now.duration_since(last) >= pause)
+    }
+
+    /// Fetches the keys, apart from the request: who hangs up does not cut it short.
+    fn start_fetch(
+        self: &Arc<Self>,
+        guard: OwnedMutexGuard<()>,
+        web: &reqwest::Client,
+        now: Timestamp,
+    ) -> JoinHandle<()> {
+        *self.last_try.write().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        let (set, web) = (Arc::clone(self), web.clone());
+        tokio::spawn(async move {
+            set.fetch(&web, now).await;
+            drop(guard);
+        })
     }
 
     fn kept_key(&self, kid: Option<&str>, now: Timestamp) -> Option<Arc<OutsideKey>> {
@@ -190,23 +266,6 @@ impl KeySet {
     fn age(&self, now: Timestamp) -> Option<SignedDuration> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         kept.as_ref().map(|kept| now.duration_since(kept.fetched_at)).filter(|age| *age < KEPT_FOR)
-    }
-
-    /// Fetches old keys again, while whoever asked goes on with them.
-    fn refresh_if_old(self: &Arc<Self>, web: &reqwest::Client, now: Timestamp) {
-        if self.age(now).is_none_or(|age| age < FRESH_FOR) {
-            return;
-        }
-        let Ok(mut last_try) = Arc::clone(&self.fetching).try_lock_owned() else { return };
-        if last_try.is_some_and(|last| now.duration_since(last) < BETWEEN_FETCHES) {
-            return;
-        }
-        *last_try = Some(now);
-        let (set, web) = (Arc::clone(self), web.clone());
-        tokio::spawn(async move {
-            set.fetch(&web, now).await;
-            drop(last_try);
-        });
     }
 
     async fn fetch(&self, web: &reqwest::Client, now: Timestamp) {
@@ -276,8 +335,9 @@ async fn discover(web: &reqwest::Client, issuer: &str) -> Result<String, String>
         return Err("its discovery document is another issuer's".to_owned());
     }
     let keys = reqwest::Url::parse(&metadata.jwks_uri).map_err(|error| error.to_string())?;
-    let is_local = matches!(keys.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
-    if keys.scheme() == "https" || is_local {
+    // Only an issuer on this machine may name one that is, or anything that is not behind https.
+    let is_local = |url: &reqwest::Url| matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
+    if is_local(&url) && is_local(&keys) || keys.scheme() == "https" && !is_local(&keys) {
         Ok(metadata.jwks_uri)
     } else {
         Err("its discovery document names keys that are not behind https".to_owned())

@@ -3,11 +3,13 @@
 //! Slow by design, so it never runs on the async threads and never on all of the cores.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// A secret could not be hashed or checked; a wrong secret is not an error.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,9 @@ pub enum PasswordError {
     /// The check itself broke off.
     #[error("the check broke off")]
     BrokeOff,
+    /// Too many others are waiting for theirs.
+    #[error("too many secrets are waiting to be checked")]
+    Busy,
 }
 
 /// Hashes a secret for storage. Takes tens of milliseconds.
@@ -44,6 +49,9 @@ pub fn verify_secret(hash: &str, secret: &SecretString) -> Result<bool, Password
     }
 }
 
+/// How long a caller waits for its turn.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
 /// Checks secrets beside the async threads, on half of the cores at most: who floods the service with secrets cannot keep it
 /// from serving those whose secrets it knows.
 pub(super) struct Passwords {
@@ -59,9 +67,10 @@ impl Passwords {
         Self { permits: Arc::new(Semaphore::new(cores.div_ceil(2))) }
     }
 
-    /// Waits for a turn.
+    /// Waits for a turn, and not for ever.
     pub(super) async fn turn(&self) -> Result<Turn, PasswordError> {
-        Ok(Turn(Arc::clone(&self.permits).acquire_owned().await.map_err(|_| PasswordError::BrokeOff)?))
+        let turn = timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
+        Ok(Turn(turn.map_err(|_| PasswordError::Busy)?.map_err(|_| PasswordError::BrokeOff)?))
     }
 }
 

@@ -11,7 +11,6 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-use jiff::Timestamp;
 use moka::sync::Cache;
 
 use super::AuthError;
@@ -27,17 +26,13 @@ const IDLE: Duration = Duration::from_mins(2);
 
 /// The service's clock, as the limiter asks it.
 #[derive(Clone)]
-struct Since {
-    clock: Arc<dyn Clock>,
-    start: Timestamp,
-}
+struct Since(Arc<dyn Clock>);
 
 impl Ticks for Since {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
-        let elapsed = self.clock.now().duration_since(self.start);
-        Nanos::from(Duration::try_from(elapsed).unwrap_or_default())
+        Nanos::from(self.0.elapsed())
     }
 }
 
@@ -53,11 +48,10 @@ pub(super) struct RateLimits {
 
 impl RateLimits {
     pub(super) fn new(default: RateLimit, clock: Arc<dyn Clock>) -> Self {
-        let start = clock.now();
         Self {
             default,
             limiters: Cache::builder().max_capacity(MOST_COUNTED).time_to_idle(IDLE).build(),
-            since: Since { clock, start },
+            since: Since(clock),
         }
     }
 

@@ -8,7 +8,17 @@ use axum::http::header::FORWARDED;
 use axum::http::{Extensions, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The header that many proxies tell a caller's address in.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The proxies whose word is taken for a caller's address.
+#[derive(Debug, Clone)]
+pub struct TrustedProxies {
+    /// Where they are.
+    pub networks: Vec<IpNet>,
+    /// Where they tell it: `X-Forwarded-For` or `Forwarded`. The other may be the caller's own, which they pass on.
+    pub header: HeaderName,
+}
 
 /// The address that a request comes from.
 #[derive(Debug, Clone, Copy)]
@@ -16,16 +26,16 @@ pub(super) struct ClientAddress(pub(super) IpAddr);
 
 impl ClientAddress {
     /// Finds it out.
-    pub(super) fn find(extensions: &Extensions, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+    pub(super) fn find(extensions: &Extensions, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
         let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
         let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
+        let is_trusted = |address: IpAddr| trusted.networks.iter().any(|network| network.contains(&address));
         if !is_trusted(peer) {
             return Self(peer);
         }
         // Each proxy has added the one before it at the end: the last that is no proxy of ours is the client.
         let mut client = peer;
-        for told in told_by(headers).into_iter().rev() {
+        for told in told_by(headers, &trusted.header).into_iter().rev() {
             let Some(address) = told else { break };
             client = address;
             if !is_trusted(address) {
@@ -41,18 +51,14 @@ impl ClientAddress {
     }
 }
 
-/// The addresses that proxies tell, in order: of `Forwarded` (RFC 7239), or else of `X-Forwarded-For`. `None`: not an address.
-fn told_by(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let elements = |name: &HeaderName| -> Vec<String> {
-        let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
-        values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
-    };
-    if headers.contains_key(FORWARDED) {
-        return elements(&FORWARDED).iter().map(|element| forwarded_for(element)).collect();
-    }
-    elements(&X_FORWARDED_FOR).iter().map(|element| address(element)).collect()
+/// The addresses that proxies tell, in order. `None`: not an address.
+fn told_by(headers: &HeaderMap, header: &HeaderName) -> Vec<Option<IpAddr>> {
+    let values = headers.get_all(header).iter().map(|value| value.to_str().unwrap_or_default());
+    let elements = values.flat_map(|value| value.split(',')).map(str::trim);
+    elements.map(if *header == FORWARDED { forwarded_for } else { address }).collect()
 }
 
+/// An element of RFC 7239.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
     let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
@@ -74,7 +80,12 @@ mod tests {
     use super::*;
 
     fn find(peer: &str, headers: &[(&str, &str)]) -> String {
-        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        find_in(X_FORWARDED_FOR, peer, headers)
+    }
+
+    fn find_in(header: HeaderName, peer: &str, headers: &[(&str, &str)]) -> String {
+        let networks = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let trusted = TrustedProxies { networks, header };
         let mut extensions = Extensions::new();
         extensions.insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 1)));
         let mut map = HeaderMap::new();
@@ -100,11 +111,18 @@ mod tests {
             (vec![("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "203.0.113.9:4711")], "203.0.113.9"),
             (vec![("x-forwarded-for", "1.1.1.1, nonsense")], "10.0.0.1"),
             (vec![("x-forwarded-for", "10.0.0.5, 10.0.0.6")], "10.0.0.5"),
+            (vec![("forwarded", "for=1.1.1.1"), ("x-forwarded-for", "203.0.113.9")], "203.0.113.9"),
+            (vec![("forwarded", "for=1.1.1.1")], "10.0.0.1"),
+        ] {
+            assert_eq!(find("10.0.0.1", &headers), client, "{headers:?}");
+        }
+        for (headers, client) in [
             (vec![("forwarded", "for=1.1.1.1;proto=http, For=\"[2001:db8::7]:80\"")], "2001:db8::7"),
             (vec![("forwarded", "for=203.0.113.9;proto=https"), ("x-forwarded-for", "1.1.1.1")], "203.0.113.9"),
             (vec![("forwarded", "for=_hidden")], "10.0.0.1"),
+            (vec![("x-forwarded-for", "1.1.1.1")], "10.0.0.1"),
         ] {
-            assert_eq!(find("10.0.0.1", &headers), client, "{headers:?}");
+            assert_eq!(find_in(FORWARDED, "10.0.0.1", &headers), client, "{headers:?}");
         }
     }
 }

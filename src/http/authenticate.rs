@@ -67,10 +67,11 @@ async fn caller(http: &Http, headers: &HeaderMap, from: IpAddr) -> Result<Arc<Ca
 
 /// The credentials that decide: a token of the contract's own header wherever there is one, else those of `Authorization`.
 fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
+    let authorization = only(headers, &AUTHORIZATION)?;
     if let Some(token) = only(headers, &OAUTH_TOKEN)?.filter(|token| !token.is_empty()) {
         return Ok(Some(token_of(token)));
     }
-    let Some(authorization) = only(headers, &AUTHORIZATION)? else { return Ok(None) };
+    let Some(authorization) = authorization else { return Ok(None) };
     match authorization.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token_of(token))),
         Some((scheme, pair)) if scheme.eq_ignore_ascii_case("basic") => {

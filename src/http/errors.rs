@@ -239,6 +239,7 @@ impl From<AuthError> for ApiError {
             AuthError::Expired => Self::ExpiredToken,
             AuthError::TooManyRequests { limit, retry_after } => Self::TooManyRequests { limit, retry_after },
             AuthError::TooManyFailures { retry_after } => Self::TooManyFailures { retry_after },
+            AuthError::Busy => Self::Overloaded,
             AuthError::IssuerAway => Self::IssuerAway,
             AuthError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
             AuthError::Internal(reason) => Self::Internal(reason),

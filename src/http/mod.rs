@@ -16,11 +16,11 @@ mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use address::{TrustedProxies, X_FORWARDED_FOR};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 pub use health::{Readiness, ReadinessCheck};
-use ipnet::IpNet;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::auth::Authenticator;
@@ -53,7 +53,7 @@ pub struct Http {
     /// Where callers reach the service, without a slash at the end; `None`: under whatever name they use.
     pub public_url: Option<String>,
     /// The proxies whose word is taken for a caller's address.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// The routes that anyone may call. Every other route needs a caller with write access: a new one is closed until it is

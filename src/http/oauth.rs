@@ -106,7 +106,8 @@ async fn granted(
 impl Form {
     fn parse(body: &Bytes) -> Result<Self, TokenError> {
         let mut form = Self::default();
-        for (name, value) in form_urlencoded::parse(body) {
+        // RFC 6749, section 3.2: a parameter without a value counts as omitted.
+        for (name, value) in form_urlencoded::parse(body).filter(|(_, value)| !value.is_empty()) {
             let is_new = match &*name {
                 "grant_type" => form.grant_type.replace(value.into_owned()).is_none(),
                 "scope" => form.scope.replace(value.into_owned()).is_none(),
@@ -171,25 +172,24 @@ impl From<AuthError> for TokenError {
 impl IntoResponse for TokenError {
     fn into_response(self) -> Response {
         let (status, error, description, denied) = match self {
-            Self::InvalidRequest(what) => (StatusCode::BAD_REQUEST, "invalid_request", what, None),
-            Self::InvalidClient(reason) => (
-                StatusCode::UNAUTHORIZED,
-                "invalid_client",
-                "the client or its secret is not valid",
-                Some(Denied(reason)),
-            ),
+            Self::InvalidRequest(what) => (StatusCode::BAD_REQUEST, "invalid_request", what, what),
+            Self::InvalidClient(reason) => {
+                (StatusCode::UNAUTHORIZED, "invalid_client", "the client or its secret is not valid", reason)
+            }
             Self::UnsupportedGrantType => {
-                (StatusCode::BAD_REQUEST, "unsupported_grant_type", "only client_credentials is supported", None)
+                let what = "only client_credentials is supported";
+                (StatusCode::BAD_REQUEST, "unsupported_grant_type", what, what)
             }
             Self::InvalidScope => {
-                (StatusCode::BAD_REQUEST, "invalid_scope", "the client may not have this scope", None)
+                let what = "the client may not have this scope";
+                (StatusCode::BAD_REQUEST, "invalid_scope", what, what)
             }
             Self::Api(error) => return error.into_response(),
         };
         let body = json!({"error": error, "error_description": description});
         let mut response = (status, Json(body)).into_response();
-        if let Some(denied) = denied {
-            response.extensions_mut().insert(denied);
+        response.extensions_mut().insert(Denied(denied));
+        if status == StatusCode::UNAUTHORIZED {
             let challenge = HeaderValue::from_static("Basic realm=\"coupon-issuer\", charset=\"UTF-8\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
@@ -221,7 +221,7 @@ fn host(headers: &HeaderMap) -> Result<Authority, ApiError> {
 }
 
 pub(super) async fn keys(State(http): State<Arc<Http>>) -> Response {
-    let cached = (CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
+    let cached = (CACHE_CONTROL, HeaderValue::from_static("public, max-age=30"));
     let kind = (CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));
     ([cached], [kind], axum::Json(http.authenticator.keys().published())).into_response()
 }

@@ -67,8 +67,9 @@ impl Store {
     }
 }
 
-/// Stores a key that is to take over at its time, with the entry in the audit record. Its predecessors verify until the last
-/// token that they can have signed by then has ended, and a margin longer.
+/// Stores a key that is to take over at its time, or a minute after the one before it if that is later (another host's clock may
+/// be ahead), with the entry in the audit record. Its predecessors verify until the last token that they can have signed by then
+/// has ended, and a margin longer.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -81,20 +82,25 @@ pub async fn store_next_signing_key(
     let mut connection = connect.connect().await?;
     let mut transaction = connection.begin().await?;
     sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;
+    let signs_from: jiff_sqlx::Timestamp =
+        sqlx::query_scalar("select greatest($1, (select max(signs_from) + interval '1 minute' from signing_key))")
+            .bind(key.signs_from.to_sqlx())
+            .fetch_one(&mut *transaction)
+            .await?;
     sqlx::query(
         "update signing_key
             set verifies_until = $1 + make_interval(secs => $2
                     + (select coalesce(max(token_ttl_seconds), 0) from oauth_client))
           where verifies_until is null",
     )
-    .bind(key.signs_from.to_sqlx())
+    .bind(signs_from)
     .bind(margin_seconds)
     .execute(&mut *transaction)
     .await?;
     sqlx::query("insert into signing_key (kid, private_key, signs_from) values ($1, $2, $3)")
         .bind(&key.kid)
         .bind(key.private_key.expose_secret())
-        .bind(key.signs_from.to_sqlx())
+        .bind(signs_from)
         .execute(&mut *transaction)
         .await?;
     record(&mut transaction, entry).await?;

@@ -768,7 +768,7 @@ fn basics(forge: &Forge, stored_hash: &str) -> Vec<Case> {
         till("name-zero-width", UNKNOWN, "store.server\u{200b}", "server123"),
         till("name-sql", UNKNOWN, "' or till_id = 'store.server", "server123"),
         till("name-wildcard", UNKNOWN, "store%", "server123"),
-        till("name-long", UNKNOWN, &"n".repeat(5000), "server123"),
+        till("name-long", "the name is too long", &"n".repeat(5000), "server123"),
         till("name-unknown", UNKNOWN, "nobody", WRONG),
         till("name-of-a-client", UNKNOWN, "crm", "crm-secret"),
         till("password-wrong", SECRET, "store.server", WRONG),
@@ -931,7 +931,9 @@ async fn no_hostile_client_gets_a_token() {
                 r#"{"error":"invalid_client","error_description":"the client or its secret is not valid"}"#
             };
             assert_eq!(answer.text().await.unwrap(), body, "{name}");
-            expected.insert(name, case.1.to_owned());
+            // In a form, a parameter without a value is one that is not there.
+            let is_left_out = name.ends_with("/post") && (case.2.is_empty() || case.3.is_empty());
+            expected.insert(name, if is_left_out { "no client credentials" } else { case.1 }.to_owned());
         }
     }
     let log = service.stop();

@@ -314,3 +314,55 @@ async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
     assert_eq!(app.count("select from coupon where org_id = 1").await, 1);
     assert_eq!(app.count("select from coupon where org_id = 2").await, 1);
 }
+
+#[tokio::test]
+async fn two_organisations_that_accept_one_issuer_do_not_meet() {
+    let key = Key::new(Algorithm::ES256, "k");
+    let (issuer, gone) = (Issuer::start(&[&key]).await, "http://127.0.0.1:1/keys");
+    let url = issuer.url();
+    // The first organisation looks for the keys where nobody answers, and must not cost the second anything.
+    let first = issuer.org(&format!("jwks_url = \"{gone}\""));
+    let second = format!(
+        "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\ndefault_access = \"write\"\n\
+         [[orgs.stores]]\nid = 20\nname = \"Uptown\"\n[[orgs.tills]]\nid = \"other.till\"\nstore_id = 20\npassword = \"x\"\n\
+         [[orgs.token_issuers]]\nissuer = \"{url}\"\naudience = \"coupons\"\nclient_claim = \"azp\"\n[[orgs.oauth_clients]]\n\
+         key = \"other-erp\"\ntoken_issuer = \"{url}\"\ntill = \"other.till\"\naccess = \"write\"\n{}",
+        series(1, "")
+    );
+    let app = TestApp::start_with(&format!("{first}{second}"), |_| {}).await;
+    let claims = but(&issuer.claims(), &json!({"azp": "other-erp"}));
+    let theirs = but(&claims, &json!({"client_id": "whoever"}));
+    assert_eq!(status(&app, &key.sign(&theirs, |_| {})).await, 200);
+    assert_eq!(app.count("select from coupon where org_id = 2").await, 1);
+    // One that names clients of both is the first's, whose keys are away.
+    assert_eq!(status(&app, &key.sign(&claims, |_| {})).await, 503);
+    let nobodys = but(&claims, &json!({"azp": "nobody", "client_id": "nobody"}));
+    assert!([401, 503].contains(&status(&app, &key.sign(&nobodys, |_| {})).await));
+    assert_eq!(app.count("select from coupon where org_id = 1").await, 0);
+}
+
+#[tokio::test]
+async fn who_hangs_up_does_not_keep_the_keys_from_being_fetched() {
+    let key = Key::new(Algorithm::ES256, "k");
+    let issuer = Issuer::start(&[&key]).await;
+    issuer.served.lock().unwrap().delay = Duration::from_millis(500);
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    let token = key.sign(&issuer.claims(), |_| {});
+    let hung_up = tokio::time::timeout(Duration::from_millis(200), status(&app, &token)).await;
+    assert!(hung_up.is_err());
+    assert_eq!(status(&app, &token).await, 200, "the keys that it did not wait for are there");
+    assert_eq!(issuer.times_asked(), 1);
+}
+
+#[tokio::test]
+async fn a_key_withdrawn_while_nobody_asked_is_not_believed() {
+    let (old, new) = (Key::new(Algorithm::ES256, "old"), Key::new(Algorithm::ES256, "new"));
+    let issuer = Issuer::start(&[&old]).await;
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
+    issuer.serve(&[&new]);
+    app.clock.set("2026-11-22T15:00:00Z");
+    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000, "jti": "2"}));
+    assert_eq!(status(&app, &old.sign(&later, |_| {})).await, 401);
+    assert_eq!(status(&app, &new.sign(&later, |_| {})).await, 200);
+}

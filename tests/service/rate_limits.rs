@@ -1,10 +1,14 @@
 //! Limits on requests: a minute's for each credential, told in the headers; and on wrong secrets, which cost more to check.
 //! Time stands still, so that nothing is let through by the way.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use coupon_issuer::config::Settings;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::support::{ORG, TestApp, failure, series, tally};
 
@@ -138,6 +142,8 @@ async fn wrong_passwords_are_limited_by_address_whatever_their_names() {
     .await;
     let from = async |address: &str, till: &str| {
         let request = app.bare(BODY).header("Content-Type", "application/json").header("X-Forwarded-For", address);
+        // Its own, which proxies pass on.
+        let request = request.header("Forwarded", format!("for=\"[2001:db8::{till}]\""));
         request.basic_auth(till, Some("wrong")).send().await.unwrap().status().as_u16()
     };
     let mut statuses = Vec::new();
@@ -146,13 +152,59 @@ async fn wrong_passwords_are_limited_by_address_whatever_their_names() {
     }
     assert_eq!(statuses, [401, 401, 401, 401, 429, 429]);
     assert_eq!(from("203.0.113.10", "e").await, 401);
-    // Tokens that are none count as well.
-    let token = async |address: &str| {
+}
+
+#[tokio::test]
+async fn who_guesses_at_a_name_does_not_shut_out_those_who_know_its_password() {
+    let app = start(ORG, |settings| {
+        settings.rate_limit.failures_per_minute = 2;
+        settings.rate_limit.failures_per_minute_by_name = 5;
+        settings.http.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let from = async |address: &str, password: &str| {
         let request = app.bare(BODY).header("Content-Type", "application/json").header("X-Forwarded-For", address);
-        request.bearer_auth("no.such.token").send().await.unwrap().status().as_u16()
+        request.basic_auth("store.server", Some(password)).send().await.unwrap().status().as_u16()
     };
-    assert_eq!(token("203.0.113.9").await, 429);
-    assert_eq!(token("203.0.113.11").await, 401);
+    for expected in [401, 401, 429] {
+        assert_eq!(from("203.0.113.1", "wrong").await, expected);
+    }
+    assert_eq!(from("203.0.113.2", "server123").await, 200);
+    // Guessers in many places are stopped together; who was let in before goes on.
+    for (address, expected) in [("3", 401), ("4", 401), ("5", 401), ("6", 429)] {
+        assert_eq!(from(&format!("203.0.113.{address}"), "wrong").await, expected, "{address}");
+    }
+    assert_eq!(from("203.0.113.7", "server123").await, 200);
+}
+
+#[tokio::test]
+async fn who_hangs_up_before_the_answer_is_counted_all_the_same() {
+    let app = start(ORG, |settings| settings.rate_limit.failures_per_minute = 3).await;
+    for number in 0..50 {
+        let head = format!(
+            "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nAuthorization: {}\r\n\r\n",
+            basic("store.server", &format!("wrong-{number}"))
+        );
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Long enough for the check to begin, now and then; shorter than it takes.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(statuses(&app, &basic("store.server", "wrong"), 1).await, [429]);
+}
+
+#[tokio::test]
+async fn a_neighbours_bad_tokens_hold_up_no_good_one() {
+    let app = start(ORG, |settings| {
+        settings.rate_limit.per_minute = -1;
+        settings.rate_limit.failures_per_minute_by_address = 3;
+    })
+    .await;
+    let good = token(&app).await;
+    assert_eq!(statuses(&app, "Bearer no.such.token", 6).await, [401; 6]);
+    assert_eq!(statuses(&app, &basic("nobody", "wrong"), 1).await, [429], "its address is known for it");
+    assert_eq!(statuses(&app, &good, 1).await, [200]);
 }
 
 /// A flood of wrong passwords at once: those that are verified are few, however many ask before the first has failed.

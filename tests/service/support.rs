@@ -94,6 +94,10 @@ impl Clock for HeldClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_microsecond(self.0.load(Ordering::SeqCst)).unwrap()
     }
+
+    fn elapsed(&self) -> Duration {
+        self.now().duration_since(NOW.parse().unwrap()).try_into().unwrap()
+    }
 }
 
 /// The service, serving on a port of its own.
