@@ -36,6 +36,9 @@ use crate::store::migrations::{self, SchemaError};
 use crate::store::writer::{Writer, WriterLimits};
 use crate::store::{ReadLimits, Store};
 
+/// How often old keyed requests are forgotten.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+
 /// Time and randomness, which tests pass in.
 #[derive(Clone)]
 pub struct Outside {
@@ -57,7 +60,7 @@ pub struct App {
     settings: HttpSettings,
     store: Store,
     writers: Vec<JoinHandle<()>>,
-    following: AbortHandle,
+    in_background: [AbortHandle; 2],
 }
 
 impl App {
@@ -92,8 +95,11 @@ impl App {
         )?);
         let following = Arc::clone(&authenticator);
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
+        let issuer = Arc::new(Issuer::new(store.clone(), writer, clock, entropy, limits));
+        let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
+        let forgetting = tokio::spawn(forgetting).abort_handle();
         let http = Http {
-            issuer: Arc::new(Issuer::new(store.clone(), writer, clock, entropy, limits)),
+            issuer,
             authenticator,
             readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
             limits: HttpLimits {
@@ -104,7 +110,7 @@ impl App {
             public_url,
             trusted_proxies: trusted_proxies(&settings.http),
         };
-        Ok(Self { http, settings: settings.http.clone(), store, writers, following })
+        Ok(Self { http, settings: settings.http.clone(), store, writers, in_background: [following, forgetting] })
     }
 
     /// Serves on this listener until `stop` is done; then accepts nothing more and finishes what is in flight, for as long
@@ -140,7 +146,9 @@ impl App {
     /// Waits for issuances whose callers have gone, and then for the writer.
     async fn finish(self) {
         self.http.issuer.finish().await;
-        self.following.abort();
+        for task in self.in_background {
+            task.abort();
+        }
         drop(self.http);
         for writer in self.writers {
             if let Err(error) = writer.await {
@@ -348,6 +356,18 @@ fn read_limits(settings: &Settings) -> ReadLimits {
         max_connections: settings.database.max_connections,
         acquire_timeout: settings.database.acquire_timeout,
         statement_timeout: settings.database.statement_timeout,
+    }
+}
+
+/// Forgets old keyed requests, now and then. Several replicas that do it at once are not in each other's way.
+async fn forget_requests(issuer: Arc<Issuer>, kept_for: Duration) {
+    loop {
+        match issuer.forget_requests(kept_for).await {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::info!(forgotten, "forgot old keyed requests"),
+            Err(error) => tracing::warn!(%error, "old keyed requests cannot be forgotten now"),
+        }
+        sleep(FORGET_EVERY).await;
     }
 }
 

@@ -106,6 +106,8 @@ pub struct IssuingSettings {
     pub timeout: Duration,
     #[serde(rename = "settings_cache_seconds", deserialize_with = "seconds")]
     pub settings_cache: Duration,
+    #[serde(rename = "keep_requests_hours", deserialize_with = "days")]
+    pub keep_requests: Duration,
 }
 
 /// `[auth]`.
@@ -246,6 +248,15 @@ impl DatabaseSettings {
         let options = PgConnectOptions::from_str(text).map_err(|_| SettingsError::Url)?;
         Ok(options.application_name("coupon-issuer"))
     }
+}
+
+/// A day or more, in hours.
+fn days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let hours = u32::deserialize(deserializer)?;
+    if hours < 24 {
+        return Err(serde::de::Error::custom("must be 24 or more"));
+    }
+    Ok(Duration::from_secs(u64::from(hours) * 3600))
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use coupon_issuer::issuance::Refusal;
 use coupon_issuer::issuance::rules::{Decision, Moment, decide};
 use coupon_issuer::issuance::validity::{expires_on, valid_till, valid_till_date_time};
 use coupon_issuer::model::{
-    ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Facts, HeldCoupon, Series, SeriesId, StoreId,
+    ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Facts, HeldCoupon, Series, SeriesId, StoreId,
 };
 use jiff::civil::{Date, date};
 use jiff::tz::TimeZone;
@@ -18,12 +20,14 @@ use proptest::prelude::*;
 fn series() -> Series {
     Series {
         id: SeriesId(1),
-        description: String::new(),
-        info: String::new(),
-        discount_code: None,
-        discount_type: DiscountType::Abs,
-        discount_value: 1,
-        discount_upto: 0,
+        face: Arc::new(Face {
+            description: String::new(),
+            info: String::new(),
+            discount_code: None,
+            discount_type: DiscountType::Abs,
+            discount_value: 1,
+            discount_upto: 0,
+        }),
         valid_till_date: date(2027, 5, 9),
         expiry_strategy: ExpiryStrategy::SeriesExpiry,
         redemption_valid_from: None,

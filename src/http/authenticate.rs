@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::address::ClientAddress;
 use super::errors::ApiError;
-use super::{Http, PUBLIC};
+use super::{Http, PUBLIC, READING};
 use crate::model::{Access, Caller};
 
 const OAUTH_TOKEN: HeaderName = HeaderName::from_static("x-cap-api-oauth-token");
@@ -40,15 +40,17 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if path.is_some_and(|path| PUBLIC.contains(&path.as_str())) {
+    let is_in = |routes: &[&str]| path.as_ref().is_some_and(|path| routes.contains(&path.as_str()));
+    if is_in(&PUBLIC) {
         return next.run(request).await;
     }
+    let needed = if is_in(&READING) { Access::Read } else { Access::Write };
     let from = ClientAddress::of(request.extensions());
     let caller = match caller(&http, request.headers(), from).await {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    let mut response = if caller.access < Access::Write {
+    let mut response = if caller.access < needed {
         ApiError::Forbidden.into_response()
     } else {
         request.extensions_mut().insert(Arc::clone(&caller));

@@ -17,19 +17,27 @@ const LONGEST_MESSAGE: usize = 240;
 /// The JSON object in a body.
 ///
 /// # Errors
-/// 415 unless it is uncompressed `application/json`, 413 and 408 beyond the limits, 400 for anything that is not `T`.
+/// Those of [`json_bytes`] and [`parse`].
 pub(super) async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
     limits: &HttpLimits,
 ) -> Result<T, ApiError> {
+    parse(&json_bytes(headers, body, limits).await?)
+}
+
+/// All of a body that is said to be JSON.
+///
+/// # Errors
+/// 415 unless it is uncompressed `application/json`, 413 and 408 beyond the limits.
+pub(super) async fn json_bytes(headers: &HeaderMap, body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
     if !is_of_type(headers, "application/json") {
         return Err(ApiError::NotJson);
     }
     if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::EncodedBody);
     }
-    parse(&read(body, limits).await?)
+    read(body, limits).await
 }
 
 /// Whether the body is said to be of this media type, whatever its parameters.
@@ -54,7 +62,11 @@ pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiEr
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+/// The JSON object in these bytes.
+///
+/// # Errors
+/// 400 for anything that is not `T`.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     // All of it, also what is in fields that are ignored.
     let text = std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: {error}")))?;
     let mut json = serde_json::Deserializer::from_str(text);

@@ -48,6 +48,11 @@ pub(super) enum ApiError {
     NoCustomer,
     UnknownCustomer,
     ConflictingCustomer,
+    /// The key of a receipt is none of the caller's organisation.
+    NoSuchRequest,
+    /// Another attempt at the same keyed request is at work.
+    StillRunning,
+    KeyReused,
     NoCredentials,
     /// The reason is for the log alone.
     BadCredentials(&'static str),
@@ -103,6 +108,11 @@ impl ApiError {
             Self::ConflictingCustomer => {
                 fixed(S::BAD_REQUEST, 721, "customer: the identifiers name different customers")
             }
+            Self::NoSuchRequest => fixed(S::NOT_FOUND, 404, "No request with this Idempotency-Key is known"),
+            Self::StillRunning => {
+                later(S::CONFLICT, "Idempotency-Key: this request is still being processed; try again later")
+            }
+            Self::KeyReused => fixed(S::UNPROCESSABLE_ENTITY, 422, "Idempotency-Key: was used for another request"),
             Self::NoCredentials => fixed(S::UNAUTHORIZED, 401, "Authentication is required"),
             Self::BadCredentials(_) => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
             Self::ExpiredToken => fixed(S::UNAUTHORIZED, 498, "The access token has expired"),
@@ -155,7 +165,7 @@ impl ApiError {
             Self::TooManyFailures { retry_after } => {
                 headers.insert(RETRY_AFTER, whole_seconds(*retry_after).into());
             }
-            Self::Unavailable(_) | Self::IssuerAway | Self::Overloaded => {
+            Self::StillRunning | Self::Unavailable(_) | Self::IssuerAway | Self::Overloaded => {
                 add(RETRY_AFTER, "1");
             }
             _ => {}
@@ -226,6 +236,8 @@ impl From<IssueError> for ApiError {
             IssueError::Unavailable(ref cause) => {
                 Self::Unavailable(cause.as_ref().map_or_else(|| error.to_string(), ToString::to_string))
             }
+            IssueError::StillRunning => Self::StillRunning,
+            IssueError::KeyReused => Self::KeyReused,
             IssueError::Overloaded => Self::Overloaded,
             IssueError::Internal(reason) => Self::Internal(reason),
         }

@@ -4,19 +4,23 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Query, Request, State};
-use axum::http::Uri;
+use axum::extract::{Extension, Path, Query, Request, State};
+use axum::http::{HeaderName, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Http;
-use super::body::read_json;
+use super::body::{json_bytes, parse};
 use super::errors::{ApiError, Item};
+use super::idempotency::{self, fingerprint};
 use super::object::Object;
 use super::request_log::{Counts, RequestId};
-use crate::issuance::{Entity, Granted, Issuance, IssueRequest, Refusal, validity};
+use crate::issuance::{Entity, Granted, Issuance, IssueRequest, Progress, Refusal, RequestKey, validity};
 use crate::model::{Caller, CustomerId, Identifiers, Metadata, SeriesId, Source};
+
+/// On an answer some of which an earlier attempt has issued.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The longest `customer.id`, `customer.externalId` and `accountId`, in characters.
 const LONGEST_ID: usize = 255;
@@ -84,6 +88,15 @@ struct IssueAnswer {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+struct ReceiptBody {
+    #[serde(flatten)]
+    answer: IssueAnswer,
+    state: &'static str,
+    received_at: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct EntityBody {
     entity_id: SeriesId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,8 +132,11 @@ pub(super) async fn issue_bulk(
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let (source, account_id) = parse_query(&head.uri)?;
-    let body: IssueBody = read_json(&head.headers, body, &http.limits).await?;
+    let key = idempotency::key(&head.headers)?;
+    let bytes = json_bytes(&head.headers, body, &http.limits).await?;
+    let body: IssueBody = parse(&bytes)?;
     let request = IssueRequest {
+        key: key.map(|key| RequestKey { key, fingerprint: fingerprint(&bytes, source, account_id.as_deref()) }),
         caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
         customer: identifiers(body.customer.0)?,
@@ -130,6 +146,26 @@ pub(super) async fn issue_bulk(
         request_id,
     };
     Ok(answer(&http.issuer.issue(request).await?))
+}
+
+/// `GET /v2/coupon/bulk/issue/{key}` (contract 6).
+pub(super) async fn receipt(
+    State(http): State<Arc<Http>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Path(key): Path<String>,
+) -> Result<Response, ApiError> {
+    let receipt = http.issuer.receipt(&caller, &idempotency::checked(&key)?).await?.ok_or(ApiError::NoSuchRequest)?;
+    let response: Vec<EntityBody> = receipt.entities.iter().map(|entity| entity_body(entity, &receipt.zone)).collect();
+    let state = match receipt.progress {
+        Progress::Running => "RUNNING",
+        Progress::Answered => "ANSWERED",
+        Progress::Interrupted => "INTERRUPTED",
+    };
+    let total_count = response.len();
+    let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
+    let received_at = validity::instant(receipt.started_at, &receipt.zone);
+    let answer = IssueAnswer { response, total_count, failure_count };
+    Ok(Json(ReceiptBody { answer, state, received_at }).into_response())
 }
 
 fn parse_query(uri: &Uri) -> Result<(Source, Option<String>), ApiError> {
@@ -201,6 +237,9 @@ fn answer(issuance: &Issuance) -> Response {
     let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
     let refused = (failure_count > 0).then(|| refused(&response));
     let mut answer = Json(IssueAnswer { response, total_count, failure_count }).into_response();
+    if issuance.is_replayed() {
+        answer.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     answer.extensions_mut().insert(Counts { total: total_count, failures: failure_count, refused });
     answer
 }
@@ -216,7 +255,7 @@ fn entity_body(entity: &Entity, zone: &TimeZone) -> EntityBody {
     match &entity.outcome {
         Ok(granted) => EntityBody {
             entity_id,
-            result: Some(result_body(granted, zone)),
+            result: Some(result_body(entity_id, granted, zone)),
             errors: Vec::new(),
             warnings: granted.resent.then(resent_warning).into_iter().collect(),
         },
@@ -226,19 +265,19 @@ fn entity_body(entity: &Entity, zone: &TimeZone) -> EntityBody {
     }
 }
 
-fn result_body(granted: &Granted, zone: &TimeZone) -> ResultBody {
-    let series = &granted.series;
+fn result_body(series_id: SeriesId, granted: &Granted, zone: &TimeZone) -> ResultBody {
+    let face = &granted.face;
     ResultBody {
         code: granted.code.clone(),
-        series_id: series.id,
-        description: series.description.clone(),
-        discount_code: series.discount_code.clone().unwrap_or_else(|| "NO_VALUE".to_owned()),
+        series_id,
+        description: face.description.clone(),
+        discount_code: face.discount_code.clone().unwrap_or_else(|| "NO_VALUE".to_owned()),
         valid_till: validity::valid_till(granted.expires_on, zone),
-        discount_type: series.discount_type.name(),
-        discount_value: series.discount_value,
-        discount_upto: series.discount_upto,
+        discount_type: face.discount_type.name(),
+        discount_value: face.discount_value,
+        discount_upto: face.discount_upto,
         discount_on: "BILL",
-        detailed_info: series.info.clone(),
+        detailed_info: face.info.clone(),
         redemption_count: granted.redemption_count,
         id: 0,
         valid_till_date_time: validity::valid_till_date_time(granted.expires_on, zone),

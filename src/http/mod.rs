@@ -7,6 +7,7 @@ mod authenticate;
 mod body;
 mod errors;
 mod health;
+mod idempotency;
 mod issue;
 mod oauth;
 mod object;
@@ -56,16 +57,22 @@ pub struct Http {
     pub trusted_proxies: TrustedProxies,
 }
 
-/// The routes that anyone may call. Every other route needs a caller with write access: a new one is closed until it is
+/// The routes that anyone may call. Every other route needs a caller with write access, or, where it is
+/// listed in [`READING`], with read access: a new one is closed until it is
 /// listed here.
 const PUBLIC: [&str; 6] =
     ["/healthz", "/readyz", "/v3/oauth/token/generate", "/oauth/token", oauth::METADATA_PATH, oauth::KEYS_PATH];
+
+/// Routes that only look: read access is enough.
+const READING: [&str; 1] = [RECEIPT_PATH];
+const RECEIPT_PATH: &str = "/v2/coupon/bulk/issue/{key}";
 
 /// The route table.
 pub fn router(http: Http) -> Router {
     let http = Arc::new(http);
     Router::new()
         .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
+        .route(RECEIPT_PATH, get(issue::receipt))
         .route("/v3/oauth/token/generate", post(token::generate))
         .route("/oauth/token", post(oauth::token))
         .route(oauth::METADATA_PATH, get(oauth::metadata))

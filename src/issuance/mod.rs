@@ -5,6 +5,7 @@
 pub mod codes;
 mod customers;
 mod directory;
+mod keyed;
 mod refusal;
 mod request;
 pub mod rules;
@@ -15,15 +16,21 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+pub use keyed::{Progress, Receipt, RequestKey};
 pub use refusal::Refusal;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use self::directory::Directory;
-use crate::model::{Caller, Clock, Entropy, EntropyError, Identifiers, Metadata, Series, SeriesId, Source};
+use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
 use crate::store::writer::Writer;
 use crate::store::{Store, StoreError};
+
+/// Keyed requests that are forgotten in one transaction, and the pause before the next.
+const FORGET_AT_ONCE: i64 = 500;
+const BETWEEN_STEPS: Duration = Duration::from_millis(100);
 
 /// What a caller asks for: one coupon of each series for one customer.
 #[derive(Debug, Clone)]
@@ -42,6 +49,8 @@ pub struct IssueRequest {
     pub metadata: Option<Metadata>,
     /// Stored with each coupon.
     pub request_id: Arc<str>,
+    /// Its name, where it has one: trying it again then finishes it.
+    pub key: Option<RequestKey>,
 }
 
 /// What became of a request: one entity for each series asked for, in that order.
@@ -51,6 +60,14 @@ pub struct Issuance {
     pub zone: TimeZone,
     /// What became of each.
     pub entities: Vec<Entity>,
+}
+
+impl Issuance {
+    /// Whether any of it was issued by an earlier attempt at the same request.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        self.entities.iter().any(|entity| matches!(&entity.outcome, Ok(granted) if granted.replayed))
+    }
 }
 
 /// What became of one series of a request.
@@ -65,8 +82,8 @@ pub struct Entity {
 /// The coupon a customer has got.
 #[derive(Debug, Clone)]
 pub struct Granted {
-    /// Its series.
-    pub series: Arc<Series>,
+    /// What it shows of its series.
+    pub face: Arc<Face>,
     /// Its code.
     pub code: String,
     /// Its last day.
@@ -75,6 +92,8 @@ pub struct Granted {
     pub redemption_count: i32,
     /// Whether it is one that the customer held already.
     pub resent: bool,
+    /// Whether an earlier attempt at the same keyed request has issued it.
+    pub replayed: bool,
 }
 
 /// Why a request as a whole was not processed. Nothing is stored then.
@@ -86,6 +105,12 @@ pub enum IssueError {
     /// The identifiers name different customers.
     #[error("the identifiers name different customers")]
     ConflictingCustomer,
+    /// Another attempt at the same keyed request is at work.
+    #[error("another attempt at this request is still running")]
+    StillRunning,
+    /// The key was used for something else.
+    #[error("the key belongs to another request")]
+    KeyReused,
     /// The database is away.
     #[error("the database is unavailable")]
     Unavailable(#[source] Option<StoreError>),
@@ -159,6 +184,32 @@ impl Issuer {
         match self.running.spawn(task.in_current_span()).await {
             Ok(issuance) => issuance,
             Err(error) => Err(IssueError::Internal(format!("an issuance broke off: {error}"))),
+        }
+    }
+
+    /// What is known of a keyed request; `None`: the caller's organisation has none of this key.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn receipt(&self, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
+        keyed::receipt(self, caller, key).await
+    }
+
+    /// Forgets keyed requests first seen so long ago, in small steps, and says how many.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn forget_requests(&self, kept_for: Duration) -> Result<u64, StoreError> {
+        let kept_for = SignedDuration::try_from(kept_for).unwrap_or(SignedDuration::MAX);
+        let before = self.clock.now().saturating_sub(kept_for).unwrap_or(Timestamp::MIN);
+        let mut forgotten = 0;
+        loop {
+            let step = self.store.forget_requests(before, FORGET_AT_ONCE).await?;
+            forgotten += step;
+            if step < FORGET_AT_ONCE.unsigned_abs() {
+                return Ok(forgotten);
+            }
+            sleep(BETWEEN_STEPS).await;
         }
     }
 

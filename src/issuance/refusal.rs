@@ -99,7 +99,27 @@ impl Refusal {
         }
     }
 
-    /// The name under which it is counted and logged.
+    /// The refusal of this [`name`](Self::name), if there is one.
+    #[must_use]
+    pub fn named(name: &str, next_eligible_at: Option<Timestamp>) -> Option<Self> {
+        let all = [
+            Self::UnknownSeries,
+            Self::ExternallyManaged,
+            Self::InvalidStore,
+            Self::Expired,
+            Self::MutuallyExclusive,
+            Self::AlreadyHolds,
+            Self::PerUserMaximum,
+            Self::CapReached,
+            Self::PoolEmpty,
+            Self::Gap { next_eligible_at: next_eligible_at.unwrap_or_default() },
+            Self::TimedOut,
+            Self::Failed,
+        ];
+        all.into_iter().find(|refusal| refusal.name() == name)
+    }
+
+    /// The name under which it is counted, logged and stored.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::keyed::{Attempt, Ledger};
 use super::rules::{self, Decision, Moment};
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers};
 use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
@@ -27,9 +28,25 @@ pub(super) async fn process(
     request: &IssueRequest,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
+    let Some(key) = &request.key else { return run(issuer, request, None, deadline).await };
+    let attempt = Box::pin(Attempt::begin(issuer, request, key)).await?;
+    let result = run(issuer, request, Some(&attempt), deadline).await;
+    Box::pin(attempt.end(issuer, &result)).await;
+    result
+}
+
+async fn run(
+    issuer: &Issuer,
+    request: &IssueRequest,
+    attempt: Option<&Attempt>,
+    deadline: Instant,
+) -> Result<Issuance, IssueError> {
     let (organisation, customer_id) = identify(issuer, request).await?;
     let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
-    let mut course = Course { issuer, request, organisation, customer_id, deadline, slots, paused: false };
+    let ledger = attempt.map(Attempt::ledger).or_else(|| natural_ledger(request, &organisation, &customer_id));
+    let recorded = ledger.is_some() && !attempt.is_some_and(Attempt::is_first);
+    let mut course =
+        Course { issuer, request, ledger, organisation, customer_id, deadline, slots, paused: false, recorded };
     while course.is_open() {
         if Instant::now() >= deadline {
             course.close_with(&Refusal::TimedOut);
@@ -40,6 +57,11 @@ pub(super) async fn process(
         }
     }
     course.finish()
+}
+
+/// That of a request that has no key itself, where it has a natural one.
+fn natural_ledger(request: &IssueRequest, organisation: &Organisation, customer_id: &CustomerId) -> Option<Ledger> {
+    Ledger::natural(organisation, customer_id, request.metadata.as_ref()?)
 }
 
 /// The organisation and the customer. Remembered settings are good enough for a customer who needs no look-up; whoever is
@@ -61,12 +83,16 @@ async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organi
 struct Course<'a> {
     issuer: &'a Issuer,
     request: &'a IssueRequest,
+    /// Where it has a key, its own or a natural one.
+    ledger: Option<Ledger>,
     organisation: Arc<Organisation>,
     customer_id: CustomerId,
     deadline: Instant,
     slots: Vec<Slot>,
     /// The organisation's settings are being changed: the next turn had better wait a moment.
     paused: bool,
+    /// Some of it may have been issued before, under the same key: the next turn has to look which.
+    recorded: bool,
 }
 
 /// One entity on its way.
@@ -78,11 +104,13 @@ struct Slot {
     collisions: u8,
     /// It failed because the database was away, and nothing was sent for it.
     unavailable: bool,
+    /// What was issued for it before, under the same key.
+    issued_before: Option<Granted>,
 }
 
 impl Slot {
     const fn new(series_id: SeriesId) -> Self {
-        Self { series_id, outcome: None, needs_facts: false, collisions: 0, unavailable: false }
+        Self { series_id, outcome: None, needs_facts: false, collisions: 0, unavailable: false, issued_before: None }
     }
 }
 
@@ -115,6 +143,9 @@ impl Course<'_> {
     }
 
     async fn turn(&mut self) -> Result<(), IssueError> {
+        while std::mem::take(&mut self.recorded) {
+            Box::pin(self.recall()).await?;
+        }
         let Some(views) = self.look().await? else { return Ok(()) };
         let (sent, works) = self.decide(&views);
         if works.is_empty() {
@@ -127,12 +158,31 @@ impl Course<'_> {
         Ok(())
     }
 
+    /// Looks what was issued before under the same key.
+    async fn recall(&mut self) -> Result<(), IssueError> {
+        let Some(ledger) = self.ledger.clone() else { return Ok(()) };
+        let issued = ledger.issued(self.issuer).await?;
+        if ledger.is_natural() && !issued.is_empty() {
+            // Nothing that is written will tell that this was declared under settings that are no longer current.
+            let remembered = self.organisation.revision;
+            self.follow_change().await?;
+            if self.organisation.revision != remembered {
+                return Ok(());
+            }
+            self.recorded = false;
+        }
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            slot.issued_before = issued.get(&ledger.number(place, slot.series_id)).cloned();
+        }
+        Ok(())
+    }
+
     /// Reads what the open entities need. `None`: the organisation's settings have changed, look again.
     async fn look(&mut self) -> Result<Option<HashMap<SeriesId, View>>, IssueError> {
         let issuer = self.issuer;
         let mut views = HashMap::new();
         let mut unknown = HashSet::new();
-        for slot in self.open().map(|index| &self.slots[index]) {
+        for slot in self.open().map(|index| &self.slots[index]).filter(|slot| slot.issued_before.is_none()) {
             let remembered = issuer.directory.series(&self.organisation, slot.series_id).await;
             match remembered.filter(|at| !slot.needs_facts && at.needs_no_facts()) {
                 Some(at) => drop(views.insert(slot.series_id, View { at, facts: None })),
@@ -164,6 +214,10 @@ impl Course<'_> {
         let customer = &self.request.customer;
         self.customer_id =
             customers::identify(&self.issuer.store, &*self.issuer.entropy, &self.organisation, customer).await?;
+        if self.request.key.is_none() {
+            self.ledger = natural_ledger(self.request, &self.organisation, &self.customer_id);
+            self.recorded = self.ledger.is_some();
+        }
         Ok(())
     }
 
@@ -172,6 +226,11 @@ impl Course<'_> {
         let (mut sent, mut works) = (Vec::new(), Vec::new());
         let mut queue = Precedence::default();
         for index in self.open().collect::<Vec<_>>() {
+            if let Some(granted) = self.slots[index].issued_before.clone() {
+                sent.push(Sent { slot: index, granted });
+                works.push(Work::Confirm);
+                continue;
+            }
             let series_id = self.slots[index].series_id;
             let Some(view) = views.get(&series_id) else {
                 self.slots[index].outcome = Some(Err(Refusal::UnknownSeries));
@@ -180,7 +239,7 @@ impl Course<'_> {
             if !queue.lets_pass(series_id, &view.at) {
                 continue;
             }
-            match self.decide_one(view) {
+            match self.decide_one(index, view) {
                 Ok(Some((granted, work))) => {
                     sent.push(Sent { slot: index, granted });
                     works.push(work);
@@ -194,16 +253,17 @@ impl Course<'_> {
     }
 
     /// One decision. `None`: a refusal, but only on remembered settings, so look first.
-    fn decide_one(&self, view: &View) -> Result<Option<(Granted, Work)>, Refusal> {
+    fn decide_one(&self, index: usize, view: &View) -> Result<Option<(Granted, Work)>, Refusal> {
         let series = &view.at.series;
         let now = self.issuer.clock.now();
         let moment = Moment { now, zone: &self.organisation.time_zone, store_id: self.request.caller.store_id };
         let granted = |code: String, expires_on, redemption_count, resent| Granted {
-            series: Arc::clone(series),
+            face: Arc::clone(&series.face),
             code,
             expires_on,
             redemption_count,
             resent,
+            replayed: false,
         };
         let decision = match &view.facts {
             Some(facts) => rules::decide(series, facts, &moment),
@@ -237,6 +297,7 @@ impl Course<'_> {
                     account_id: self.request.account_id.clone(),
                     metadata: self.request.metadata.clone(),
                     request_id: Arc::clone(&self.request.request_id),
+                    keyed: self.ledger.as_ref().map(|ledger| ledger.entity(index, series)),
                     revision: view.at.revision,
                     max_create: series.max_create,
                     is_exclusive: view.at.is_exclusive,
@@ -269,6 +330,10 @@ impl Course<'_> {
             Written::Paused => {
                 slot.needs_facts = true;
                 self.paused = true;
+                None
+            }
+            Written::Recorded => {
+                self.recorded = true;
                 None
             }
             Written::Collision => {
@@ -314,8 +379,9 @@ impl Course<'_> {
 /// The name under which what became of an entity is counted.
 const fn name(slot: &Slot) -> &'static str {
     match &slot.outcome {
-        Some(Ok(Granted { resent: false, .. })) => "issued",
+        Some(Ok(Granted { replayed: true, .. })) => "replayed",
         Some(Ok(Granted { resent: true, .. })) => "resent",
+        Some(Ok(_)) => "issued",
         Some(Err(refusal)) => refusal.name(),
         None => Refusal::TimedOut.name(),
     }

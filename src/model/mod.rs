@@ -25,4 +25,4 @@ pub use plan::{
     TokenIssuerPlan,
 };
 pub use rate_limit::RateLimit;
-pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Series, SeriesId};
+pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Series, SeriesId};

@@ -28,4 +28,6 @@ pub struct Organisation {
     pub time_zone: TimeZone,
     /// Who may receive its coupons.
     pub customer_policy: CustomerPolicy,
+    /// Whether a customer, a series and what caused the issuance (`sourceType`, `sourceId`) identify it.
+    pub natural_key: bool,
 }

@@ -23,6 +23,8 @@ pub struct OrganisationPlan {
     pub default_access: Access,
     /// Of each till and client that has none of its own. `None`: the service's.
     pub rate_limit: Option<RateLimit>,
+    /// Whether a customer, a series and what caused the issuance identify it.
+    pub natural_key: bool,
     /// Its stores.
     pub stores: Vec<StorePlan>,
     /// Its tills.
@@ -190,12 +192,12 @@ impl Settings for Series {
         let date = |date: Option<Date>| date.map_or_else(|| "none".to_owned(), |date| date.to_string());
         let ids = |ids: Vec<i64>| format!("{ids:?}");
         let mut settings = vec![
-            ("description", self.description.clone()),
-            ("info", self.info.clone()),
-            ("discount_code", self.discount_code.clone().unwrap_or_default()),
-            ("discount_type", self.discount_type.name().to_owned()),
-            ("discount_value", self.discount_value.to_string()),
-            ("discount_upto", self.discount_upto.to_string()),
+            ("description", self.face.description.clone()),
+            ("info", self.face.info.clone()),
+            ("discount_code", self.face.discount_code.clone().unwrap_or_default()),
+            ("discount_type", self.face.discount_type.name().to_owned()),
+            ("discount_value", self.face.discount_value.to_string()),
+            ("discount_upto", self.face.discount_upto.to_string()),
             ("valid_till_date", self.valid_till_date.to_string()),
             ("expiry_strategy_type", self.expiry_strategy.name().to_owned()),
             ("expiry_strategy_value", self.expiry_strategy.value().to_string()),

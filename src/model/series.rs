@@ -1,8 +1,10 @@
 //! A coupon series: the settings that decide an issuance (contract 4), with the contract's names.
 //! What the settings make of a customer is decided in `issuance::rules`, not here.
 
+use std::sync::Arc;
+
 use jiff::civil::Date;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::StoreId;
 
@@ -11,7 +13,8 @@ use super::StoreId;
 pub struct SeriesId(pub i64);
 
 /// `discountType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum DiscountType {
     /// An amount of money.
     Abs,
@@ -119,23 +122,30 @@ impl ClientHandling {
     }
 }
 
+/// What a coupon shows of its series: copied into the result (contract 2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Face {
+    /// `description`.
+    pub description: String,
+    /// `detailedInfo`.
+    pub info: String,
+    /// `discountCode`; `NO_VALUE` where there is none.
+    pub discount_code: Option<String>,
+    /// `discountType`.
+    pub discount_type: DiscountType,
+    /// `discountValue`: a percentage, or an amount in the organisation's currency.
+    pub discount_value: i64,
+    /// `discountUpto`: the largest discount; 0 where there is no bound.
+    pub discount_upto: i64,
+}
+
 /// The settings of a series (contract 4). What is unlimited is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Series {
     /// The series' id.
     pub id: SeriesId,
-    /// Copied into the result.
-    pub description: String,
-    /// Copied into the result as `detailedInfo`.
-    pub info: String,
-    /// Copied into the result; `NO_VALUE` where there is none.
-    pub discount_code: Option<String>,
-    /// Copied into the result.
-    pub discount_type: DiscountType,
-    /// Copied into the result: a percentage, or an amount in the organisation's currency.
-    pub discount_value: i64,
-    /// Copied into the result: the largest discount; 0 where there is no bound.
-    pub discount_upto: i64,
+    /// What a coupon shows of it.
+    pub face: Arc<Face>,
     /// The series' last day.
     pub valid_till_date: Date,
     /// A coupon's last day.

@@ -241,6 +241,7 @@ impl Settings for OrganisationSettings {
             ("customer_policy", self.customer_policy.name().to_owned()),
             ("default_access", self.default_access.name().to_owned()),
             ("rate_limit_per_minute", told_limit(self.rate_limit)),
+            ("natural_key", self.natural_key.to_string()),
         ]
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use toml::de::DeTable;
 
@@ -10,7 +11,7 @@ use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
 use super::toml::{Mistake, Mistakes, Section};
 use crate::issuance::codes;
 use crate::model::{
-    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy,
+    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy, Face,
     Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan,
 };
 
@@ -76,6 +77,7 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     let policy = section.choice("customer_policy", "open, registered", CustomerPolicy::parse);
     let access = section.choice("default_access", ACCESS_WORDS, Access::parse);
     let rate_limit = organisation_rate_limit(section);
+    let natural_key = section.boolean("natural_key").unwrap_or(false);
 
     let (mut store_ids, mut till_ids, mut issuers, mut customer_ids, mut series_ids) = Default::default();
     let mut codes = BTreeSet::new();
@@ -95,6 +97,7 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
         customer_policy: policy.unwrap_or(CustomerPolicy::Open),
         default_access: access.unwrap_or(Access::None),
         rate_limit,
+        natural_key,
         stores: stores?,
         tills: tills?,
         token_issuers: token_issuers?,
@@ -171,12 +174,14 @@ fn series(
     let flag = |key, default| section.boolean(key).unwrap_or(default);
     let settings = Series {
         id: SeriesId(id.unwrap_or_default()),
-        description: description.clone().unwrap_or_default(),
-        info: section.text("info").unwrap_or_default(),
-        discount_code: section.text("discount_code").filter(|code| !code.is_empty()),
-        discount_type: discount.map_or(DiscountType::Abs, |discount| discount.0),
-        discount_value: discount.map_or(0, |discount| discount.1),
-        discount_upto: section.integer("discount_upto", 0..=i64::MAX).unwrap_or(0),
+        face: Arc::new(Face {
+            description: description.clone().unwrap_or_default(),
+            info: section.text("info").unwrap_or_default(),
+            discount_code: section.text("discount_code").filter(|code| !code.is_empty()),
+            discount_type: discount.map_or(DiscountType::Abs, |discount| discount.0),
+            discount_value: discount.map_or(0, |discount| discount.1),
+            discount_upto: section.integer("discount_upto", 0..=i64::MAX).unwrap_or(0),
+        }),
         valid_till_date: valid_till_date.unwrap_or_default(),
         expiry_strategy,
         redemption_valid_from: section.date("redemption_valid_from"),

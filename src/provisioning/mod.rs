@@ -94,7 +94,7 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
             report.left_alone.push(format!("org {}: not in the file, left alone", id.0));
         }
     }
-    // In order of the organisations, as batches lock them (migrations/0001, `issue_coupons`): nobody waits in a circle.
+    // In order of the organisations, as batches lock them (migrations/0003, `issue_coupons`): nobody waits in a circle.
     let mut plans: Vec<&OrganisationPlan> = plans.iter().collect();
     plans.sort_by_key(|plan| plan.id);
 

@@ -45,11 +45,12 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Organisation>, StoreError> {
-        let row: Option<OrganisationRow> =
-            sqlx::query_as("select org_id, revision, time_zone, customer_policy from organisation where org_id = $1")
-                .bind(org_id.0)
-                .fetch_optional(&self.pool)
-                .await?;
+        let row: Option<OrganisationRow> = sqlx::query_as(
+            "select org_id, revision, time_zone, customer_policy, natural_key from organisation where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(Organisation::try_from).transpose()
     }
 

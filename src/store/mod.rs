@@ -8,6 +8,7 @@ pub mod commands;
 mod credentials;
 mod customers;
 mod facts;
+mod keyed_requests;
 pub mod migrations;
 pub mod pool;
 pub mod provisioning;
@@ -21,6 +22,7 @@ pub use changes::CredentialChanges;
 pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, SeriesAtRevision};
+pub use keyed_requests::{Begun, KeyedRequest, Receipt, RecordedCoupon};
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 

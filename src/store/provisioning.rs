@@ -28,6 +28,8 @@ pub struct OrganisationSettings {
     pub default_access: Access,
     /// Of each till and client that has none of its own. `None`: the service's.
     pub rate_limit: Option<RateLimit>,
+    /// Whether a customer, a series and what caused the issuance identify it.
+    pub natural_key: bool,
 }
 
 impl From<&OrganisationPlan> for OrganisationSettings {
@@ -38,6 +40,7 @@ impl From<&OrganisationPlan> for OrganisationSettings {
             customer_policy: plan.customer_policy,
             default_access: plan.default_access,
             rate_limit: plan.rate_limit,
+            natural_key: plan.natural_key,
         }
     }
 }
@@ -158,7 +161,7 @@ impl Provisioning {
 
     async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, StoreError> {
         let row = sqlx::query(
-            "select name, time_zone, customer_policy, default_access, rate_limit_per_minute
+            "select name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key
                from organisation where org_id = $1",
         )
         .bind(org_id.0)
@@ -172,6 +175,7 @@ impl Provisioning {
                 .ok_or_else(|| unknown_value("customer_policy"))?,
             default_access: access(row.try_get("default_access")?)?,
             rate_limit: rate_limit(&row)?,
+            natural_key: row.try_get("natural_key")?,
         }))
     }
 
@@ -303,12 +307,12 @@ impl Provisioning {
     pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), StoreError> {
         sqlx::query(
             "insert into organisation as o (
-                 org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute)
-             values ($1, $2, $3, $4, $5, $6)
+                 org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key)
+             values ($1, $2, $3, $4, $5, $6, $7)
              on conflict (org_id) do update
                 set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
                     default_access = excluded.default_access, rate_limit_per_minute = excluded.rate_limit_per_minute,
-                    revision = o.revision + 1",
+                    natural_key = excluded.natural_key, revision = o.revision + 1",
         )
         .bind(id.0)
         .bind(&settings.name)
@@ -316,6 +320,7 @@ impl Provisioning {
         .bind(settings.customer_policy.name())
         .bind(settings.default_access.name())
         .bind(settings.rate_limit.map(RateLimit::stored))
+        .bind(settings.natural_key)
         .execute(&mut self.connection)
         .await?;
         Ok(())
@@ -460,12 +465,12 @@ impl Provisioning {
         sqlx::query(PUT_SERIES)
             .bind(org_id.0)
             .bind(series.id.0)
-            .bind(&series.description)
-            .bind(&series.info)
-            .bind(&series.discount_code)
-            .bind(series.discount_type.name())
-            .bind(series.discount_value)
-            .bind(series.discount_upto)
+            .bind(&series.face.description)
+            .bind(&series.face.info)
+            .bind(&series.face.discount_code)
+            .bind(series.face.discount_type.name())
+            .bind(series.face.discount_value)
+            .bind(series.face.discount_upto)
             .bind(series.valid_till_date.to_sqlx())
             .bind(series.expiry_strategy.name())
             .bind(series.expiry_strategy.value())

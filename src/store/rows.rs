@@ -2,13 +2,15 @@
 //!
 //! Private to the store: no row type leaves it.
 
+use std::sync::Arc;
+
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
 use super::StoreError;
 use crate::model::{
-    ClientHandling, CodeShape, CustomerPolicy, DiscountType, ExpiryStrategy, OrgId, Organisation, Revision, Series,
-    SeriesId, StoreId,
+    ClientHandling, CodeShape, CustomerPolicy, DiscountType, ExpiryStrategy, Face, OrgId, Organisation, Revision,
+    Series, SeriesId, StoreId,
 };
 
 /// A value in the database that the model does not know: an older or newer schema, or a change by hand.
@@ -25,6 +27,7 @@ pub(super) struct OrganisationRow {
     revision: i64,
     time_zone: String,
     customer_policy: String,
+    natural_key: bool,
 }
 
 impl TryFrom<OrganisationRow> for Organisation {
@@ -37,6 +40,7 @@ impl TryFrom<OrganisationRow> for Organisation {
             time_zone: jiff::tz::TimeZone::get(&row.time_zone).map_err(|_| unknown_value("time_zone"))?,
             customer_policy: CustomerPolicy::parse(&row.customer_policy)
                 .ok_or_else(|| unknown_value("customer_policy"))?,
+            natural_key: row.natural_key,
         })
     }
 }
@@ -96,14 +100,16 @@ pub(super) fn series_from(row: &PgRow) -> Result<Series, StoreError> {
     Ok(Series {
         id: SeriesId(row.series_id),
         client_handling: row.client_handling()?,
-        discount_type: DiscountType::parse(&row.discount_type).ok_or_else(|| unknown_value("discount_type"))?,
+        face: Arc::new(Face {
+            discount_type: DiscountType::parse(&row.discount_type).ok_or_else(|| unknown_value("discount_type"))?,
+            description: row.description,
+            info: row.info,
+            discount_code: row.discount_code,
+            discount_value: row.discount_value,
+            discount_upto: row.discount_upto,
+        }),
         expiry_strategy: ExpiryStrategy::parse(&row.expiry_strategy_type, row.expiry_strategy_value)
             .ok_or_else(|| unknown_value("expiry_strategy_type"))?,
-        description: row.description,
-        info: row.info,
-        discount_code: row.discount_code,
-        discount_value: row.discount_value,
-        discount_upto: row.discount_upto,
         valid_till_date: row.valid_till_date.to_jiff(),
         redemption_valid_from: row.redemption_valid_from.map(jiff_sqlx::Date::to_jiff),
         max_create: row.max_create,

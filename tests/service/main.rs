@@ -9,6 +9,7 @@ mod authentication;
 mod commands;
 mod failures;
 mod hostile;
+mod idempotency;
 mod input;
 mod issuing;
 mod lifecycle;

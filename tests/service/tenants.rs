@@ -316,6 +316,7 @@ async fn no_route_tells_one_organisation_of_the_other() {
     for (method, path) in routes {
         match (&*method, &*path) {
             ("post", "/v2/coupon/bulk/issue") => issues_its_own(&app).await,
+            ("get", "RECEIPT_PATH") => tells_of_its_own_requests(&app).await,
             ("post", "/v3/oauth/token/generate" | "/oauth/token") => gives_out_its_own_tokens(&app, &path).await,
             ("get", "/healthz" | "/readyz") => tells_everyone_the_same(&app, &path).await,
             ("get", "oauth::METADATA_PATH") => {
@@ -355,6 +356,29 @@ async fn issues_its_own(app: &TestApp) {
     assert_eq!(app.count("select from coupon where org_id = 2").await, 13);
 }
 
+async fn tells_of_its_own_requests(app: &TestApp) {
+    for (tenant, key) in [(A, "of-both"), (B, "of-both"), (A, "of-A"), (B, "of-B")] {
+        let caller = Caller::new(app, tenant, By::Password).await;
+        let request = caller.request(&json!({"id": key}), &[1]).header("Idempotency-Key", key);
+        assert!(request.send().await.unwrap().headers().get("idempotent-replayed").is_none(), "{key}");
+    }
+    for by in EVERY_WAY {
+        for (tenant, own, others) in [(A, "of-A", "of-B"), (B, "of-B", "of-A")] {
+            let (header, credential) = tenant.credential(app, by).await;
+            let get = |key: &str| {
+                let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
+                app.client().get(url).header(header, &credential).send()
+            };
+            for key in ["of-both", own] {
+                let receipt: Value = get(key).await.unwrap().json().await.unwrap();
+                assert_eq!(receipt["response"][0]["result"]["discountCode"], tenant.mark, "{receipt}");
+            }
+            let theirs = get(others).await.unwrap();
+            assert_eq!(failure(theirs).await, failure(get("nobodys").await.unwrap()).await);
+        }
+    }
+}
+
 async fn gives_out_its_own_tokens(app: &TestApp, path: &str) {
     for tenant in [A, B] {
         let claims = parts(&tenant.token(app, path).await).1;
@@ -392,7 +416,9 @@ async fn what_is_not_there_is_not_there_for_anyone() {
             for (method, path, status) in [
                 (Method::DELETE, "/v2/coupon/bulk/issue", 405),
                 (Method::GET, "/v2/coupon/bulk/issue", 405),
-                (Method::POST, "/v2/coupon/bulk/issue/2", 404),
+                (Method::POST, "/v2/coupon/bulk/issue/2", 405),
+                (Method::GET, "/v2/coupon/bulk/issue/2", 404),
+                (Method::GET, "/v2/coupon/bulk/issue/2/3", 404),
                 (Method::POST, "/2/v2/coupon/bulk/issue", 404),
             ] {
                 let request = app.client().request(method, app.url(path)).header(header, &credential);

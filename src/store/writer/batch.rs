@@ -193,7 +193,7 @@ impl Batches {
         Err(error)
     }
 
-    /// Gives back the locks that a failed call leaves with its session (migrations/0001, `issue_coupons`).
+    /// Gives back the locks that a failed call leaves with its session (migrations/0003, `issue_coupons`).
     async fn unlock(&mut self) -> bool {
         let Some(writer) = &mut self.current else { return false };
         let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(&mut writer.connection);
@@ -236,6 +236,7 @@ fn meaning(outcome: i16, code: Option<String>) -> Written {
         (1, Some(code)) => Written::Issued(code),
         (5, _) => Written::Collision,
         (8, _) => Written::Paused,
+        (9, _) => Written::Recorded,
         (2..=4 | 6 | 7, _) => Written::Stale,
         _ => Written::Failed,
     }
@@ -259,7 +260,7 @@ fn issue_coupons<'q>(
 ) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
     sqlx::query(
         "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-                            $20, null::smallint[], null::text[])",
+                            $20, $21, $22, $23, null::smallint[], null::text[])",
     )
     .bind(column(coupons, |c| c.org_id.0))
     .bind(column(coupons, |c| c.revision.0))
@@ -283,5 +284,8 @@ fn issue_coupons<'q>(
     .bind(column(coupons, |c| c.account_id.as_deref()))
     .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
     .bind(column(coupons, |c| &*c.request_id))
+    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
+    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
+    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
     .bind(durability)
 }

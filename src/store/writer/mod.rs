@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::model::{Caller, CustomerId, Metadata, OrgId, Revision, SeriesId, Source};
+use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,17 @@ pub enum Code {
     Shared(String),
     /// One from the series' uploaded pool.
     FromPool,
+}
+
+/// The entity of a keyed request that a coupon is for: recorded in the coupon's own transaction, once.
+#[derive(Debug, Clone)]
+pub struct KeyedEntity {
+    /// The request's key, or a natural one: see [`KeyedRequest`](crate::store::KeyedRequest).
+    pub request_key: Arc<str>,
+    /// The entity's place in the request, from 0; of a natural key, its series.
+    pub entity: i64,
+    /// What is shown of the series, to be shown again: see [`RecordedCoupon`](crate::store::RecordedCoupon).
+    pub face: Arc<Face>,
 }
 
 /// A coupon as it was decided: what to store, and under which guards.
@@ -48,6 +59,7 @@ pub struct NewCoupon {
     pub account_id: Option<String>,
     pub metadata: Option<Metadata>,
     pub request_id: Arc<str>,
+    pub keyed: Option<KeyedEntity>,
     /// Guard: the organisation must still be at this revision.
     pub revision: Revision,
     /// Guard: the series must have issued fewer than this.
@@ -88,6 +100,8 @@ pub enum Written {
     Paused,
     /// The code exists already. Nothing is stored.
     Collision,
+    /// Another attempt at the same keyed request has issued this entity. Nothing more is stored.
+    Recorded,
     /// The database failed on this coupon alone. Nothing is stored.
     Failed,
     /// The database could not be reached in time. Nothing is stored.

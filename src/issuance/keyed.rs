@@ -1,0 +1,279 @@
+//! Keyed requests (contract 6): an attempt at one, what earlier attempts have issued, and the receipt.
+//!
+//! That an entity is issued once rests on the record that commits with its coupon; whose turn it is only spares callers an
+//! answer made of two attempts at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal};
+use crate::model::{Caller, CustomerId, Face, Metadata, Organisation, Series, SeriesId};
+use crate::store::writer::{KeyedEntity, Work, Written};
+use crate::store::{Begun, KeyedRequest, RecordedCoupon};
+
+/// How much longer than its time an attempt is believed to be at work, where it does not say that it is over.
+const HELD_LONGER: SignedDuration = SignedDuration::from_secs(5);
+
+/// What names a request, so that trying it again finishes it.
+#[derive(Debug, Clone)]
+pub struct RequestKey {
+    /// The caller's name for it.
+    pub key: Arc<str>,
+    /// A hash of all that it asks for.
+    pub fingerprint: [u8; 32],
+}
+
+/// One attempt at a keyed request.
+pub(super) struct Attempt {
+    request: KeyedRequest,
+    id: Uuid,
+    is_first: bool,
+}
+
+impl Attempt {
+    /// Begins one, unless another is at work.
+    pub(super) async fn begin(issuer: &Issuer, request: &IssueRequest, key: &RequestKey) -> Result<Self, IssueError> {
+        let keyed = KeyedRequest { org_id: request.caller.org_id, key: Arc::clone(&key.key) };
+        let id = issuer.entropy.uuid()?;
+        let now = issuer.clock.now();
+        let time = SignedDuration::try_from(issuer.timeout).unwrap_or(SignedDuration::MAX);
+        let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
+        let begun =
+            issuer.store.begin_request(&keyed, &key.fingerprint, &request.series_ids, id, (now, held_until)).await?;
+        match begun {
+            Begun::New => Ok(Self { request: keyed, id, is_first: true }),
+            Begun::Known => Ok(Self { request: keyed, id, is_first: false }),
+            Begun::Running => Err(IssueError::StillRunning),
+            Begun::Another => Err(IssueError::KeyReused),
+        }
+    }
+
+    /// Whether no attempt was made before.
+    pub(super) const fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    /// Under what its coupons are recorded.
+    pub(super) fn ledger(&self) -> Ledger {
+        Ledger { request: self.request.clone(), is_natural: false }
+    }
+
+    /// Ends it. Where that cannot be stored, it ends when its time is over.
+    pub(super) async fn end(self, issuer: &Issuer, result: &Result<Issuance, IssueError>) {
+        let told = result.as_ref().ok().map(|issuance| untaken(&issuance.entities));
+        // All of it is issued: the records say so themselves.
+        if told.as_ref().is_some_and(Vec::is_empty) {
+            return;
+        }
+        let told = told.and_then(|told| serde_json::to_value(told).ok());
+        if let Err(error) = issuer.store.end_request(&self.request, self.id, told).await {
+            tracing::warn!(%error, "the end of an attempt at a keyed request cannot be stored");
+        }
+    }
+}
+
+/// Where the coupons of a request are recorded, so that none is issued twice.
+#[derive(Clone)]
+pub(super) struct Ledger {
+    request: KeyedRequest,
+    is_natural: bool,
+}
+
+impl Ledger {
+    /// That of a request without a key, in an organisation where what caused an issuance identifies it.
+    pub(super) fn natural(organisation: &Organisation, customer_id: &CustomerId, metadata: &Metadata) -> Option<Self> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
+        let (source_type, source_id) = (given(&metadata.source_type)?, given(&metadata.source_id)?);
+        if !organisation.natural_key {
+            return None;
+        }
+        let mut hash = Sha256::new();
+        for part in [&customer_id.0, &source_type, &source_id] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        // No key of a request begins so: a header holds no line feed.
+        let key = format!("\n{}", URL_SAFE_NO_PAD.encode(hash.finalize()));
+        Some(Self { request: KeyedRequest { org_id: organisation.id, key: key.into() }, is_natural: true })
+    }
+
+    /// Whether the key is a natural one.
+    pub(super) const fn is_natural(&self) -> bool {
+        self.is_natural
+    }
+
+    /// What was issued before, by the entities' numbers. Committed, and not to be told before it is flushed.
+    pub(super) async fn issued(&self, issuer: &Issuer) -> Result<HashMap<i64, Granted>, IssueError> {
+        let recorded = issuer.store.recorded(&self.request).await?;
+        Ok(recorded.into_iter().map(|coupon| (coupon.entity, granted(coupon))).collect())
+    }
+
+    /// Under which number an entity is recorded.
+    pub(super) fn number(&self, place: usize, series_id: SeriesId) -> i64 {
+        if self.is_natural { series_id.0 } else { i64::try_from(place).unwrap_or(i64::MAX) }
+    }
+
+    /// Names an entity, to be recorded with its coupon.
+    pub(super) fn entity(&self, place: usize, series: &Series) -> KeyedEntity {
+        let (request_key, face) = (Arc::clone(&self.request.key), Arc::clone(&series.face));
+        KeyedEntity { request_key, entity: self.number(place, series.id), face }
+    }
+}
+
+fn granted(coupon: RecordedCoupon) -> Granted {
+    Granted {
+        face: coupon.face,
+        code: coupon.code,
+        expires_on: coupon.expires_on,
+        redemption_count: 0,
+        resent: false,
+        replayed: true,
+    }
+}
+
+/// What is stored of an entity that an attempt has issued no coupon for.
+#[derive(Serialize, Deserialize)]
+struct Untaken {
+    entity: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<Refused>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resent: Option<Resent>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Refused {
+    reason: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_eligible_at: Option<Timestamp>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Resent {
+    code: String,
+    expires_on: Date,
+    redemption_count: i32,
+    face: Arc<Face>,
+}
+
+fn untaken(entities: &[Entity]) -> Vec<Untaken> {
+    let untaken = |(entity, one): (usize, &Entity)| match &one.outcome {
+        Ok(granted) if !granted.resent => None,
+        Ok(granted) => {
+            let resent = Resent {
+                code: granted.code.clone(),
+                expires_on: granted.expires_on,
+                redemption_count: granted.redemption_count,
+                face: Arc::clone(&granted.face),
+            };
+            Some(Untaken { entity, refused: None, resent: Some(resent) })
+        }
+        Err(refusal) => {
+            let refused = Refused { reason: refusal.name().to_owned(), next_eligible_at: refusal.next_eligible_at() };
+            Some(Untaken { entity, refused: Some(refused), resent: None })
+        }
+    };
+    entities.iter().enumerate().filter_map(untaken).collect()
+}
+
+impl Untaken {
+    fn outcome(self) -> Option<Result<Granted, Refusal>> {
+        if let Some(resent) = self.resent {
+            return Some(Ok(Granted {
+                face: resent.face,
+                code: resent.code,
+                expires_on: resent.expires_on,
+                redemption_count: resent.redemption_count,
+                resent: true,
+                replayed: true,
+            }));
+        }
+        let refused = self.refused?;
+        Refusal::named(&refused.reason, refused.next_eligible_at).map(Err)
+    }
+}
+
+/// How far a keyed request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// An attempt is at work on it.
+    Running,
+    /// The last attempt came to its end.
+    Answered,
+    /// The last attempt broke off, or could not be told: trying again finishes it.
+    Interrupted,
+}
+
+/// What is known of a keyed request. An entity of which nothing is known is told as [`Refusal::TimedOut`].
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// The organisation's time zone, in which dates are told.
+    pub zone: TimeZone,
+    /// What became of each entity.
+    pub entities: Vec<Entity>,
+    /// How far it has come.
+    pub progress: Progress,
+    /// When it was first seen.
+    pub started_at: Timestamp,
+}
+
+/// Looks a keyed request up. `None`: the organisation has no such request. What it tells is durable.
+pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
+    let request = KeyedRequest { org_id: caller.org_id, key: key.into() };
+    let Some(stored) = issuer.store.receipt(&request).await? else { return Ok(None) };
+    let organisation = issuer.directory.organisation(caller.org_id).await?;
+    let organisation =
+        organisation.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
+    flushed(issuer).await?;
+
+    let mut outcomes: Vec<Option<Result<Granted, Refusal>>> = vec![None; stored.series_ids.len()];
+    let told: Vec<Untaken> = stored.refusals.map(from_json).unwrap_or_default();
+    let told = told.into_iter().map(|untaken| (untaken.entity, untaken.outcome()));
+    let place = |coupon: &RecordedCoupon| usize::try_from(coupon.entity).unwrap_or(usize::MAX);
+    let recorded = stored.coupons.into_iter().map(|coupon| (place(&coupon), Some(Ok(granted(coupon)))));
+    for (entity, outcome) in told.chain(recorded) {
+        if let Some(slot) = outcomes.get_mut(entity) {
+            *slot = outcome;
+        }
+    }
+    let is_issued =
+        |outcome: &Option<Result<Granted, Refusal>>| matches!(outcome, Some(Ok(granted)) if !granted.resent);
+    let progress = match stored.held_until {
+        _ if outcomes.iter().all(is_issued) => Progress::Answered,
+        Some(until) if until > issuer.clock.now() => Progress::Running,
+        None if outcomes.iter().all(Option::is_some) => Progress::Answered,
+        _ => Progress::Interrupted,
+    };
+    let entity =
+        |(series_id, outcome): (_, Option<_>)| Entity { series_id, outcome: outcome.unwrap_or(Err(Refusal::TimedOut)) };
+    Ok(Some(Receipt {
+        zone: organisation.time_zone.clone(),
+        entities: stored.series_ids.into_iter().zip(outcomes).map(entity).collect(),
+        progress,
+        started_at: stored.started_at,
+    }))
+}
+
+fn from_json(value: Value) -> Vec<Untaken> {
+    serde_json::from_value(value).unwrap_or_default()
+}
+
+/// Waits until everything that was visible is flushed.
+async fn flushed(issuer: &Issuer) -> Result<(), IssueError> {
+    let deadline = tokio::time::Instant::now() + issuer.timeout;
+    let written = issuer.writer.write(vec![Work::Confirm], deadline).await.map_err(|_| IssueError::Overloaded)?;
+    match written.first() {
+        Some(Written::Confirmed) => Ok(()),
+        _ => Err(IssueError::Unavailable(None)),
+    }
+}
