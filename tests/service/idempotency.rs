@@ -1,4 +1,5 @@
-//! Requests with an Idempotency-Key (contract 6): a retry finishes what an earlier attempt began, whatever became of it.
+//! Requests with an Idempotency-Key, or a natural one (contract 6).
+//! A retry finishes what an earlier attempt began, whatever became of it.
 
 use std::time::Duration;
 
