@@ -60,7 +60,8 @@ begin
     select * into known from keyed_request k where k.org_id = of_org and k.request_key = of_key for update;
     if known.fingerprint <> of_fingerprint then return 4; end if;
     if (select count(*) from keyed_coupon c where c.org_id = of_org and c.request_key = of_key) < cardinality(known.series_ids) then
-        if known.held_until > now then return 3; end if;
+        -- One that did not hear of its own beginning asks again.
+        if known.held_until > now and known.attempt is distinct from by_attempt then return 3; end if;
         update keyed_request k set attempt = by_attempt, held_until = until where k.org_id = of_org and k.request_key = of_key;
     end if;
     return 2;

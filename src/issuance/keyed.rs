@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal};
 use crate::model::{Caller, CustomerId, Face, Metadata, Organisation, Series, SeriesId};
 use crate::store::writer::{KeyedEntity, Work, Written};
-use crate::store::{Begun, KeyedRequest, RecordedCoupon};
+use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon};
 
 /// How much longer than its time an attempt is believed to be at work, where it does not say that it is over.
 const HELD_LONGER: SignedDuration = SignedDuration::from_secs(5);
@@ -48,9 +48,15 @@ impl Attempt {
         let now = issuer.clock.now();
         let time = SignedDuration::try_from(issuer.timeout).unwrap_or(SignedDuration::MAX);
         let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
-        let begun =
-            issuer.store.begin_request(&keyed, &key.fingerprint, &request.series_ids, id, (now, held_until)).await?;
-        match begun {
+        let new = NewAttempt {
+            request: keyed.clone(),
+            fingerprint: key.fingerprint,
+            series_ids: request.series_ids.as_slice().into(),
+            attempt: id,
+            now,
+            held_until,
+        };
+        match issuer.beginnings.begin(new).await? {
             Begun::New => Ok(Self { request: keyed, id, is_first: true }),
             Begun::Known => Ok(Self { request: keyed, id, is_first: false }),
             Begun::Running => Err(IssueError::StillRunning),

@@ -26,7 +26,7 @@ use tracing::Instrument;
 use self::directory::Directory;
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
 use crate::store::writer::Writer;
-use crate::store::{Store, StoreError};
+use crate::store::{Beginnings, Store, StoreError};
 
 /// Keyed requests that are forgotten in one transaction, and the pause before the next.
 const FORGET_AT_ONCE: i64 = 500;
@@ -150,6 +150,7 @@ pub struct IssueLimits {
 pub struct Issuer {
     store: Store,
     writer: Writer,
+    beginnings: Beginnings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     directory: Directory,
@@ -158,7 +159,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// An issuer over this store, writing through this writer.
+    /// An issuer over this store, writing through this writer. Needs a runtime.
     #[must_use]
     pub fn new(
         store: Store,
@@ -168,7 +169,17 @@ impl Issuer {
         limits: IssueLimits,
     ) -> Self {
         let directory = Directory::new(store.clone(), limits.settings_time_to_live);
-        Self { store, writer, clock, entropy, directory, timeout: limits.timeout, running: TaskTracker::new() }
+        let beginnings = Beginnings::start(store.clone());
+        Self {
+            store,
+            writer,
+            beginnings,
+            clock,
+            entropy,
+            directory,
+            timeout: limits.timeout,
+            running: TaskTracker::new(),
+        }
     }
 
     /// Issues what is asked for.

@@ -67,38 +67,6 @@ pub struct Receipt {
 }
 
 impl Store {
-    /// Begins an attempt at a keyed request; it is believed to be at work until `held_until`.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn begin_request(
-        &self,
-        request: &KeyedRequest,
-        fingerprint: &[u8; 32],
-        series_ids: &[SeriesId],
-        attempt: Uuid,
-        (now, held_until): (Timestamp, Timestamp),
-    ) -> Result<Begun, StoreError> {
-        let series_ids: Vec<i64> = series_ids.iter().map(|id| id.0).collect();
-        let found: i16 = sqlx::query_scalar("select begin_keyed_request($1, $2, $3, $4, $5, $6, $7)")
-            .bind(request.org_id.0)
-            .bind(&*request.key)
-            .bind(fingerprint.as_slice())
-            .bind(series_ids)
-            .bind(attempt)
-            .bind(now.to_sqlx())
-            .bind(held_until.to_sqlx())
-            .fetch_one(&self.pool)
-            .await?;
-        match found {
-            1 => Ok(Begun::New),
-            2 => Ok(Begun::Known),
-            3 => Ok(Begun::Running),
-            4 => Ok(Begun::Another),
-            _ => Err(unknown_value("begin_keyed_request")),
-        }
-    }
-
     /// Ends an attempt, with what is to be told of the entities that got no coupon; `None`: nothing new.
     ///
     /// # Errors
@@ -185,6 +153,17 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(forgotten.rows_affected().max(natural.rows_affected()))
+    }
+}
+
+/// What `begin_keyed_request` says.
+pub(super) fn begun(found: i16) -> Result<Begun, StoreError> {
+    match found {
+        1 => Ok(Begun::New),
+        2 => Ok(Begun::Known),
+        3 => Ok(Begun::Running),
+        4 => Ok(Begun::Another),
+        _ => Err(unknown_value("begin_keyed_request")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing is decided here. A query names the organisation first, and returns the model's types.
 
 pub mod audit;
+mod beginnings;
 mod changes;
 pub mod commands;
 mod credentials;
@@ -18,6 +19,7 @@ pub mod writer;
 
 use std::time::Duration;
 
+pub use beginnings::{Beginnings, NewAttempt};
 pub use changes::CredentialChanges;
 pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;

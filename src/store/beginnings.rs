@@ -1,0 +1,127 @@
+//! Attempts at keyed requests begin together: those who ask while a statement is on its way share the next one, and its commit.
+//!
+//! Like the writer, but nothing depends on it: whose statement fails asks again alone.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
+use uuid::Uuid;
+
+use super::keyed_requests::{Begun, KeyedRequest, begun};
+use super::{Store, StoreError};
+use crate::model::SeriesId;
+
+/// Attempts that wait, and that one statement begins.
+const QUEUE: usize = 1024;
+const AT_ONCE: usize = 256;
+
+/// An attempt at a keyed request.
+#[derive(Debug, Clone)]
+pub struct NewAttempt {
+    /// The request.
+    pub request: KeyedRequest,
+    /// A hash of all that it asks for.
+    pub fingerprint: [u8; 32],
+    /// Its entities.
+    pub series_ids: Arc<[SeriesId]>,
+    /// Names the attempt.
+    pub attempt: Uuid,
+    /// When it begins.
+    pub now: Timestamp,
+    /// Until when it is believed to be at work.
+    pub held_until: Timestamp,
+}
+
+struct Ask {
+    new: NewAttempt,
+    answer: oneshot::Sender<Begun>,
+}
+
+/// Begins attempts. The task behind it ends with the last handle.
+#[derive(Debug, Clone)]
+pub struct Beginnings {
+    store: Store,
+    queue: mpsc::Sender<Ask>,
+}
+
+impl Beginnings {
+    /// Starts the task.
+    #[must_use]
+    pub fn start(store: Store) -> Self {
+        let (queue, asks) = mpsc::channel(QUEUE);
+        tokio::spawn(run(store.clone(), asks));
+        Self { store, queue }
+    }
+
+    /// Begins an attempt, and says what it has found.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn begin(&self, new: NewAttempt) -> Result<Begun, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        if self.queue.try_send(Ask { new: new.clone(), answer }).is_ok()
+            && let Ok(begun) = answered.await
+        {
+            return Ok(begun);
+        }
+        let begun = self.store.begin_requests(&[&new]).await?;
+        begun.first().copied().ok_or(StoreError::Failed(sqlx::Error::RowNotFound))
+    }
+}
+
+async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
+    while let Some(first) = asks.recv().await {
+        let mut taken = vec![first];
+        // Who is about to ask gets the chance.
+        yield_now().await;
+        while taken.len() < AT_ONCE {
+            let Ok(ask) = asks.try_recv() else { break };
+            taken.push(ask);
+        }
+        let new: Vec<&NewAttempt> = taken.iter().map(|ask| &ask.new).collect();
+        match store.begin_requests(&new).await {
+            Ok(begun) => {
+                for (ask, begun) in taken.into_iter().zip(begun) {
+                    // Nobody may be waiting any more.
+                    let _ = ask.answer.send(begun);
+                }
+            }
+            Err(error) => tracing::debug!(%error, attempts = taken.len(), "attempts cannot begin together"),
+        }
+    }
+}
+
+impl Store {
+    /// Begins attempts in one transaction, and says of each, in order, what it has found.
+    async fn begin_requests(&self, new: &[&NewAttempt]) -> Result<Vec<Begun>, StoreError> {
+        let found: Vec<(i64, i16)> = sqlx::query_as(
+            "select t.i, begin_keyed_request(t.org_id, t.key, t.fingerprint, t.series_ids::bigint[], t.attempt, t.now, t.until)
+               from (select * from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::timestamptz[],
+                                          $7::timestamptz[])
+                              with ordinality as t (org_id, key, fingerprint, series_ids, attempt, now, until, i)
+                      -- In one order, so that nobody waits in a circle.
+                      order by org_id, key, i) t",
+        )
+        .bind(new.iter().map(|one| one.request.org_id.0).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| &*one.request.key).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| one.fingerprint.as_slice()).collect::<Vec<_>>())
+        // Arrays of one length each are no array of arrays.
+        .bind(new.iter().map(|one| array(&one.series_ids)).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| one.attempt).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| one.now.to_sqlx()).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| one.held_until.to_sqlx()).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut found = found;
+        found.sort_unstable();
+        found.into_iter().map(|(_, found)| begun(found)).collect()
+    }
+}
+
+fn array(series_ids: &[SeriesId]) -> String {
+    let ids: Vec<String> = series_ids.iter().map(|id| id.0.to_string()).collect();
+    format!("{{{}}}", ids.join(","))
+}
