@@ -96,7 +96,7 @@ $$;
 -- request_keys[i], entities[i] and faces[i] are null where the request has no idempotency key: nothing is recorded then.
 -- codes[i] is null where the code comes from the pool, caps[i] where the series has no cap. guarded[i] says whether any of 3 to
 -- 7 is to be expected: where it is not, and the code exists all the same, the call fails with a unique violation, with the
--- coupons before it committed. All arrays have one length.
+-- coupons before it committed. All arrays have one length, but for the three of keyed requests, which are empty where there is none.
 --
 -- The batch holds a lock on its organisations, so that the revision it has read stays the current one. It is the session's,
 -- to outlive the commits; after a call that failed it is still held, and the caller gives it back with

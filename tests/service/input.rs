@@ -421,7 +421,7 @@ async fn a_path_that_does_not_exist_is_404() {
         "/",
         "/v2/coupon/bulk",
         "/v2/coupon/bulk/issue/",
-        "/v2/coupon/bulk/issue/101",
+        "/v2/coupon/bulk/issue/101/2",
         "/V2/coupon/bulk/issue",
         "/v2/coupon/bulk/issue%00",
         "/metrics",

@@ -258,6 +258,8 @@ fn issue_coupons<'q>(
     expect: Expect,
     durability: &'q str,
 ) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    // Arrays that are shorter than the others count as filled up with null.
+    let keyed = if coupons.iter().any(|coupon| coupon.keyed.is_some()) { coupons } else { &[] };
     sqlx::query(
         "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
                             $20, $21, $22, $23, null::smallint[], null::text[])",
@@ -284,8 +286,8 @@ fn issue_coupons<'q>(
     .bind(column(coupons, |c| c.account_id.as_deref()))
     .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
     .bind(column(coupons, |c| &*c.request_id))
-    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
-    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
-    .bind(column(coupons, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
+    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
+    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
+    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
     .bind(durability)
 }
