@@ -79,7 +79,6 @@ impl Memory {
     pub(super) fn listening(&self, told: bool) {
         self.forget();
         self.told.store(told, Ordering::SeqCst);
-        self.forget();
     }
 
     /// What is remembered under this key, or else what the check finds, which is remembered if it is good. Of those who

@@ -40,8 +40,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 const UNHEARD: &str = "changes of credentials are not heard of; looking each credential up again every second";
 /// How often the signing keys are read again, and how long that may take.
 const READ_KEYS_EVERY: Duration = Duration::from_secs(5);
-/// The longest name of a till or a client, in characters: as `apply` has it.
-const LONGEST_NAME: usize = 255;
+/// The longest name of a till or a client, in characters.
+pub const LONGEST_NAME: usize = 255;
 
 /// Why a caller is not let in. Cheap to clone: callers that wait for the same check share its result.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -297,8 +297,8 @@ impl Authenticator {
         let issuer = jwt::issuer(&claims).map_err(counted)?;
         if self.tokens.are_ours(issuer) {
             let token = self.tokens.verify(token, &header, issuer, self.clock.now()).map_err(counted)?;
-            let is_ours = |client: &StoredClient| client.caller.org_id == token.org_id && client.issuer.is_none();
-            let client = self.client(&token.client_key).await?.filter(is_ours);
+            let client = self.client(&token.client_key).await?;
+            let client = client.filter(|client| client.is_bound_to(token.org_id, None));
             return known_by_token(&token.client_key, client, token.issued_at, token.expires_at);
         }
         // Unlike our own, another's token costs reads before its signature is looked at.
@@ -306,10 +306,8 @@ impl Authenticator {
             return Err(AuthError::TooManyFailures { retry_after });
         }
         let token = self.outside.verify(token, &header, &claims).await.map_err(counted)?;
-        let is_its = |client: &StoredClient| {
-            client.caller.org_id == token.org_id && client.issuer.as_ref() == Some(&token.issuer)
-        };
-        let client = self.client(&token.client_key).await?.filter(is_its);
+        let client = self.client(&token.client_key).await?;
+        let client = client.filter(|client| client.is_bound_to(token.org_id, Some(&token.issuer)));
         known_by_token(&token.client_key, client, token.issued_at, token.expires_at)
     }
 

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::jwt::{self, Claims, Expected};
 use super::{AuthError, possible};
 use crate::model::{Clock, OrgId};
-use crate::store::{Store, StoredClient, StoredTokenIssuer};
+use crate::store::{Store, StoredTokenIssuer};
 
 /// Keys are fetched again at this age, while those at hand go on verifying.
 const FRESH_FOR: SignedDuration = SignedDuration::from_mins(10);
@@ -95,10 +95,7 @@ impl OutsideIssuers {
                 let Some(Value::String(client_key)) = claims.get(&one.client_claim) else { continue };
                 possible(client_key)?;
                 let client = self.store.oauth_client(client_key).await?;
-                let is_its = |client: &StoredClient| {
-                    client.caller.org_id == one.org_id && client.issuer.as_ref() == Some(&one.issuer)
-                };
-                if client.as_ref().is_some_and(is_its) {
+                if client.is_some_and(|client| client.is_bound_to(one.org_id, Some(&one.issuer))) {
                     return Ok(Some(one.clone()));
                 }
             }
@@ -205,8 +202,8 @@ impl KeySet {
         self.kept_key(kid, now).ok_or(AuthError::Invalid("the token's key is none of its issuer's"))
     }
 
-    /// This key, which is kept. Where it is old it is fetched again meanwhile; where nobody has asked for long its issuer gets a
-    /// moment to say that it is withdrawn, in which case it does not verify what its name is looked up for.
+    /// This key, which is kept. Where the keys are old they are fetched again meanwhile; where nobody has asked for long, the
+    /// issuer first gets a moment to say that it has withdrawn the key.
     async fn unless_withdrawn(
         self: &Arc<Self>,
         key: Arc<OutsideKey>,

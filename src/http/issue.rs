@@ -155,16 +155,13 @@ pub(super) async fn receipt(
     Path(key): Path<String>,
 ) -> Result<Response, ApiError> {
     let receipt = http.issuer.receipt(&caller, &idempotency::checked(&key)?).await?.ok_or(ApiError::NoSuchRequest)?;
-    let response: Vec<EntityBody> = receipt.entities.iter().map(|entity| entity_body(entity, &receipt.zone)).collect();
+    let answer = IssueAnswer::of(&receipt.entities, &receipt.zone);
     let state = match receipt.progress {
         Progress::Running => "RUNNING",
         Progress::Answered => "ANSWERED",
         Progress::Interrupted => "INTERRUPTED",
     };
-    let total_count = response.len();
-    let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
     let received_at = validity::instant(receipt.started_at, &receipt.zone);
-    let answer = IssueAnswer { response, total_count, failure_count };
     Ok(Json(ReceiptBody { answer, state, received_at }).into_response())
 }
 
@@ -230,17 +227,24 @@ fn check_text(field: &str, value: &str, most: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
+impl IssueAnswer {
+    fn of(entities: &[Entity], zone: &TimeZone) -> Self {
+        let response: Vec<EntityBody> = entities.iter().map(|entity| entity_body(entity, zone)).collect();
+        let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
+        Self { total_count: response.len(), failure_count, response }
+    }
+}
+
 fn answer(issuance: &Issuance) -> Response {
-    let response: Vec<EntityBody> =
-        issuance.entities.iter().map(|entity| entity_body(entity, &issuance.zone)).collect();
-    let total_count = response.len();
-    let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
-    let refused = (failure_count > 0).then(|| refused(&response));
-    let mut answer = Json(IssueAnswer { response, total_count, failure_count }).into_response();
+    let answer = IssueAnswer::of(&issuance.entities, &issuance.zone);
+    let failures = answer.failure_count;
+    let refused = (failures > 0).then(|| refused(&answer.response));
+    let counts = Counts { total: answer.total_count, failures, refused };
+    let mut answer = Json(answer).into_response();
     if issuance.is_replayed() {
         answer.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
     }
-    answer.extensions_mut().insert(Counts { total: total_count, failures: failure_count, refused });
+    answer.extensions_mut().insert(counts);
     answer
 }
 

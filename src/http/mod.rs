@@ -57,9 +57,8 @@ pub struct Http {
     pub trusted_proxies: TrustedProxies,
 }
 
-/// The routes that anyone may call. Every other route needs a caller with write access, or, where it is
-/// listed in [`READING`], with read access: a new one is closed until it is
-/// listed here.
+/// The routes that anyone may call. Every other route needs a caller with write access, or, where it is listed in [`READING`],
+/// with read access: a new one is closed until it is listed here.
 const PUBLIC: [&str; 6] =
     ["/healthz", "/readyz", "/v3/oauth/token/generate", "/oauth/token", oauth::METADATA_PATH, oauth::KEYS_PATH];
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -17,7 +16,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal};
-use crate::model::{Caller, CustomerId, Face, Metadata, Organisation, Series, SeriesId};
+use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
 use crate::store::writer::{KeyedEntity, Work, Written};
 use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon};
 
@@ -98,13 +97,13 @@ pub(super) struct Ledger {
 impl Ledger {
     /// That of a request without a key, in an organisation where what caused an issuance identifies it.
     pub(super) fn natural(organisation: &Organisation, customer_id: &CustomerId, metadata: &Metadata) -> Option<Self> {
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
-        let (source_type, source_id) = (given(&metadata.source_type)?, given(&metadata.source_id)?);
         if !organisation.natural_key {
             return None;
         }
+        let source_type = metadata.source_type.as_deref().filter(|text| !text.trim().is_empty())?;
+        let source_id = metadata.source_id.as_deref().filter(|text| !text.trim().is_empty())?;
         let mut hash = Sha256::new();
-        for part in [&customer_id.0, &source_type, &source_id] {
+        for part in [customer_id.0.as_str(), source_type, source_id] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
@@ -151,61 +150,32 @@ fn granted(coupon: RecordedCoupon) -> Granted {
 #[derive(Serialize, Deserialize)]
 struct Untaken {
     entity: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refused: Option<Refused>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resent: Option<Resent>,
+    #[serde(flatten)]
+    instead: Instead,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Refused {
-    reason: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_eligible_at: Option<Timestamp>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Resent {
-    code: String,
-    expires_on: Date,
-    redemption_count: i32,
-    face: Arc<Face>,
+#[serde(rename_all = "snake_case")]
+enum Instead {
+    Refused(Refusal),
+    Resent(Granted),
 }
 
 fn untaken(entities: &[Entity]) -> Vec<Untaken> {
-    let untaken = |(entity, one): (usize, &Entity)| match &one.outcome {
-        Ok(granted) if !granted.resent => None,
-        Ok(granted) => {
-            let resent = Resent {
-                code: granted.code.clone(),
-                expires_on: granted.expires_on,
-                redemption_count: granted.redemption_count,
-                face: Arc::clone(&granted.face),
-            };
-            Some(Untaken { entity, refused: None, resent: Some(resent) })
-        }
-        Err(refusal) => {
-            let refused = Refused { reason: refusal.name().to_owned(), next_eligible_at: refusal.next_eligible_at() };
-            Some(Untaken { entity, refused: Some(refused), resent: None })
-        }
+    let instead = |one: &Entity| match &one.outcome {
+        Ok(granted) => granted.resent.then(|| Instead::Resent(granted.clone())),
+        Err(refusal) => Some(Instead::Refused(*refusal)),
     };
+    let untaken = |(entity, one)| Some(Untaken { entity, instead: instead(one)? });
     entities.iter().enumerate().filter_map(untaken).collect()
 }
 
-impl Untaken {
-    fn outcome(self) -> Option<Result<Granted, Refusal>> {
-        if let Some(resent) = self.resent {
-            return Some(Ok(Granted {
-                face: resent.face,
-                code: resent.code,
-                expires_on: resent.expires_on,
-                redemption_count: resent.redemption_count,
-                resent: true,
-                replayed: true,
-            }));
+impl From<Instead> for Result<Granted, Refusal> {
+    fn from(instead: Instead) -> Self {
+        match instead {
+            Instead::Refused(refusal) => Err(refusal),
+            Instead::Resent(granted) => Ok(Granted { resent: true, ..granted }),
         }
-        let refused = self.refused?;
-        Refusal::named(&refused.reason, refused.next_eligible_at).map(Err)
     }
 }
 
@@ -244,7 +214,7 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
 
     let mut outcomes: Vec<Option<Result<Granted, Refusal>>> = vec![None; stored.series_ids.len()];
     let told: Vec<Untaken> = stored.refusals.map(from_json).unwrap_or_default();
-    let told = told.into_iter().map(|untaken| (untaken.entity, untaken.outcome()));
+    let told = told.into_iter().map(|untaken| (untaken.entity, Some(untaken.instead.into())));
     let place = |coupon: &RecordedCoupon| usize::try_from(coupon.entity).unwrap_or(usize::MAX);
     let recorded = stored.coupons.into_iter().map(|coupon| (place(&coupon), Some(Ok(granted(coupon)))));
     for (entity, outcome) in told.chain(recorded) {

@@ -19,6 +19,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 pub use keyed::{Progress, Receipt, RequestKey};
 pub use refusal::Refusal;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -80,7 +81,7 @@ pub struct Entity {
 }
 
 /// The coupon a customer has got.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Granted {
     /// What it shows of its series.
     pub face: Arc<Face>,
@@ -91,8 +92,10 @@ pub struct Granted {
     /// How often it was redeemed.
     pub redemption_count: i32,
     /// Whether it is one that the customer held already.
+    #[serde(skip)]
     pub resent: bool,
     /// Whether an earlier attempt at the same keyed request has issued it.
+    #[serde(skip)]
     pub replayed: bool,
 }
 

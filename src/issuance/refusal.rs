@@ -3,9 +3,11 @@
 //! The HTTP status is not decided here: a refusal is an answer about one entity, inside a 200.
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// Why one entity got no coupon (contract 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Refusal {
     /// The organisation has no such series.
     UnknownSeries,
@@ -99,26 +101,6 @@ impl Refusal {
         }
     }
 
-    /// The refusal of this [`name`](Self::name), if there is one.
-    #[must_use]
-    pub fn named(name: &str, next_eligible_at: Option<Timestamp>) -> Option<Self> {
-        let all = [
-            Self::UnknownSeries,
-            Self::ExternallyManaged,
-            Self::InvalidStore,
-            Self::Expired,
-            Self::MutuallyExclusive,
-            Self::AlreadyHolds,
-            Self::PerUserMaximum,
-            Self::CapReached,
-            Self::PoolEmpty,
-            Self::Gap { next_eligible_at: next_eligible_at.unwrap_or_default() },
-            Self::TimedOut,
-            Self::Failed,
-        ];
-        all.into_iter().find(|refusal| refusal.name() == name)
-    }
-
     /// The name under which it is counted, logged and stored.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -135,6 +117,21 @@ impl Refusal {
             Self::Gap { .. } => "gap",
             Self::TimedOut => "timed_out",
             Self::Failed => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_stored_under_its_name() {
+        let at = Timestamp::UNIX_EPOCH;
+        for refusal in [Refusal::Gap { next_eligible_at: at }, Refusal::AlreadyHolds, Refusal::TimedOut] {
+            let stored = serde_json::to_value(refusal).unwrap();
+            assert_eq!(stored["reason"], refusal.name());
+            assert_eq!(serde_json::from_value::<Refusal>(stored).unwrap(), refusal);
         }
     }
 }

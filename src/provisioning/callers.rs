@@ -8,8 +8,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use super::file::{ACCESS_WORDS, LONGEST_NAME, Names, Secrets, unique};
+use super::file::{ACCESS_WORDS, Names, Secrets, unique};
 use super::toml::Section;
+use crate::auth::LONGEST_NAME;
 use crate::model::{
     Access, ClientProof, OAuthClientPlan, RateLimit, StoreId, TillPlan, TokenAlgorithm, TokenIssuerPlan,
 };

@@ -9,13 +9,13 @@ use toml::de::DeTable;
 
 use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
 use super::toml::{Mistake, Mistakes, Section};
+use crate::auth::LONGEST_NAME;
 use crate::issuance::codes;
 use crate::model::{
     Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy, Face,
     Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan,
 };
 
-pub(super) const LONGEST_NAME: usize = 255;
 pub(super) const ACCESS_WORDS: &str = "none, read, write";
 /// A series needs so many times more codes than coupons: a draw rarely meets a code that exists, and a guess rarely
 /// meets a coupon.

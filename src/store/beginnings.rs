@@ -7,11 +7,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::yield_now;
 use uuid::Uuid;
 
 use super::keyed_requests::{Begun, KeyedRequest, begun};
-use super::{Store, StoreError};
+use super::{Store, StoreError, waiting};
 use crate::model::SeriesId;
 
 /// Attempts that wait, and that one statement begins.
@@ -73,14 +72,7 @@ impl Beginnings {
 }
 
 async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
-    while let Some(first) = asks.recv().await {
-        let mut taken = vec![first];
-        // Who is about to ask gets the chance.
-        yield_now().await;
-        while taken.len() < AT_ONCE {
-            let Ok(ask) = asks.try_recv() else { break };
-            taken.push(ask);
-        }
+    while let Some(taken) = waiting::take(&mut asks, AT_ONCE, |_| 1).await {
         let new: Vec<&NewAttempt> = taken.iter().map(|ask| &ask.new).collect();
         match store.begin_requests(&new).await {
             Ok(begun) => {
@@ -97,7 +89,7 @@ async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
 impl Store {
     /// Begins attempts in one transaction, and says of each, in order, what it has found.
     async fn begin_requests(&self, new: &[&NewAttempt]) -> Result<Vec<Begun>, StoreError> {
-        let found: Vec<(i64, i16)> = sqlx::query_as(
+        let mut found: Vec<(i64, i16)> = sqlx::query_as(
             "select t.i, begin_keyed_request(t.org_id, t.key, t.fingerprint, t.series_ids::bigint[], t.attempt, t.now, t.until)
                from (select * from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::timestamptz[],
                                           $7::timestamptz[])
@@ -115,7 +107,6 @@ impl Store {
         .bind(new.iter().map(|one| one.held_until.to_sqlx()).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await?;
-        let mut found = found;
         found.sort_unstable();
         found.into_iter().map(|(_, found)| begun(found)).collect()
     }

@@ -39,6 +39,14 @@ pub struct StoredClient {
     pub rate_limit: Option<RateLimit>,
 }
 
+impl StoredClient {
+    /// Whether tokens of this organisation and issuer may name it; `None`: of this service itself.
+    #[must_use]
+    pub fn is_bound_to(&self, org_id: OrgId, issuer: Option<&str>) -> bool {
+        self.caller.org_id == org_id && self.issuer.as_deref() == issuer
+    }
+}
+
 /// An outside issuer whose tokens an organisation accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTokenIssuer {

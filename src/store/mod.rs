@@ -15,6 +15,7 @@ pub mod pool;
 pub mod provisioning;
 mod rows;
 mod signing_keys;
+mod waiting;
 pub mod writer;
 
 use std::time::Duration;

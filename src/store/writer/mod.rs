@@ -14,10 +14,11 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::{JoinHandle, yield_now};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::waiting;
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
 
 /// The code of a coupon to be written.
@@ -200,21 +201,8 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, mut batches: batch::Batches,
     batches.close().await;
 }
 
-/// Waits for a job, and takes with it what else is waiting. `None`: the queue is closed and empty.
 async fn take(jobs: &Mutex<mpsc::Receiver<Job>>, limit: usize) -> Option<VecDeque<Job>> {
-    let mut jobs = jobs.lock().await;
-    let first = jobs.recv().await?;
-    let mut count = first.works.len();
-    let mut taken = VecDeque::from([first]);
-    // Requests that are about to be queued get the chance: a fuller batch costs less for each coupon. With nothing else
-    // to run this returns at once.
-    yield_now().await;
-    while count < limit {
-        let Ok(job) = jobs.try_recv() else { break };
-        count += job.works.len();
-        taken.push_back(job);
-    }
-    Some(taken)
+    waiting::take(&mut *jobs.lock().await, limit, |job| job.works.len()).await
 }
 
 /// Nobody may be waiting any more; the coupons are stored all the same.
