@@ -13,17 +13,17 @@ use axum::http::header::{FORWARDED, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, StatusCode, Uri};
 use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
-use crate::http::{Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
+use crate::http::{Connections, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
@@ -38,6 +38,23 @@ use crate::store::{ReadLimits, Store};
 
 /// How often old keyed requests are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
+/// How long the database may take to show its schema: whoever asks for readiness has not long to wait.
+const CHECK_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a connection may have read and not handled yet, in bytes: a request's head must fit.
+const CONNECTION_BUFFER: usize = 64 * 1024;
+
+/// Open files besides callers' connections: those to the database, the listeners, the log.
+const OTHER_FILES: usize = 200;
+
+/// How to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Tell balancers first, by no longer being ready, and take requests for `http.drain_seconds`.
+    AfterDrain,
+    /// Take no request any more.
+    Now,
+}
 
 /// Time and randomness, which tests pass in.
 #[derive(Clone)]
@@ -82,8 +99,12 @@ impl App {
             },
         );
         let Outside { clock, entropy } = outside;
-        let limits =
-            IssueLimits { timeout: settings.issuing.timeout, settings_time_to_live: settings.issuing.settings_cache };
+        let limits = IssueLimits {
+            timeout: settings.issuing.timeout,
+            settings_time_to_live: settings.issuing.settings_cache,
+            most_running: settings.issuing.max_running,
+            longest_wait: settings.issuing.max_wait,
+        };
         let public_url = settings.http.public_url.clone();
         let authenticator = Arc::new(Authenticator::new(
             store.clone(),
@@ -113,25 +134,38 @@ impl App {
         Ok(Self { http, settings: settings.http.clone(), store, writers, in_background: [following, forgetting] })
     }
 
-    /// Serves on this listener until `stop` is done; then accepts nothing more and finishes what is in flight, for as long
-    /// as `http.shutdown_timeout_seconds` allows.
+    /// Serves on this listener until it is told to stop, or nobody is left who could tell it; then accepts nothing more and
+    /// finishes what is in flight, for as long as `http.shutdown_timeout_seconds` allows.
     ///
     /// # Errors
     /// When the listener cannot be served.
-    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+    pub async fn serve(self, listener: TcpListener, mut stops: mpsc::Receiver<Stop>) -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let handle: Handle<SocketAddr> = Handle::new();
-        let mut server =
-            axum_server::from_tcp(listener)?.acceptor(NoDelayAcceptor::new()).handle(handle.clone()).http1_only();
-        server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
+        let connections = Connections::new(places(self.settings.max_connections), self.settings.write_timeout);
+        let mut server = axum_server::from_tcp(listener)?
+            .acceptor(connections)
+            .handle(handle.clone())
+            .first_request_timeout(self.settings.header_timeout)
+            .http1_only();
+        let mut protocol = server.http_builder().http1();
+        protocol
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.settings.idle_timeout)
+            .max_buf_size(CONNECTION_BUFFER);
         let serving =
             tokio::spawn(server.serve(router(self.http.clone()).into_make_service_with_connect_info::<SocketAddr>()));
         tracing::info!(%address, "serving");
 
-        stop.await;
-        tracing::info!("stopping: accepting nothing more, finishing what is in flight");
+        let stop = stops.recv().await;
         self.http.readiness.drain();
+        if stop == Some(Stop::AfterDrain) {
+            tracing::info!("stopping: no longer ready, taking requests until balancers have heard of it");
+            // Another stop, or nobody left to tell one: do not wait for the rest.
+            let _ = timeout(self.settings.drain, stops.recv()).await;
+        }
+        tracing::info!("stopping: accepting nothing more, finishing what is in flight");
         let started = Instant::now();
         handle.graceful_shutdown(Some(self.settings.shutdown_timeout));
         serving.await.context("the server task broke off")?.context("serving")?;
@@ -157,6 +191,18 @@ impl App {
         }
         self.store.close().await;
     }
+}
+
+/// As many connections as the system has open files for. The soft limit on those is often a thousand, by tradition.
+fn places(wanted: usize) -> usize {
+    let needed = u64::try_from(wanted + OTHER_FILES).unwrap_or(u64::MAX);
+    let had = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
+    if had >= needed {
+        return wanted;
+    }
+    let places = usize::try_from(had).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES).max(1);
+    tracing::warn!(places, wanted, "the limit on open files (ulimit -n) leaves fewer places for connections");
+    places
 }
 
 /// Serves `/metrics` on its own port, for as long as the process lives.
@@ -395,6 +441,11 @@ fn auth_limits(settings: &Settings) -> AuthLimits {
 fn readiness_check(store: Store) -> ReadinessCheck {
     Box::new(move || {
         let store = store.clone();
-        Box::pin(async move { store.check_schema().await.map_err(|error| error.to_string()) })
+        Box::pin(async move {
+            let checked = timeout(CHECK_WITHIN, store.check_schema()).await;
+            checked
+                .map_err(|_elapsed| "the database does not answer in time".to_owned())?
+                .map_err(|error| error.to_string())
+        })
     })
 }

@@ -42,11 +42,18 @@ pub struct HttpSettings {
     pub public_url: Option<String>,
     pub trusted_proxies: Vec<IpNet>,
     pub forwarded_header: ForwardedHeader,
+    pub max_connections: usize,
     #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
     pub header_timeout: Duration,
+    #[serde(rename = "idle_timeout_seconds", deserialize_with = "seconds")]
+    pub idle_timeout: Duration,
+    #[serde(rename = "write_timeout_seconds", deserialize_with = "seconds")]
+    pub write_timeout: Duration,
     #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
     pub body_timeout: Duration,
     pub max_series_ids: usize,
+    #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
+    pub drain: Duration,
     #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]
     pub shutdown_timeout: Duration,
 }
@@ -104,6 +111,9 @@ pub struct WriterSettings {
 pub struct IssuingSettings {
     #[serde(rename = "timeout_seconds", deserialize_with = "seconds")]
     pub timeout: Duration,
+    pub max_running: usize,
+    #[serde(rename = "max_wait_seconds", deserialize_with = "seconds")]
+    pub max_wait: Duration,
     #[serde(rename = "settings_cache_seconds", deserialize_with = "seconds")]
     pub settings_cache: Duration,
     #[serde(rename = "keep_requests_hours", deserialize_with = "days")]
@@ -210,6 +220,8 @@ impl Settings {
     fn checked(self) -> Result<Self, SettingsError> {
         let numbers = [
             ("http.max_series_ids", self.http.max_series_ids),
+            ("http.max_connections", self.http.max_connections),
+            ("issuing.max_running", self.issuing.max_running),
             ("writer.tasks", self.writer.tasks),
             ("writer.batch", self.writer.batch),
             ("writer.queue", self.writer.queue),

@@ -15,13 +15,14 @@ use cli::{
     Cli, ClientArgs, ClientCommand, CodesCommand, Command, DemoArgs, ImportArgs, KeysCommand, ServeArgs,
     SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
-use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside};
+use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
 use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry;
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 /// Requests allocate much and briefly; this allocator is faster at it than the system's.
 #[global_allocator]
@@ -99,7 +100,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.common.settings()?;
     telemetry::start_logs(&settings.log.filter, settings.log.format.is_json())?;
     let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
-    let stop = stop_signal()?;
+    let stops = stop_signals()?;
     if args.migrate {
         app::migrate(&connect).await?;
     }
@@ -108,19 +109,20 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(address) = settings.metrics.listen {
         app::serve_metrics(address, metrics).await?;
     }
-    App::build(&settings, &connect, Outside::default()).await?.serve(listener, stop).await
+    App::build(&settings, &connect, Outside::default()).await?.serve(listener, stops).await
 }
 
 async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let mut settings = Settings::load(None)?;
+    settings.http.drain = Duration::ZERO;
     settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
     telemetry::start_logs(&settings.log.filter, false)?;
-    let stop = stop_signal()?;
+    let stops = stop_signals()?;
     let listener = bind(args.listen)?;
     println!("Starting a private Postgres in {} ...", args.data_dir.display());
     let options = Options { data_dir: args.data_dir, durable: true, settings: Vec::new() };
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await??;
-    let served = serve_demo(&settings, &postgres, listener, stop).await;
+    let served = serve_demo(&settings, &postgres, listener, stops).await;
     let stopped = tokio::task::spawn_blocking(move || postgres.stop()).await?;
     served?;
     stopped.context("stopping the private Postgres")
@@ -130,7 +132,7 @@ async fn serve_demo(
     settings: &Settings,
     postgres: &PrivatePostgres,
     listener: TcpListener,
-    stop: impl Future<Output = ()> + Send,
+    stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<()> {
     let url = SecretString::from(postgres.url(DEMO_DATABASE));
     let connect = settings.database.connect_options(Some(&url))?;
@@ -139,7 +141,7 @@ async fn serve_demo(
     println!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?);
     let app = App::build(settings, &connect, Outside::default()).await?;
     println!("{}", welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
-    app.serve(listener, stop).await
+    app.serve(listener, stops).await
 }
 
 fn welcome(address: SocketAddr, psql: &str) -> String {
@@ -164,16 +166,22 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
 }
 
-/// Done at the first SIGTERM or Ctrl-C. Listening begins now, so that a signal during start is not lost.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + Send> {
+/// SIGTERM and Ctrl-C. Listening begins now, so that a signal during start is not lost.
+fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let (told, stops) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let stop = tokio::select! {
+                _ = terminate.recv() => Stop::AfterDrain,
+                _ = interrupt.recv() => Stop::Now,
+            };
+            // Nobody listens any more: the service has stopped.
+            let _ = told.send(stop).await;
         }
-    })
+    });
+    Ok(stops)
 }
 
 /// Shows a bar on a terminal; what is not taken goes to standard error, the counts to standard output.

@@ -126,6 +126,11 @@ fn describe() {
         "From the request's head to the answer's, by route"
     );
     metrics::describe_histogram!("coupon_issuer_batch_size", "Coupons written with one flush");
+    metrics::describe_histogram!("coupon_issuer_queue_wait_seconds", "How long the first of a batch waited for it");
+    metrics::describe_counter!(
+        "coupon_issuer_turned_away_total",
+        "Requests and connections that were turned away, by reason"
+    );
     metrics::describe_counter!(
         "coupon_issuer_broken_batches_total",
         "Batches that broke midway and were settled coupon by coupon"

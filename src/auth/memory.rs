@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hmac::{Hmac, KeyInit, Mac};
 use moka::future::Cache;
 use sha2::Sha256;
+use tokio::time::timeout;
 
 use super::AuthError;
 use super::rate_limits::CredentialName;
@@ -19,6 +20,8 @@ use crate::model::{Caller, Entropy, EntropyError, RateLimit};
 const MOST_REMEMBERED: u64 = 100_000;
 /// How long a credential is trusted while nobody could tell of a change.
 const UNTOLD: Duration = Duration::from_secs(1);
+/// How long finding a credential good may take.
+const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// A keyed hash of a credential.
 pub(super) type Fingerprint = [u8; 32];
@@ -91,7 +94,7 @@ impl Memory {
         match self.remembered.get(&key).await {
             Some(entry) if self.is_current(&entry) => Ok(Arc::clone(&entry.remembered)),
             // Boxed, so that the many who are remembered do not carry its state about.
-            _ => Box::pin(self.check(key, check)).await,
+            _ => Box::pin(timeout(LOOK_UP, self.check(key, check))).await.unwrap_or(Err(AuthError::TimedOut)),
         }
     }
 

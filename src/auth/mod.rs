@@ -75,6 +75,9 @@ pub enum AuthError {
     /// The credentials cannot be checked now.
     #[error("the credentials cannot be checked: {0}")]
     Unavailable(#[source] Arc<StoreError>),
+    /// They were not looked up in time.
+    #[error("the credentials cannot be looked up in time")]
+    TimedOut,
     /// Our fault.
     #[error("the credentials cannot be checked: {0}")]
     Internal(String),
@@ -84,6 +87,7 @@ impl From<StoreError> for AuthError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(Arc::new(error)),
+            StoreError::TookTooLong(_) => Self::TimedOut,
             StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
     }

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::seldom::Seldom;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
 
@@ -35,6 +36,9 @@ impl Item {
         Self { status: false, code, message, retryable, next_eligible_at: None, remaining: None }
     }
 }
+
+static AWAY: Seldom = Seldom::new();
+static OVERLOADED: Seldom = Seldom::new();
 
 /// Why a request as a whole failed.
 #[derive(Debug)]
@@ -189,9 +193,14 @@ impl ApiError {
     fn log(&self) {
         match self {
             Self::Internal(reason) => tracing::error!(reason, "a request failed"),
-            Self::Unavailable(reason) => tracing::warn!(reason, "a request found the database away"),
+            Self::Unavailable(reason) => {
+                AWAY.tell(|times| tracing::warn!(reason, times, "requests found the database away"));
+            }
             Self::IssuerAway => tracing::warn!("a request found its token's issuer away"),
-            Self::Overloaded => tracing::warn!("a request was turned away: too many are waiting"),
+            Self::Overloaded => {
+                metrics::counter!("coupon_issuer_turned_away_total", "reason" => "overload").increment(1);
+                OVERLOADED.tell(|times| tracing::warn!(times, "requests were turned away: too many are waiting"));
+            }
             _ => {}
         }
     }
@@ -236,6 +245,7 @@ impl From<IssueError> for ApiError {
             IssueError::Unavailable(ref cause) => {
                 Self::Unavailable(cause.as_ref().map_or_else(|| error.to_string(), ToString::to_string))
             }
+            IssueError::TimedOut => Self::Unavailable(error.to_string()),
             IssueError::StillRunning => Self::StillRunning,
             IssueError::KeyReused => Self::KeyReused,
             IssueError::Overloaded => Self::Overloaded,
@@ -253,7 +263,7 @@ impl From<AuthError> for ApiError {
             AuthError::TooManyFailures { retry_after } => Self::TooManyFailures { retry_after },
             AuthError::Busy => Self::Overloaded,
             AuthError::IssuerAway => Self::IssuerAway,
-            AuthError::Unavailable(cause) => Self::Unavailable(cause.to_string()),
+            AuthError::Unavailable(_) | AuthError::TimedOut => Self::Unavailable(error.to_string()),
             AuthError::Internal(reason) => Self::Internal(reason),
         }
     }

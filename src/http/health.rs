@@ -30,6 +30,11 @@ impl Readiness {
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
+
+    /// Whether a stop has begun.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 pub(super) async fn healthz() -> &'static str {
@@ -37,7 +42,7 @@ pub(super) async fn healthz() -> &'static str {
 }
 
 pub(super) async fn readyz(State(http): State<Arc<Http>>) -> (StatusCode, &'static str) {
-    if http.readiness.draining.load(Ordering::Relaxed) {
+    if http.readiness.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }
     match (http.readiness.check)().await {

@@ -130,6 +130,9 @@ pub(super) async fn issue_bulk(
     Extension(RequestId(request_id)): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    if http.issuer.is_overloaded() {
+        return Err(ApiError::Overloaded);
+    }
     let (head, body) = request.into_parts();
     let (source, account_id) = parse_query(&head.uri)?;
     let key = idempotency::key(&head.headers)?;

@@ -5,6 +5,7 @@
 mod address;
 mod authenticate;
 mod body;
+mod connections;
 mod errors;
 mod health;
 mod idempotency;
@@ -12,6 +13,7 @@ mod issue;
 mod oauth;
 mod object;
 mod request_log;
+mod seldom;
 mod token;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ pub use address::{TrustedProxies, X_FORWARDED_FOR};
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+pub use connections::Connections;
 pub use health::{Readiness, ReadinessCheck};
 use tower_http::catch_panic::CatchPanicLayer;
 

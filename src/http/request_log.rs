@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONNECTION;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -47,6 +48,10 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CAP_REQUEST_ID, value.clone());
         response.headers_mut().insert(REQUEST_ID, value);
+    }
+    if http.readiness.is_draining() {
+        // Callers that keep their connection are to go on elsewhere.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     log(&id, method.as_str(), route, address, &response, started);

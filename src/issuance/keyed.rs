@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,15 +14,19 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal};
+use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, within};
 use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
 use crate::store::writer::{KeyedEntity, Work, Written};
 use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon};
 
 /// How much longer than its time an attempt is believed to be at work, where it does not say that it is over.
 const HELD_LONGER: SignedDuration = SignedDuration::from_secs(5);
+
+/// How long the caller waits for the end of an attempt to be stored: its answer is known by then.
+const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// What names a request, so that trying it again finishes it.
 #[derive(Debug, Clone)]
@@ -45,7 +50,7 @@ impl Attempt {
         let keyed = KeyedRequest { org_id: request.caller.org_id, key: Arc::clone(&key.key) };
         let id = issuer.entropy.uuid()?;
         let now = issuer.clock.now();
-        let time = SignedDuration::try_from(issuer.timeout).unwrap_or(SignedDuration::MAX);
+        let time = SignedDuration::try_from(issuer.limits.timeout).unwrap_or(SignedDuration::MAX);
         let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
         let new = NewAttempt {
             request: keyed.clone(),
@@ -81,7 +86,8 @@ impl Attempt {
             return;
         }
         let told = told.and_then(|told| serde_json::to_value(told).ok());
-        if let Err(error) = issuer.store.end_request(&self.request, self.id, told).await {
+        let stored = issuer.store.end_request(&self.request, self.id, told);
+        if let Err(error) = within(Instant::now() + END_WITHIN, stored).await {
             tracing::warn!(%error, "the end of an attempt at a keyed request cannot be stored");
         }
     }
@@ -246,7 +252,7 @@ fn from_json(value: Value) -> Vec<Untaken> {
 
 /// Waits until everything that was visible is flushed.
 async fn flushed(issuer: &Issuer) -> Result<(), IssueError> {
-    let deadline = tokio::time::Instant::now() + issuer.timeout;
+    let deadline = Instant::now() + issuer.limits.timeout;
     let written = issuer.writer.write(vec![Work::Confirm], deadline).await.map_err(|_| IssueError::Overloaded)?;
     match written.first() {
         Some(Written::Confirmed) => Ok(()),

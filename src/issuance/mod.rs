@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 pub use keyed::{Progress, Receipt, RequestKey};
 pub use refusal::Refusal;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -32,6 +32,8 @@ use crate::store::{Beginnings, Store, StoreError};
 /// Keyed requests that are forgotten in one transaction, and the pause before the next.
 const FORGET_AT_ONCE: i64 = 500;
 const BETWEEN_STEPS: Duration = Duration::from_millis(100);
+/// How long a step may take.
+const FORGET_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a caller asks for: one coupon of each series for one customer.
 #[derive(Debug, Clone)]
@@ -117,6 +119,9 @@ pub enum IssueError {
     /// The database is away.
     #[error("the database is unavailable")]
     Unavailable(#[source] Option<StoreError>),
+    /// The database has not answered by the end of the request's time.
+    #[error("the database does not answer in time")]
+    TimedOut,
     /// More is being asked for than the database takes.
     #[error("too many requests are waiting")]
     Overloaded,
@@ -129,6 +134,7 @@ impl From<StoreError> for IssueError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(Some(error)),
+            StoreError::TookTooLong(_) => Self::TimedOut,
             StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
     }
@@ -140,6 +146,14 @@ impl From<EntropyError> for IssueError {
     }
 }
 
+/// What a read finds, if that is by the deadline.
+async fn within<T, E: Into<IssueError>>(
+    deadline: Instant,
+    read: impl Future<Output = Result<T, E>>,
+) -> Result<T, IssueError> {
+    timeout_at(deadline, read).await.map_err(|_elapsed| IssueError::TimedOut)?.map_err(Into::into)
+}
+
 /// The bounds on issuing.
 #[derive(Debug, Clone, Copy)]
 pub struct IssueLimits {
@@ -147,6 +161,10 @@ pub struct IssueLimits {
     pub timeout: Duration,
     /// How long settings are remembered.
     pub settings_time_to_live: Duration,
+    /// Requests that may be at work at once.
+    pub most_running: usize,
+    /// How long coupons may have been waiting to be written when another request is taken on.
+    pub longest_wait: Duration,
 }
 
 /// Issues coupons.
@@ -157,7 +175,7 @@ pub struct Issuer {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     directory: Directory,
-    timeout: Duration,
+    limits: IssueLimits,
     running: TaskTracker,
 }
 
@@ -173,16 +191,14 @@ impl Issuer {
     ) -> Self {
         let directory = Directory::new(store.clone(), limits.settings_time_to_live);
         let beginnings = Beginnings::start(store.clone());
-        Self {
-            store,
-            writer,
-            beginnings,
-            clock,
-            entropy,
-            directory,
-            timeout: limits.timeout,
-            running: TaskTracker::new(),
-        }
+        Self { store, writer, beginnings, clock, entropy, directory, limits, running: TaskTracker::new() }
+    }
+
+    /// Whether another request would have to wait too long. Asking costs nearly nothing, so that those who are turned away
+    /// take little from those who are not.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        self.running.len() >= self.limits.most_running || self.writer.wait() > self.limits.longest_wait
     }
 
     /// Issues what is asked for.
@@ -193,7 +209,7 @@ impl Issuer {
     /// When the request as a whole could not be processed; nothing is stored then.
     pub async fn issue(self: &Arc<Self>, request: IssueRequest) -> Result<Issuance, IssueError> {
         let issuer = Arc::clone(self);
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.limits.timeout;
         let task = async move { request::process(&issuer, &request, deadline).await };
         match self.running.spawn(task.in_current_span()).await {
             Ok(issuance) => issuance,
@@ -206,19 +222,20 @@ impl Issuer {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn receipt(&self, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
-        keyed::receipt(self, caller, key).await
+        within(Instant::now() + self.limits.timeout, keyed::receipt(self, caller, key)).await
     }
 
     /// Forgets keyed requests first seen so long ago, in small steps, and says how many.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn forget_requests(&self, kept_for: Duration) -> Result<u64, StoreError> {
+    pub async fn forget_requests(&self, kept_for: Duration) -> Result<u64, IssueError> {
         let kept_for = SignedDuration::try_from(kept_for).unwrap_or(SignedDuration::MAX);
         let before = self.clock.now().saturating_sub(kept_for).unwrap_or(Timestamp::MIN);
         let mut forgotten = 0;
         loop {
-            let step = self.store.forget_requests(before, FORGET_AT_ONCE).await?;
+            let step = timeout(FORGET_WITHIN, self.store.forget_requests(before, FORGET_AT_ONCE)).await;
+            let step = step.map_err(|_elapsed| IssueError::TimedOut)??;
             forgotten += step;
             if step < FORGET_AT_ONCE.unsigned_abs() {
                 return Ok(forgotten);

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::keyed::{Attempt, Ledger};
 use super::rules::{self, Decision, Moment};
-use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers};
+use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers, within};
 use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
 use crate::store::writer::{Code, NewCoupon, Work, Written};
 use crate::store::{SeriesAtRevision, StoreError};
@@ -29,7 +29,7 @@ pub(super) async fn process(
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
     let Some(key) = &request.key else { return run(issuer, request, None, deadline).await };
-    let attempt = Box::pin(Attempt::begin(issuer, request, key)).await?;
+    let attempt = Box::pin(within(deadline, Attempt::begin(issuer, request, key))).await?;
     let result = run(issuer, request, Some(&attempt), deadline).await;
     Box::pin(attempt.end(issuer, &result)).await;
     result
@@ -41,7 +41,7 @@ async fn run(
     attempt: Option<&Attempt>,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
-    let (organisation, customer_id) = identify(issuer, request).await?;
+    let (organisation, customer_id) = within(deadline, identify(issuer, request)).await?;
     let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
     let ledger = attempt.map(Attempt::ledger).or_else(|| natural_ledger(request, &organisation, &customer_id));
     let recorded = ledger.is_some() && !attempt.is_some_and(Attempt::is_first);
@@ -143,10 +143,11 @@ impl Course<'_> {
     }
 
     async fn turn(&mut self) -> Result<(), IssueError> {
+        let deadline = self.deadline;
         while std::mem::take(&mut self.recorded) {
-            Box::pin(self.recall()).await?;
+            Box::pin(within(deadline, self.recall())).await?;
         }
-        let Some(views) = self.look().await? else { return Ok(()) };
+        let Some(views) = within(deadline, self.look()).await? else { return Ok(()) };
         let (sent, works) = self.decide(&views);
         if works.is_empty() {
             return Ok(());
@@ -356,7 +357,7 @@ impl Course<'_> {
             return Err(error);
         }
         tracing::error!(%error, "a request broke off after some of its coupons were issued");
-        self.close_with(&Refusal::Failed);
+        self.close_with(if matches!(error, IssueError::TimedOut) { &Refusal::TimedOut } else { &Refusal::Failed });
         Ok(())
     }
 

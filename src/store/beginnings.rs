@@ -3,10 +3,12 @@
 //! Like the writer, but nothing depends on it: whose statement fails asks again alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::keyed_requests::{Begun, KeyedRequest, begun};
@@ -16,6 +18,8 @@ use crate::model::SeriesId;
 /// Attempts that wait, and that one statement begins.
 const QUEUE: usize = 1024;
 const AT_ONCE: usize = 256;
+/// How long they wait for a statement, before each asks for itself.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// An attempt at a keyed request.
 #[derive(Debug, Clone)]
@@ -74,14 +78,15 @@ impl Beginnings {
 async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
     while let Some(taken) = waiting::take(&mut asks, AT_ONCE, |_| 1).await {
         let new: Vec<&NewAttempt> = taken.iter().map(|ask| &ask.new).collect();
-        match store.begin_requests(&new).await {
-            Ok(begun) => {
+        match timeout(PATIENCE, store.begin_requests(&new)).await {
+            Ok(Ok(begun)) => {
                 for (ask, begun) in taken.into_iter().zip(begun) {
                     // Nobody may be waiting any more.
                     let _ = ask.answer.send(begun);
                 }
             }
-            Err(error) => tracing::debug!(%error, attempts = taken.len(), "attempts cannot begin together"),
+            Ok(Err(error)) => tracing::debug!(%error, attempts = taken.len(), "attempts cannot begin together"),
+            Err(_elapsed) => tracing::debug!(attempts = taken.len(), "attempts were not begun together in time"),
         }
     }
 }
@@ -105,7 +110,7 @@ impl Store {
         .bind(new.iter().map(|one| one.attempt).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.now.to_sqlx()).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.held_until.to_sqlx()).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lease().await?)
         .await?;
         found.sort_unstable();
         found.into_iter().map(|(_, found)| begun(found)).collect()

@@ -100,7 +100,7 @@ impl Store {
               where t.till_id = $1",
         )
         .bind(till_id)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.lease().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(StoredTill {
@@ -125,7 +125,7 @@ impl Store {
               where c.client_key = $1",
         )
         .bind(client_key)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.lease().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(StoredClient {
@@ -151,7 +151,7 @@ impl Store {
               where issuer = $1 order by org_id",
         )
         .bind(issuer)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lease().await?)
         .await?;
         rows.iter()
             .map(|row| {

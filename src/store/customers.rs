@@ -56,7 +56,7 @@ impl Store {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lease().await?)
         .await?;
         Ok(rows.into_iter().map(CustomerLookup::from).collect())
     }
@@ -82,7 +82,7 @@ impl Store {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .execute(&self.pool)
+        .execute(&mut *self.lease().await?)
         .await?;
         Ok(done.rows_affected() == 1)
     }
@@ -108,7 +108,7 @@ impl Store {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .execute(&self.pool)
+        .execute(&mut *self.lease().await?)
         .await;
         match done {
             Ok(_) => Ok(true),

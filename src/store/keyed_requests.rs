@@ -82,7 +82,7 @@ impl Store {
             .bind(&*request.key)
             .bind(attempt)
             .bind(refusals.map(Json))
-            .execute(&self.pool)
+            .execute(&mut *self.lease().await?)
             .await?;
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Store {
         )
         .bind(request.org_id.0)
         .bind(&*request.key)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lease().await?)
         .await?;
         rows.iter().map(recorded_from).collect()
     }
@@ -114,7 +114,7 @@ impl Store {
         )
         .bind(request.org_id.0)
         .bind(&*request.key)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.lease().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let instant = |column| row.try_get::<Option<jiff_sqlx::Timestamp>, _>(column);
@@ -142,7 +142,7 @@ impl Store {
         )
         .bind(before.to_sqlx())
         .bind(most)
-        .execute(&self.pool)
+        .execute(&mut *self.lease().await?)
         .await?;
         let natural = sqlx::query(
             "delete from keyed_coupon where ctid = any (array(
@@ -150,7 +150,7 @@ impl Store {
         )
         .bind(before.to_sqlx())
         .bind(most)
-        .execute(&self.pool)
+        .execute(&mut *self.lease().await?)
         .await?;
         Ok(forgotten.rows_affected().max(natural.rows_affected()))
     }

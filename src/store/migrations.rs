@@ -3,14 +3,20 @@
 //! Migrations are embedded in the binary, run under an advisory lock, and only ever go forward.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use super::Store;
 
-static MIGRATOR: Migrator = sqlx::migrate!();
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!();
+    // Whether those that are not known here are in the way is told by the schema itself: see `check`.
+    migrator.set_ignore_missing(true);
+    migrator
+});
 
 /// Why a schema cannot be used. The message tells the cause; there is no `source`, or it would be told twice.
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +29,10 @@ pub enum SchemaError {
         "the schema is behind this version by {0} migration(s): run `coupon-issuer migrate`, or serve with --migrate"
     )]
     Behind(usize),
-    /// There are migrations of a newer version.
-    #[error("the schema is ahead of this version (migration {0} is not known here): run a newer coupon-issuer")]
+    /// There are migrations of a newer version, which does not go with this one.
+    #[error(
+        "the schema is too far ahead of this version, which does not know migration {0}: run a newer coupon-issuer"
+    )]
     Ahead(i64),
     /// A migration was changed after it ran.
     #[error("migration {0} in the database is not the one of this version: the schema cannot be trusted")]
@@ -40,17 +48,18 @@ impl From<sqlx::Error> for SchemaError {
     }
 }
 
-/// Brings the database up to this version's schema; safe when several processes do it at once.
+/// Brings the database up to this version's schema; safe when several processes do it at once. A schema that is ahead, and that
+/// this version can work on, is left as it is.
 ///
 /// # Errors
-/// When the database is away, or its schema is a newer version's.
+/// When the database is away, or its schema is too new a version's.
 pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     let mut connection = connect.connect().await?;
     MIGRATOR.run(&mut connection).await.map_err(|error| match error {
-        MigrateError::VersionMissing(version) => SchemaError::Ahead(version),
         MigrateError::VersionMismatch(version) => SchemaError::Changed(version),
         other => SchemaError::Failed(other),
     })?;
+    check(&mut connection).await?;
     connection.close().await?;
     Ok(())
 }
@@ -74,36 +83,52 @@ pub async fn create_database(connect: &PgConnectOptions) -> Result<(), sqlx::Err
 }
 
 impl Store {
-    /// Whether the schema is exactly this version's.
+    /// Whether this version can work on the schema.
     ///
     /// # Errors
-    /// When it is not, or when the database cannot be asked.
+    /// When it cannot, or when the database cannot be asked.
     pub async fn check_schema(&self) -> Result<(), SchemaError> {
-        let exists: bool =
-            sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&self.pool).await?;
-        let rows = if exists {
-            sqlx::query("select version, checksum from _sqlx_migrations where success").fetch_all(&self.pool).await?
-        } else {
-            Vec::new()
-        };
-        let mut applied = BTreeMap::new();
-        for row in rows {
-            applied.insert(row.try_get::<i64, _>("version")?, row.try_get::<Vec<u8>, _>("checksum")?);
-        }
-        compare(&applied)
+        check(&mut *self.lease().await?).await
     }
 }
 
+async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    let exists: bool =
+        sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut *connection).await?;
+    if !exists {
+        return Err(SchemaError::Behind(MIGRATOR.iter().count()));
+    }
+    let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("select version, checksum from _sqlx_migrations where success")
+        .fetch_all(&mut *connection)
+        .await?;
+    match compare(&applied.into_iter().collect()) {
+        Err(SchemaError::Ahead(_)) if floor(connection).await? <= newest() => Ok(()),
+        compared => compared,
+    }
+}
+
+/// The oldest version that works on the schema, by the newest migration it knows (migrations/0004).
+async fn floor(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("select version from schema_floor").fetch_one(connection).await
+}
+
+fn newest() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Whether all migrations of this version were applied as they are. `Ahead`: they were, and others besides.
 fn compare(applied: &BTreeMap<i64, Vec<u8>>) -> Result<(), SchemaError> {
-    let known: BTreeMap<i64, &[u8]> = MIGRATOR.iter().map(|m| (m.version, &*m.checksum)).collect();
-    if let Some(version) = applied.keys().find(|version| !known.contains_key(version)) {
-        return Err(SchemaError::Ahead(*version));
+    for known in MIGRATOR.iter() {
+        if applied.get(&known.version).is_some_and(|checksum| *checksum != *known.checksum) {
+            return Err(SchemaError::Changed(known.version));
+        }
     }
-    if let Some((version, _)) = applied.iter().find(|(version, checksum)| known[version] != checksum.as_slice()) {
-        return Err(SchemaError::Changed(*version));
+    match MIGRATOR.iter().filter(|known| !applied.contains_key(&known.version)).count() {
+        0 => {}
+        missing => return Err(SchemaError::Behind(missing)),
     }
-    match known.len() - applied.len() {
-        0 => Ok(()),
-        missing => Err(SchemaError::Behind(missing)),
+    match applied.keys().find(|version| MIGRATOR.iter().all(|known| known.version != **version)) {
+        Some(version) => Err(SchemaError::Ahead(*version)),
+        None => Ok(()),
     }
 }

@@ -18,6 +18,7 @@ mod signing_keys;
 mod waiting;
 pub mod writer;
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 pub use beginnings::{Beginnings, NewAttempt};
@@ -27,7 +28,11 @@ pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, SeriesAtRevision};
 pub use keyed_requests::{Begun, KeyedRequest, Receipt, RecordedCoupon};
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::Postgres;
+use sqlx::error::DatabaseError;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use tokio::time::timeout;
 
 /// A read or a write that did not succeed. The message tells the cause; there is no `source`, or it would be told twice.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,9 @@ pub enum StoreError {
     /// The database is away, starting, stopping or out of connections: trying again later may succeed.
     #[error("the database is unavailable: {0}")]
     Unavailable(sqlx::Error),
+    /// The database gave it up by its own clock: it waited for a lock, or is too busy.
+    #[error("the database took too long: {0}")]
+    TookTooLong(sqlx::Error),
     /// The database answered with an error.
     #[error("the database refused a statement: {0}")]
     Failed(sqlx::Error),
@@ -42,10 +50,15 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(DatabaseError::code);
+        if matches!(code.as_deref(), Some("57014" | "55P03")) {
+            return Self::TookTooLong(error);
+        }
         let away = match &error {
-            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                // Connection exceptions, too many connections, and the server shutting down or starting up.
-                code.starts_with("08") || matches!(&*code, "53300" | "57P01" | "57P02" | "57P03")
+            sqlx::Error::Database(_) => code.is_some_and(|code| {
+                // Connection exceptions, too many connections, the server shutting down or starting up, and one that only
+                // reads: a standby that has not taken over yet, or a primary that no longer is one.
+                code.starts_with("08") || matches!(&*code, "53300" | "57P01" | "57P02" | "57P03" | "25006")
             }),
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
@@ -65,6 +78,9 @@ const LOOK_UPS_ONLY: (&str, &str) = ("enable_seqscan", "off");
 
 /// What is read after a lock was waited for must be what holds by then, whatever the database's default.
 const READ_COMMITTED: &str = "set session characteristics as transaction isolation level read committed";
+
+/// How long a connection may take to be fit for the next reader.
+const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// The bounds on reads.
 #[derive(Debug, Clone, Copy)]
@@ -97,17 +113,45 @@ impl Store {
         Self { pool }
     }
 
-    /// Whether the database answers.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("select 1").execute(&self.pool).await?;
-        Ok(())
+    /// A connection to read by. A read may be given up at any moment, and has to be by whoever asks for it: Postgres keeps its own
+    /// time, but not where the network swallows it.
+    async fn lease(&self) -> Result<Lease, sqlx::Error> {
+        Ok(Lease(self.pool.acquire().await?))
     }
 
     /// Closes the connections, waiting for those in use.
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// A connection of the pool. It may be given back in the middle of a statement.
+struct Lease(PoolConnection<Postgres>);
+
+impl Deref for Lease {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+impl Drop for Lease {
+    /// As the pool does it, which waits for the statement's end, but not for ever: a connection that the network has swallowed
+    /// would keep its place in the pool for a quarter of an hour.
+    fn drop(&mut self) {
+        let given_back = self.0.return_to_pool();
+        tokio::spawn(timeout(GIVE_BACK, given_back));
+    }
+}
+
+/// The database took longer than its own timeout allows: as good as a connection that broke.
+fn no_answer() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not answer"))
 }

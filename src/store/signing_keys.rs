@@ -31,7 +31,7 @@ impl Store {
         let rows = sqlx::query(
             "select kid, private_key, signs_from, verifies_until from signing_key order by signs_from desc, kid",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.lease().await?)
         .await?;
         rows.iter()
             .map(|row| {

@@ -24,6 +24,7 @@ struct Running {
 fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.env_remove("DATABASE_URL").env("COUPON_ISSUER__METRICS__LISTEN", "");
+    command.env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "0");
     command
 }
 
@@ -165,17 +166,94 @@ async fn serve_refuses_a_schema_it_does_not_know() {
     assert!(error.contains("coupon-issuer migrate"), "{error}");
 
     let newer = new_database().await;
-    let mut connection = newer.connect().await.unwrap();
-    sqlx::raw_sql(
-        "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
-         values (9999, 'of a later version', true, '', 0)",
-    )
-    .execute(&mut connection)
-    .await
-    .unwrap();
+    run(&newer, NEXT_MIGRATION).await;
+    run(&newer, "update schema_floor set version = 9999").await;
+    let error = refused(newer.clone());
+    assert!(error.contains("too far ahead") && error.contains("9999"), "{error}");
+    let migrated = binary().arg("migrate").env("DATABASE_URL", url(&newer)).output().unwrap();
+    assert_eq!(migrated.status.code(), Some(1));
+
+    let changed = new_database().await;
+    run(&changed, "update _sqlx_migrations set checksum = '' where version = 1").await;
+    let error = refused(changed);
+    assert!(error.contains("cannot be trusted"), "{error}");
+}
+
+async fn run(database: &PgConnectOptions, statements: &'static str) {
+    let mut connection = database.connect().await.unwrap();
+    sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
     close(connection).await;
-    let error = refused(newer);
-    assert!(error.contains("newer"), "{error}");
+}
+
+/// What the next version's migration may do to the tables that this one reads and writes.
+const NEXT_MIGRATION: &str = "
+    begin;
+    insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+    values (9999, 'of a later version', true, '', 0);
+    alter table series add column of_later text not null default 'new';
+    alter table organisation add column of_later text;
+    alter table coupon add column of_later text;
+    alter table keyed_request add column of_later text;
+    alter table keyed_coupon add column of_later text;
+    alter table till add column of_later text;
+    alter table signing_key add column of_later text;
+    alter table customer add column of_later text;
+    commit";
+
+/// The older of two versions that run side by side goes on, and may even be started again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_of_the_next_version_fails_no_request_of_this_one() {
+    let database = new_database().await;
+    let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 1000000"));
+    app::apply_text(&database, &file).await.unwrap();
+    let running = Running::start(&mut serve(&database));
+    let ask = async |number: usize| {
+        let url = format!("http://{}/v2/coupon/bulk/issue", running.address);
+        // Each twice under its key, and for a customer who is looked up.
+        let body = json!({"seriesIds": [1, 2], "customer": {"mobile": format!("99{}", number / 2 % 5)}});
+        let request = reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(&body);
+        let request = request.header("Idempotency-Key", format!("k{}", number / 2));
+        request.send().await.unwrap().json::<Value>().await.unwrap()
+    };
+    for number in 0..40 {
+        if number == 20 {
+            run(&database, NEXT_MIGRATION).await;
+        }
+        assert_eq!(outcomes(&ask(number).await), ["issued", "issued"]);
+    }
+    let ready = format!("http://{}/readyz", running.address);
+    assert_eq!(reqwest::get(&ready).await.unwrap().status(), 200);
+    running.signal("-TERM");
+    assert_eq!(running.wait().code(), Some(0));
+
+    let again = Running::start(serve(&database).arg("--migrate"));
+    let answer = again.post(json!({"seriesIds": [1, 2], "customer": {"id": "c"}})).await.unwrap();
+    assert_eq!(outcomes(&answer), ["issued", "issued"]);
+}
+
+/// A balancer that looks every moment sends nothing to a replica that stops by the time it takes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_tells_balancers_before_it_takes_nothing_more() {
+    let database = new_database().await;
+    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    let running = Running::start(serve(&database).env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "60"));
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("http://{}{path}", running.address);
+    let body = json!({"seriesIds": [1], "customer": {"id": "c"}});
+    let ask =
+        || client.post(url("/v2/coupon/bulk/issue")).basic_auth("store.server", Some("server123")).json(&body).send();
+    assert!(ask().await.unwrap().headers().get("connection").is_none());
+
+    running.signal("-TERM");
+    eventually("not ready", async || reqwest::get(url("/readyz")).await.unwrap().status() == 503).await;
+    let answer = ask().await.unwrap();
+    assert_eq!(answer.headers()["connection"], "close");
+    assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
+    assert_eq!(reqwest::get(url("/healthz")).await.unwrap().status(), 200);
+
+    // Told again, it does not wait for the rest of the minute.
+    running.signal("-TERM");
+    assert_eq!(running.wait().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

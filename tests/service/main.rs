@@ -7,6 +7,7 @@
 mod applying;
 mod authentication;
 mod commands;
+mod connections;
 mod failures;
 mod hostile;
 mod idempotency;
@@ -14,8 +15,10 @@ mod input;
 mod issuing;
 mod lifecycle;
 mod model;
+mod network;
 mod oauth;
 mod outside_issuers;
+mod overload;
 mod pools;
 mod races;
 mod rate_limits;

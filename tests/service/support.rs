@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use coupon_issuer::app::{self, App, Outside};
+use coupon_issuer::app::{self, App, Outside, Stop};
 use coupon_issuer::config::Settings;
 use coupon_issuer::model::{Clock, OsEntropy};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 
 /// The instant at which every test begins.
@@ -107,7 +107,7 @@ pub struct TestApp {
     pub connect: PgConnectOptions,
     pub pool: PgPool,
     client: reqwest::Client,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<mpsc::Sender<Stop>>,
     serving: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -137,8 +137,8 @@ impl TestApp {
         let app = App::build(&settings, &connect, outside).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(app.serve(listener, async move { drop(stopped.await) }));
+        let (stop, stops) = mpsc::channel(1);
+        let serving = tokio::spawn(app.serve(listener, stops));
         let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(connect.clone());
         let client = reqwest::Client::new();
         Self { address, clock, connect, pool, client, stop: Some(stop), serving }
@@ -185,7 +185,7 @@ impl TestApp {
         sqlx::query(query).fetch_all(&self.pool).await.unwrap().len()
     }
 
-    /// Stops as SIGTERM would, and waits for the end.
+    /// Stops as Ctrl-C would, and waits for the end.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         self.serving.await.unwrap().unwrap();

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::connection::{Backend, Connector, WriterConnection};
 use super::{Code, NewCoupon, Work, Written};
-use crate::store::StoreError;
+use crate::store::{StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After a deadline, the time that is left to find out what a broken call has committed.
@@ -184,7 +184,7 @@ impl Batches {
     async fn checked<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         let (error, is_statements) = match result.map_err(StoreError::from) {
             Ok(done) => return Ok(done),
-            Err(StoreError::Failed(error)) => (error, true),
+            Err(StoreError::Failed(error) | StoreError::TookTooLong(error)) => (error, true),
             Err(StoreError::Unavailable(error)) => (error, false),
         };
         if !(is_statements && self.unlock().await) {
@@ -199,11 +199,6 @@ impl Batches {
         let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(&mut writer.connection);
         matches!(timeout(self.connector.patience(), unlock).await, Ok(Ok(_)))
     }
-}
-
-/// The database took longer than its own timeout allows: as good as a connection that broke.
-fn no_answer() -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not answer"))
 }
 
 /// Whether Postgres gave a statement up by its own clock: the statement's, or that of a lock it waited for.

@@ -8,6 +8,7 @@ mod connection;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -135,11 +136,13 @@ pub struct WriterLimits {
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Job>,
+    taken: Arc<Taken>,
 }
 
 #[derive(Debug)]
 struct Job {
     works: Vec<Work>,
+    queued_at: Instant,
     deadline: Instant,
     answer: oneshot::Sender<Vec<Written>>,
 }
@@ -150,14 +153,25 @@ impl Writer {
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
         let (queue, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
+        let taken = Arc::new(Taken::default());
         let tasks = (0..limits.tasks)
             .map(|_| {
                 let batches =
                     batch::Batches::new(connection::Connector::new(connect.clone(), limits.statement_timeout));
-                tokio::spawn(run(Arc::clone(&jobs), batches, limits.batch))
+                tokio::spawn(run(Arc::clone(&jobs), Arc::clone(&taken), batches, limits.batch))
             })
             .collect();
-        (Self { queue }, tasks)
+        (Self { queue, taken }, tasks)
+    }
+
+    /// How long those in the queue have been waiting, at most.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        if self.is_idle() { Duration::ZERO } else { self.taken.since(Instant::now()) }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.capacity() == self.queue.max_capacity()
     }
 
     /// Has these done, in one batch and in any order, and returns what became of each.
@@ -169,15 +183,49 @@ impl Writer {
     pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<Written>, QueueFull> {
         let count = works.len();
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Job { works, deadline, answer }).map_err(|_| QueueFull)?;
+        let queued_at = Instant::now();
+        if self.is_idle() {
+            // Whoever was queued before is taken.
+            self.taken.up_to(queued_at);
+        }
+        self.queue.try_send(Job { works, queued_at, deadline, answer }).map_err(|_| QueueFull)?;
         // A task drops an answer only if it panicked: what it had sent by then is in doubt.
         Ok(answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]))
     }
 }
 
-async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, mut batches: batch::Batches, limit: usize) {
+/// Up to when what was queued is taken: the rest has been waiting for no longer.
+#[derive(Debug)]
+struct Taken {
+    start: Instant,
+    /// In microseconds since the start.
+    up_to: AtomicU64,
+}
+
+impl Default for Taken {
+    fn default() -> Self {
+        Self { start: Instant::now(), up_to: AtomicU64::new(0) }
+    }
+}
+
+impl Taken {
+    fn up_to(&self, queued_at: Instant) {
+        let micros = u64::try_from((queued_at - self.start).as_micros()).unwrap_or(u64::MAX);
+        self.up_to.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    fn since(&self, now: Instant) -> Duration {
+        (now - self.start).saturating_sub(Duration::from_micros(self.up_to.load(Ordering::Relaxed)))
+    }
+}
+
+async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, up_to: Arc<Taken>, mut batches: batch::Batches, limit: usize) {
     while let Some(mut taken) = take(&jobs, limit).await {
         let now = Instant::now();
+        if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
+            metrics::histogram!("coupon_issuer_queue_wait_seconds").record(now - first.queued_at);
+            up_to.up_to(last.queued_at);
+        }
         while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
             if let Some(job) = taken.remove(late) {
                 reply(job.answer, vec![Written::Expired; job.works.len()]);
