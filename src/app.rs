@@ -42,7 +42,7 @@ const FORGET_EVERY: Duration = Duration::from_mins(1);
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a connection may have read and not handled yet, in bytes: a request's head must fit.
-const CONNECTION_BUFFER: usize = 64 * 1024;
+const CONNECTION_BUFFER: usize = 128 * 1024;
 
 /// Open files besides callers' connections: those to the database, the listeners, the log.
 const OTHER_FILES: usize = 200;
