@@ -18,8 +18,8 @@ bin=$(grep -o "[^ ]*psql '" "$data/log" | head -n 1 | sed "s/psql '//")
 
 # store.server : md5(server123), as a till sends it
 export AUTHORIZATION="Basic c3RvcmUuc2VydmVyOjhhMTZhNmI3MDUwNWViMWYxZmY3Y2RjMGNkNTU1OWE3"
-issue() { # requests a second of 128 connections; the series are in SERIES, for so many seconds
-    ${pin_load:-} wrk -t1 -c128 -d"$1s" -s "$here/issue.lua" "http://$listen" > "$data/wrk"
+issue() { # requests a second of 128 connections (or CONNECTIONS); the series are in SERIES, for so many seconds
+    ${pin_load:-} wrk -t1 -c"${CONNECTIONS:-128}" -d"$1s" -s "$here/issue.lua" "http://$listen" > "$data/wrk"
     if grep -q 'Non-2xx' "$data/wrk"; then cat "$data/wrk" >&2; exit 1; fi
     awk '/Requests\/sec/ { printf "%.0f\n", $2 }' "$data/wrk"
 }

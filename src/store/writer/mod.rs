@@ -3,12 +3,12 @@
 //!
 //! Nothing is answered before it is flushed. A batch belongs to its task: no caller that goes away can cut it short.
 
+mod backlog;
 mod batch;
 mod connection;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::backlog::Backlog;
 use super::waiting;
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
 
@@ -136,7 +137,7 @@ pub struct WriterLimits {
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Job>,
-    taken: Arc<Taken>,
+    backlog: Arc<Backlog>,
 }
 
 #[derive(Debug)]
@@ -153,25 +154,21 @@ impl Writer {
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
         let (queue, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
-        let taken = Arc::new(Taken::default());
+        let backlog = Arc::new(Backlog::new(limits.tasks));
         let tasks = (0..limits.tasks)
             .map(|_| {
                 let batches =
                     batch::Batches::new(connection::Connector::new(connect.clone(), limits.statement_timeout));
-                tokio::spawn(run(Arc::clone(&jobs), Arc::clone(&taken), batches, limits.batch))
+                tokio::spawn(run(Arc::clone(&jobs), Arc::clone(&backlog), batches, limits.batch))
             })
             .collect();
-        (Self { queue, taken }, tasks)
+        (Self { queue, backlog }, tasks)
     }
 
-    /// How long those in the queue have been waiting, at most.
+    /// How long another request would have to wait for its turn, as far as can be told.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        if self.is_idle() { Duration::ZERO } else { self.taken.since(Instant::now()) }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.queue.capacity() == self.queue.max_capacity()
+        self.backlog.wait(Instant::now())
     }
 
     /// Has these done, in one batch and in any order, and returns what became of each.
@@ -184,47 +181,22 @@ impl Writer {
         let count = works.len();
         let (answer, answered) = oneshot::channel();
         let queued_at = Instant::now();
-        if self.is_idle() {
-            // Whoever was queued before is taken.
-            self.taken.up_to(queued_at);
+        self.backlog.queued(count, queued_at);
+        if self.queue.try_send(Job { works, queued_at, deadline, answer }).is_err() {
+            self.backlog.refused(count);
+            return Err(QueueFull);
         }
-        self.queue.try_send(Job { works, queued_at, deadline, answer }).map_err(|_| QueueFull)?;
         // A task drops an answer only if it panicked: what it had sent by then is in doubt.
         Ok(answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]))
     }
 }
 
-/// Up to when what was queued is taken: the rest has been waiting for no longer.
-#[derive(Debug)]
-struct Taken {
-    start: Instant,
-    /// In microseconds since the start.
-    up_to: AtomicU64,
-}
-
-impl Default for Taken {
-    fn default() -> Self {
-        Self { start: Instant::now(), up_to: AtomicU64::new(0) }
-    }
-}
-
-impl Taken {
-    fn up_to(&self, queued_at: Instant) {
-        let micros = u64::try_from((queued_at - self.start).as_micros()).unwrap_or(u64::MAX);
-        self.up_to.fetch_max(micros, Ordering::Relaxed);
-    }
-
-    fn since(&self, now: Instant) -> Duration {
-        (now - self.start).saturating_sub(Duration::from_micros(self.up_to.load(Ordering::Relaxed)))
-    }
-}
-
-async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, up_to: Arc<Taken>, mut batches: batch::Batches, limit: usize) {
+async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut batches: batch::Batches, limit: usize) {
     while let Some(mut taken) = take(&jobs, limit).await {
         let now = Instant::now();
         if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
             metrics::histogram!("coupon_issuer_queue_wait_seconds").record(now - first.queued_at);
-            up_to.up_to(last.queued_at);
+            backlog.taken(taken.iter().map(|job| job.works.len()).sum(), last.queued_at);
         }
         while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
             if let Some(job) = taken.remove(late) {
@@ -242,6 +214,7 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, up_to: Arc<Taken>, mut batch
         metrics::histogram!("coupon_issuer_batch_size")
             .record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
         let mut written = batches.write(&works, deadline).await.into_iter();
+        backlog.written(works.len(), now.elapsed());
         for (answer, count) in answers {
             reply(answer, written.by_ref().take(count).collect());
         }

@@ -1,0 +1,125 @@
+//! How much is waiting to be written, and how long it takes: what another request would have to wait.
+//! An estimate that costs a few atomic operations; nothing but turning requests away depends on it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The queue has to have been waiting for so long before its length counts: the pace of small batches, before it filled up,
+/// says nothing of what full ones do.
+const SETTLED: Duration = Duration::from_millis(50);
+/// Of so many batches the latest makes up half of what is known of the pace.
+const BATCHES: u64 = 4;
+
+/// What is waiting.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    tasks: u64,
+    start: Instant,
+    works: AtomicUsize,
+    /// Whatever was queued before is taken; in microseconds since the start.
+    taken_up_to: AtomicU64,
+    /// What one task writes in a second, lately.
+    pace: AtomicU64,
+}
+
+impl Backlog {
+    pub(super) fn new(tasks: usize) -> Self {
+        Self {
+            tasks: tasks as u64,
+            start: Instant::now(),
+            works: AtomicUsize::new(0),
+            taken_up_to: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
+        }
+    }
+
+    /// So many are about to be queued.
+    pub(super) fn queued(&self, works: usize, at: Instant) {
+        if self.works.fetch_add(works, Ordering::Relaxed) == 0 {
+            self.taken_up_to(at);
+        }
+    }
+
+    /// So many were not queued after all.
+    pub(super) fn refused(&self, works: usize) {
+        self.works.fetch_sub(works, Ordering::Relaxed);
+    }
+
+    /// So many were taken off the queue, the last of them queued at this instant.
+    pub(super) fn taken(&self, works: usize, queued_at: Instant) {
+        self.works.fetch_sub(works, Ordering::Relaxed);
+        self.taken_up_to(queued_at);
+    }
+
+    fn taken_up_to(&self, at: Instant) {
+        let micros = u64::try_from((at - self.start).as_micros()).unwrap_or(u64::MAX);
+        self.taken_up_to.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    /// A task has written so many, in this time.
+    pub(super) fn written(&self, works: usize, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let now = works as u64 * 1_000_000 / micros;
+        let known = self.pace.load(Ordering::Relaxed);
+        // Two tasks that meet here lose one batch of the estimate.
+        self.pace.store((known * (BATCHES - 1) + now) / BATCHES, Ordering::Relaxed);
+    }
+
+    /// How long one that came now would wait.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        let works = self.works.load(Ordering::Relaxed) as u64;
+        if works == 0 {
+            return Duration::ZERO;
+        }
+        let taken_up_to = Duration::from_micros(self.taken_up_to.load(Ordering::Relaxed));
+        let waiting = (now - self.start).saturating_sub(taken_up_to);
+        if waiting < SETTLED {
+            return waiting;
+        }
+        let pace = (self.pace.load(Ordering::Relaxed) * self.tasks).max(1);
+        waiting.max(Duration::from_micros(works * 1_000_000 / pace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn an_empty_queue_waits_for_nothing() {
+        let backlog = Backlog::new(2);
+        let start = backlog.start;
+        assert_eq!(backlog.wait(start + 5000 * MS), Duration::ZERO);
+        backlog.queued(10, start + 5000 * MS);
+        assert_eq!(backlog.wait(start + 5001 * MS), MS, "since it was queued, not since the start");
+        backlog.taken(10, start + 5000 * MS);
+        assert_eq!(backlog.wait(start + 9000 * MS), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_queue_that_stands_still_waits_as_long_as_its_oldest() {
+        let backlog = Backlog::new(2);
+        let start = backlog.start;
+        backlog.written(100, 10 * MS);
+        backlog.queued(1, start);
+        assert_eq!(backlog.wait(start + 700 * MS), 700 * MS);
+    }
+
+    #[test]
+    fn a_long_queue_waits_for_its_length() {
+        let backlog = Backlog::new(2);
+        let start = backlog.start;
+        for _ in 0..50 {
+            backlog.written(100, 20 * MS); // 5,000 a second, each of the two
+        }
+        backlog.queued(20_000, start);
+        assert_eq!(backlog.wait(start + 20 * MS), 20 * MS, "a burst is not judged before it has been seen to go");
+        backlog.taken(10_000, start);
+        let wait = backlog.wait(start + 60 * MS);
+        assert!((990 * MS..1100 * MS).contains(&wait), "{wait:?}");
+    }
+}
