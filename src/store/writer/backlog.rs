@@ -20,7 +20,7 @@ pub(super) struct Backlog {
     works: AtomicUsize,
     /// Whatever was queued before is taken; in microseconds since the start.
     taken_up_to: AtomicU64,
-    /// What one task writes in a second, lately.
+    /// What one task writes in a second, lately; 0: nothing is known of it.
     pace: AtomicU64,
 }
 
@@ -64,7 +64,8 @@ impl Backlog {
         let now = works as u64 * 1_000_000 / micros;
         let known = self.pace.load(Ordering::Relaxed);
         // Two tasks that meet here lose one batch of the estimate.
-        self.pace.store((known * (BATCHES - 1) + now) / BATCHES, Ordering::Relaxed);
+        let lately = if known == 0 { now } else { (known * (BATCHES - 1) + now) / BATCHES };
+        self.pace.store(lately, Ordering::Relaxed);
     }
 
     /// How long one that came now would wait.
@@ -75,11 +76,10 @@ impl Backlog {
         }
         let taken_up_to = Duration::from_micros(self.taken_up_to.load(Ordering::Relaxed));
         let waiting = (now - self.start).saturating_sub(taken_up_to);
-        if waiting < SETTLED {
-            return waiting;
+        match self.pace.load(Ordering::Relaxed) * self.tasks {
+            pace if waiting >= SETTLED && pace > 0 => waiting.max(Duration::from_micros(works * 1_000_000 / pace)),
+            _ => waiting,
         }
-        let pace = (self.pace.load(Ordering::Relaxed) * self.tasks).max(1);
-        waiting.max(Duration::from_micros(works * 1_000_000 / pace))
     }
 }
 
