@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
 use crate::http::{Connections, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
@@ -301,6 +302,20 @@ pub async fn codes_status(
     outside: &Outside,
 ) -> anyhow::Result<Pools> {
     Ok(pool::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
+}
+
+/// Checks that what must hold does, in all organisations or in this one.
+///
+/// # Errors
+/// When there is no such organisation, the schema is not this version's, or the database cannot be asked.
+pub async fn audit(
+    connect: &PgConnectOptions,
+    settings: &Settings,
+    org_id: Option<i64>,
+    outside: &Outside,
+) -> anyhow::Result<audit::Report> {
+    Store::new(connect.clone(), read_limits(settings)).check_schema().await?;
+    Ok(audit::run(connect, org_id.map(OrgId), outside.clock.now()).await?)
 }
 
 /// Disables a till or client, or enables it.

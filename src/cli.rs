@@ -51,6 +51,11 @@ pub(super) enum Command {
     /// The keys that sign access tokens.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Check that what must hold does: limits, counters, codes, keyed requests. While the service runs, and without holding it up.
+    ///
+    /// Tells what was checked, and the first rows that are not as they must be. Exits 0 if there is none, 1 if there is
+    /// or if the database cannot be asked. Reads all coupons several times.
+    Audit(AuditArgs),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
 }
@@ -216,6 +221,15 @@ pub(super) struct DemoArgs {
     /// Where the private Postgres keeps its data. It survives a restart; remove the directory to start anew.
     #[arg(long, value_name = "DIR", default_value = ".demo", env = "COUPON_ISSUER_DEMO_DATA_DIR")]
     pub(super) data_dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(super) struct AuditArgs {
+    /// Of this organisation only.
+    #[arg(long, value_name = "ID")]
+    pub(super) org: Option<i64>,
+    #[command(flatten)]
+    pub(super) common: Common,
 }
 
 #[derive(Args)]

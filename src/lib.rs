@@ -4,6 +4,7 @@
 //! This file only names the rooms. Who may import whom is checked by `tests/layering.rs`.
 
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod http;

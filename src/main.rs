@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use cli::{
-    Cli, ClientArgs, ClientCommand, CodesCommand, Command, DemoArgs, ImportArgs, KeysCommand, ServeArgs,
+    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, DemoArgs, ImportArgs, KeysCommand, ServeArgs,
     SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
@@ -79,6 +79,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             );
             Ok(())
         }
+        Command::Audit(args) => audit(args).await,
         Command::Healthcheck(args) => healthcheck(&args.url).await,
         Command::Keys(KeysCommand::Rotate(common)) => {
             let rotated =
@@ -206,6 +207,16 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
     println!("codes accepted: {}, duplicates: {}, malformed lines: {}", done.accepted, done.duplicates, done.malformed);
     if done.malformed > 0 {
         bail!("{} has lines that are no code", args.file.display());
+    }
+    Ok(())
+}
+
+async fn audit(args: AuditArgs) -> anyhow::Result<()> {
+    let (connect, settings) = (args.common.connect_options()?, args.common.settings()?);
+    let report = app::audit(&connect, &settings, args.org, &Outside::default()).await?;
+    println!("{report}");
+    if report.wrong() > 0 {
+        bail!("not everything is as it must be");
     }
     Ok(())
 }

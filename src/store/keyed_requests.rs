@@ -128,14 +128,15 @@ impl Store {
     }
 
     /// Forgets some of the keyed requests, and some of the natural keys, that were first seen before this instant, and says
-    /// how many of the one or the other, whichever is more.
+    /// how many of the one or the other, whichever is more. A request that somebody has just begun to try again stays.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn forget_requests(&self, before: Timestamp, most: i64) -> Result<u64, StoreError> {
         let forgotten = sqlx::query(
             "with old as (
-                 select org_id, request_key from keyed_request where started_at < $1
+                 select org_id, request_key from keyed_request
+                  where started_at < $1 and (held_until is null or held_until < $1)
                   order by started_at limit $2 for update skip locked),
              coupons as (delete from keyed_coupon k using old where k.org_id = old.org_id and k.request_key = old.request_key)
              delete from keyed_request k using old where k.org_id = old.org_id and k.request_key = old.request_key",

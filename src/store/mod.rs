@@ -9,6 +9,7 @@ pub mod commands;
 mod credentials;
 mod customers;
 mod facts;
+pub mod invariants;
 mod keyed_requests;
 pub mod migrations;
 pub mod pool;

@@ -456,11 +456,12 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Writes a series.
+    /// Writes a series, and where what limits it changes, when: [`pause_issuing`](Self::pause_issuing) comes first.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn put_series(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
+        self.note_limits(org_id, series).await?;
         let (shape, generic_code) = code_columns(&series.client_handling);
         sqlx::query(PUT_SERIES)
             .bind(org_id.0)
@@ -491,6 +492,32 @@ impl Provisioning {
             .bind(series.externally_managed)
             .execute(&mut self.connection)
             .await?;
+        Ok(())
+    }
+
+    /// Notes that a series is new, or that what limits it changes: no coupon from before was issued under it.
+    async fn note_limits(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into series_limits (org_id, series_id, changed_at)
+             select $1, $2, clock_timestamp()
+              where not exists (
+                  select from series s
+                   where s.org_id = $1 and s.series_id = $2
+                     and (s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
+                          s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids)
+                         is not distinct from ($3::bigint, $4::boolean, $5::integer, $6::boolean, $7::integer, $8::bigint[]))
+             on conflict (org_id, series_id) do update set changed_at = excluded.changed_at",
+        )
+        .bind(org_id.0)
+        .bind(series.id.0)
+        .bind(series.max_create)
+        .bind(series.is_multiple_vouchers_per_user_allowed)
+        .bind(series.max_vouchers_per_user)
+        .bind(series.do_not_resend_existing_voucher)
+        .bind(series.min_days_between_vouchers)
+        .bind(series.mutual_exclusive_series_ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .execute(&mut self.connection)
+        .await?;
         Ok(())
     }
 

@@ -24,13 +24,20 @@ async fn refused(connect: &PgConnectOptions, file: &str) -> String {
 async fn stored(connect: &PgConnectOptions) -> Vec<String> {
     let mut connection = connect.connect().await.unwrap();
     let mut stored = Vec::new();
-    let tables = "organisation store till token_issuer oauth_client customer series series_counter series_exclusion";
+    let tables = "organisation store till token_issuer oauth_client customer series series_counter series_exclusion series_limits";
     for table in tables.split(' ') {
         let rows = sqlx::query_scalar(AssertSqlSafe(format!("select '{table} ' || t::text from {table} t order by 1")));
         stored.extend(rows.fetch_all(&mut connection).await.unwrap());
     }
     close(connection).await;
     stored
+}
+
+async fn text(connect: &PgConnectOptions, query: &str) -> String {
+    let mut connection = connect.connect().await.unwrap();
+    let text = sqlx::query_scalar(AssertSqlSafe(query.to_owned())).fetch_one(&mut connection).await.unwrap();
+    close(connection).await;
+    text
 }
 
 /// An organisation with a single till, for files whose secrets are beside the point.
@@ -104,6 +111,50 @@ rate_limit_per_minute = -1
 /// [`ORG`] with [`CALLERS`], and a limit for the rest.
 fn with_callers() -> String {
     ORG.replace("default_access", "rate_limit_per_minute = 600\ndefault_access") + CALLERS
+}
+
+/// What an audit tells an overrun by. By the database's clock, and for each series of its own.
+#[tokio::test]
+async fn a_change_of_what_limits_a_series_is_noted_with_its_time() {
+    let connect = new_database().await;
+    let clock = async || text(&connect, "select clock_timestamp()::text").await;
+    let noted = async |id: i64| {
+        text(&connect, &format!("select coalesce(max(changed_at)::text, '') from series_limits where series_id = {id}"))
+            .await
+    };
+    let plain = "is_multiple_vouchers_per_user_allowed = true";
+    let mut before = String::new();
+    for (settings, limits) in [
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 5", true),
+        (
+            "is_multiple_vouchers_per_user_allowed = true\nmax_create = 5\nstore_ids = [10]\nrandom_code_length = 12",
+            false,
+        ),
+        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 4", true),
+        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 4", false),
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = false", true),
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = true\nmax_vouchers_per_user = 3", true),
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = true\ndo_not_resend_existing_voucher = false", true),
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = true\nmin_days_between_vouchers = 2", true),
+        (plain, true),
+        ("is_multiple_vouchers_per_user_allowed = true\nmutual_exclusive_series_ids = [2]", true),
+    ] {
+        let (from, others) = (clock().await, noted(2).await);
+        apply(&connect, &small(&[series(1, settings), series(2, "")])).await;
+        let (now, until) = (noted(1).await, clock().await);
+        if limits {
+            assert!(from < now && now < until, "{settings}: {from} < {now} < {until}");
+        } else {
+            assert_eq!(now, before, "{settings}");
+        }
+        assert!(others.is_empty() || others == noted(2).await);
+        before = now;
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_database, outcomes, series};
 
 /// The running binary.
-struct Running {
+pub struct Running {
     child: Child,
     address: String,
     /// What it printed before it was serving.
@@ -30,7 +30,7 @@ fn binary() -> Command {
 
 impl Running {
     /// Starts it and waits until it says where it serves.
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut printed = Vec::new();
@@ -47,18 +47,18 @@ impl Running {
         Self { child, address, printed }
     }
 
-    async fn post(&self, body: Value) -> reqwest::Result<Value> {
+    pub async fn post(&self, body: Value) -> reqwest::Result<Value> {
         let url = format!("http://{}/v2/coupon/bulk/issue", self.address);
         let request = reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(&body);
         request.send().await?.json().await
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// Waits until it ends by itself.
-    fn wait(mut self) -> ExitStatus {
+    pub fn wait(mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 }
@@ -77,7 +77,7 @@ fn demo(data_dir: &Path) -> Command {
     command
 }
 
-fn serve(database: &PgConnectOptions) -> Command {
+pub fn serve(database: &PgConnectOptions) -> Command {
     let mut command = binary();
     command.arg("serve").env("DATABASE_URL", url(database)).env("COUPON_ISSUER__HTTP__LISTEN", "127.0.0.1:0");
     command

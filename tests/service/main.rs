@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod applying;
+mod audit;
 mod authentication;
 mod commands;
 mod connections;

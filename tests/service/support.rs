@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coupon_issuer::app::{self, App, Outside, Stop};
+use coupon_issuer::audit::Report;
 use coupon_issuer::config::Settings;
 use coupon_issuer::model::{Clock, OsEntropy};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
@@ -178,6 +179,12 @@ impl TestApp {
     /// As [`TestApp::issue`], for one series; what [`outcome`] makes of the entity.
     pub async fn issue_one(&self, customer: &str, series: i64) -> String {
         outcome(&self.issue(customer, &[series]).await["response"][0])
+    }
+
+    /// What an audit of all organisations finds at this moment.
+    pub async fn audit(&self) -> Report {
+        let outside = Outside { clock: self.clock.clone(), entropy: Arc::new(OsEntropy) };
+        app::audit(&self.connect, &Settings::load(None).unwrap(), None, &outside).await.unwrap()
     }
 
     /// How many rows a query returns.

@@ -1,0 +1,163 @@
+//! The audit: whether what must hold does, told as a table with the rows that are not as they must be.
+//! Reads only. What must hold is asked in `store::invariants`; nothing is mended here.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::model::OrgId;
+use crate::store::StoreError;
+use crate::store::invariants::{self, Finding, Invariant, Offence};
+
+/// Why an audit could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// Nothing would be wrong with an organisation that is not there.
+    #[error("--org {}: there is no such organisation", .0.0)]
+    NoSuchOrganisation(OrgId),
+    /// The database cannot be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an audit has found. Displays as a table, the rows that are wrong, and a last line that sums up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// One for each invariant.
+    pub findings: Vec<Finding>,
+}
+
+/// Asks whether everything holds at this moment, in all organisations or in this one.
+///
+/// # Errors
+/// See [`AuditError`].
+pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>, now: Timestamp) -> Result<Report, AuditError> {
+    match (invariants::check(connect, org_id, now).await?, org_id) {
+        (Some(findings), _) => Ok(Report { findings }),
+        (None, Some(org_id)) => Err(AuditError::NoSuchOrganisation(org_id)),
+        (None, None) => Ok(Report { findings: Vec::new() }),
+    }
+}
+
+impl Report {
+    /// How many rows are not as they must be.
+    #[must_use]
+    pub fn wrong(&self) -> i64 {
+        self.findings.iter().map(|finding| finding.wrong).sum()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let checked = |finding: &Finding| format!("{} {}", finding.checked, words(finding.invariant).1);
+        let width = self.findings.iter().map(|finding| checked(finding).len()).max().unwrap_or(0);
+        writeln!(formatter, "{:<62}  {:<width$}  wrong", "what must hold", "checked")?;
+        for finding in &self.findings {
+            let holds = words(finding.invariant).0;
+            writeln!(formatter, "{holds:<62}  {:<width$}  {}", checked(finding), finding.wrong)?;
+        }
+        for finding in self.findings.iter().filter(|finding| finding.wrong > 0) {
+            writeln!(formatter, "\n{}, but:", words(finding.invariant).0)?;
+            for offence in &finding.offences {
+                writeln!(formatter, "  {}", line(offence))?;
+            }
+            let others = finding.wrong - i64::try_from(finding.offences.len()).unwrap_or(i64::MAX);
+            if others > 0 {
+                writeln!(formatter, "  and {others} more")?;
+            }
+        }
+        match self.wrong() {
+            0 => write!(formatter, "nothing is wrong"),
+            1 => write!(formatter, "\ndrift: 1 row"),
+            wrong => write!(formatter, "\ndrift: {wrong} rows"),
+        }
+    }
+}
+
+/// What an invariant says, and what it says it of.
+const fn words(invariant: Invariant) -> (&'static str, &'static str) {
+    match invariant {
+        Invariant::Caps => ("no series has issued more than its cap", "series"),
+        Invariant::Maxima => ("no customer has received more of a series than the maximum", "coupons"),
+        Invariant::Ordinals => ("a customer's coupons of a series are numbered without a gap", "coupons"),
+        Invariant::Counters => ("the counter of a capped series is the number of its coupons", "series"),
+        Invariant::Codes => ("no code is that of two coupons", "coupons"),
+        Invariant::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
+        Invariant::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "records"),
+        Invariant::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
+    }
+}
+
+/// A row by its key, with what it is and what it must be.
+fn line(offence: &Offence) -> String {
+    let mut line = format!("org {}", offence.org_id.0);
+    let series = offence.series_id.map(|id| format!(" series {}", id.0));
+    let customer = offence.customer_id.as_ref().map(|id| format!(" customer {}", id.0));
+    let subject = offence.subject.as_ref().map(|subject| format!(" {subject}"));
+    line.extend([series, customer, subject].into_iter().flatten());
+    // A customer's id is whatever a caller gave.
+    let line = line.replace(char::is_control, "\u{fffd}");
+    format!("{line}: {}; must be: {}", offence.found, offence.expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CustomerId, SeriesId};
+
+    fn finding(invariant: Invariant, checked: i64, wrong: i64, offences: Vec<Offence>) -> Finding {
+        Finding { invariant, checked, wrong, offences }
+    }
+
+    #[test]
+    fn a_report_names_what_is_wrong_and_counts_the_rest() {
+        let overrun = Offence {
+            org_id: OrgId(1),
+            series_id: Some(SeriesId(104)),
+            customer_id: None,
+            subject: None,
+            found: "11 issued".to_owned(),
+            expected: "at most 10".to_owned(),
+        };
+        let twice = Offence {
+            customer_id: Some(CustomerId("5668\n".to_owned())),
+            subject: Some("code GIFT…".to_owned()),
+            found: "2 coupons have this code".to_owned(),
+            expected: "one".to_owned(),
+            ..overrun.clone()
+        };
+        let report = Report {
+            findings: vec![
+                finding(Invariant::Caps, 3, 1, vec![overrun]),
+                finding(Invariant::Maxima, 7, 0, vec![]),
+                finding(Invariant::Codes, 1200, 3, vec![twice]),
+            ],
+        };
+        let expected = "\
+what must hold                                                  checked       wrong
+no series has issued more than its cap                          3 series      1
+no customer has received more of a series than the maximum      7 coupons     0
+no code is that of two coupons                                  1200 coupons  3
+
+no series has issued more than its cap, but:
+  org 1 series 104: 11 issued; must be: at most 10
+
+no code is that of two coupons, but:
+  org 1 series 104 customer 5668\u{fffd} code GIFT…: 2 coupons have this code; must be: one
+  and 2 more
+
+drift: 4 rows";
+        assert_eq!(report.to_string(), expected);
+    }
+
+    #[test]
+    fn a_clean_report_says_so() {
+        let report = Report { findings: vec![finding(Invariant::Caps, 3, 0, vec![])] };
+        let expected = "\
+what must hold                                                  checked   wrong
+no series has issued more than its cap                          3 series  0
+nothing is wrong";
+        assert_eq!((report.to_string().as_str(), report.wrong()), (expected, 0));
+    }
+}
