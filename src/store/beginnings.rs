@@ -2,11 +2,13 @@
 //!
 //! Like the writer, but nothing depends on it: whose statement fails asks again alone.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -92,16 +94,45 @@ async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
 }
 
 impl Store {
-    /// Begins attempts in one transaction, and says of each, in order, what it has found.
+    /// Begins attempts, and says of each, in order, what it has found. Most requests are new: those are stored as one set.
     async fn begin_requests(&self, new: &[&NewAttempt]) -> Result<Vec<Begun>, StoreError> {
-        let mut found: Vec<(i64, i16)> = sqlx::query_as(
-            "select t.i, begin_keyed_request(t.org_id, t.key, t.fingerprint, t.series_ids::bigint[], t.attempt, t.now, t.until)
-               from (select * from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::timestamptz[],
-                                          $7::timestamptz[])
-                              with ordinality as t (org_id, key, fingerprint, series_ids, attempt, now, until, i)
-                      -- In one order, so that nobody waits in a circle.
-                      order by org_id, key, i) t",
-        )
+        let mut connection = self.lease().await?;
+        let mut found = begin(&mut connection, STORE_NEW, new).await?;
+        let known: Vec<&NewAttempt> = new.iter().copied().filter(|one| !found.contains_key(&one.attempt)).collect();
+        if !known.is_empty() {
+            found.extend(begin(&mut connection, BEGIN_KNOWN, &known).await?);
+        }
+        let of = |one: &&NewAttempt| found.get(&one.attempt).copied().ok_or(sqlx::Error::RowNotFound);
+        new.iter().map(|one| begun(of(one)?)).collect()
+    }
+}
+
+// Both in one order, so that nobody waits in a circle. What a join adds here only sets a setting, for this transaction: a beginning
+// needs no flush, since a coupon that is recorded under it is flushed, and the log is flushed in order.
+const STORE_NEW: &str = "
+    insert into keyed_request (org_id, request_key, fingerprint, series_ids, started_at, attempt, held_until)
+    select t.org_id, t.key, t.fingerprint, t.series_ids::bigint[], t.now, t.attempt, t.until
+      from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::timestamptz[], $7::timestamptz[])
+        as t (org_id, key, fingerprint, series_ids, attempt, now, until)
+     cross join (select set_config('synchronous_commit', 'off', true)) unflushed
+     order by t.org_id, t.key
+        on conflict do nothing
+ returning attempt, 1::smallint";
+const BEGIN_KNOWN: &str = "
+    select t.attempt,
+           begin_keyed_request(t.org_id, t.key, t.fingerprint, t.series_ids::bigint[], t.attempt, t.now, t.until)
+      from (select * from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::uuid[], $6::timestamptz[],
+                                 $7::timestamptz[])
+                       as t (org_id, key, fingerprint, series_ids, attempt, now, until)
+             order by org_id, key) t";
+
+/// By the attempts: what was found, of those that this statement says anything about.
+async fn begin(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    new: &[&NewAttempt],
+) -> Result<HashMap<Uuid, i16>, sqlx::Error> {
+    let rows: Vec<(Uuid, i16)> = sqlx::query_as(statement)
         .bind(new.iter().map(|one| one.request.org_id.0).collect::<Vec<_>>())
         .bind(new.iter().map(|one| &*one.request.key).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.fingerprint.as_slice()).collect::<Vec<_>>())
@@ -110,11 +141,9 @@ impl Store {
         .bind(new.iter().map(|one| one.attempt).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.now.to_sqlx()).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.held_until.to_sqlx()).collect::<Vec<_>>())
-        .fetch_all(&mut *self.lease().await?)
+        .fetch_all(connection)
         .await?;
-        found.sort_unstable();
-        found.into_iter().map(|(_, found)| begun(found)).collect()
-    }
+    Ok(rows.into_iter().collect())
 }
 
 fn array(series_ids: &[SeriesId]) -> String {
