@@ -29,10 +29,10 @@ pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, SeriesAtRevision};
 pub use keyed_requests::{Begun, KeyedRequest, Receipt, RecordedCoupon};
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
-use sqlx::Postgres;
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection, Postgres};
 use tokio::time::timeout;
 
 /// A read or a write that did not succeed. The message tells the cause; there is no `source`, or it would be told twice.
@@ -80,6 +80,8 @@ const LOOK_UPS_ONLY: (&str, &str) = ("enable_seqscan", "off");
 /// What is read after a lock was waited for must be what holds by then, whatever the database's default.
 const READ_COMMITTED: &str = "set session characteristics as transaction isolation level read committed";
 
+/// A connection that was in use so shortly ago is not asked whether it still works.
+const SURELY_FIT: Duration = Duration::from_millis(500);
 /// How long a connection may take to be fit for the next reader.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -110,6 +112,16 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(limits.max_connections)
             .acquire_timeout(limits.acquire_timeout)
+            // The pool asks every connection on its way out whether it still works: a round trip more for each read.
+            .test_before_acquire(false)
+            .before_acquire(|connection, seen| {
+                Box::pin(async move {
+                    if seen.idle_for > SURELY_FIT {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(connect);
         Self { pool }
     }
