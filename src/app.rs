@@ -22,7 +22,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::audit;
-use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeySource, SigningKeys};
+use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
 use crate::http::{Connections, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
 use crate::issuance::{IssueLimits, Issuer};
@@ -88,8 +88,10 @@ impl App {
     /// When the database stays away for `database.startup_timeout_seconds`, or its schema is not this version's.
     pub async fn build(settings: &Settings, connect: &PgConnectOptions, outside: Outside) -> anyhow::Result<Self> {
         let store = Store::new(connect.clone(), read_limits(settings));
-        wait_for_schema(&store, settings.database.startup_timeout).await?;
-        let keys = SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await?;
+        let patience = settings.database.startup_timeout;
+        patiently(patience, SchemaError::is_away, async || store.check_schema().await).await?;
+        let load = async || SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await;
+        let keys = patiently(patience, KeyError::is_away, load).await?;
         let (writer, writers) = Writer::start(
             connect,
             WriterLimits {
@@ -258,6 +260,14 @@ pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     migrations::migrate(connect).await
 }
 
+/// As [`migrate`], before serving: with the patience of a start.
+///
+/// # Errors
+/// As [`migrate`], and when the database stays away for `database.startup_timeout_seconds`.
+pub async fn migrate_to_serve(settings: &Settings, connect: &PgConnectOptions) -> anyhow::Result<()> {
+    patiently(settings.database.startup_timeout, SchemaError::is_away, async || migrate(connect).await).await
+}
+
 /// Applies a file of configuration as code.
 ///
 /// # Errors
@@ -388,12 +398,17 @@ fn order(outside: &Outside) -> Order {
     Order { actor: commands::actor(), at: outside.clock.now() }
 }
 
-async fn wait_for_schema(store: &Store, patience: Duration) -> anyhow::Result<()> {
+/// What is needed to start, tried again while the database is away.
+async fn patiently<T, E: std::error::Error + Send + Sync + 'static>(
+    patience: Duration,
+    is_away: impl Fn(&E) -> bool,
+    mut needed: impl AsyncFnMut() -> Result<T, E>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + patience;
     loop {
-        match store.check_schema().await {
-            Ok(()) => return Ok(()),
-            Err(SchemaError::Unavailable(error)) if Instant::now() < deadline => {
+        match needed().await {
+            Ok(done) => return Ok(done),
+            Err(error) if is_away(&error) && Instant::now() < deadline => {
                 tracing::warn!(%error, "waiting for the database");
                 sleep(Duration::from_secs(1)).await;
             }

@@ -103,7 +103,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
     let stops = stop_signals()?;
     if args.migrate {
-        app::migrate(&connect).await?;
+        app::migrate_to_serve(&settings, &connect).await?;
     }
     let listener = bind(settings.http.listen)?;
     let metrics = telemetry::start_metrics()?;

@@ -42,6 +42,14 @@ pub enum KeyError {
     None(&'static str),
 }
 
+impl KeyError {
+    /// Whether trying again later may succeed.
+    #[must_use]
+    pub const fn is_away(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Unavailable(_) | StoreError::TookTooLong(_)))
+    }
+}
+
 /// Where the keys are. Of a file and a value the first key signs and all of them verify.
 #[derive(Clone)]
 pub enum KeySource {

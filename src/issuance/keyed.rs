@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, within};
 use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
@@ -39,8 +38,7 @@ pub struct RequestKey {
 
 /// One attempt at a keyed request.
 pub(super) struct Attempt {
-    request: KeyedRequest,
-    id: Uuid,
+    new: NewAttempt,
     is_first: bool,
 }
 
@@ -53,18 +51,24 @@ impl Attempt {
         let time = SignedDuration::try_from(issuer.limits.timeout).unwrap_or(SignedDuration::MAX);
         let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
         let new = NewAttempt {
-            request: keyed.clone(),
+            request: keyed,
             fingerprint: key.fingerprint,
             series_ids: request.series_ids.as_slice().into(),
             attempt: id,
             now,
             held_until,
         };
-        match issuer.beginnings.begin(new).await? {
-            Begun::New => Ok(Self { request: keyed, id, is_first: true }),
-            Begun::Known => Ok(Self { request: keyed, id, is_first: false }),
+        let mut attempt = Self { new, is_first: false };
+        attempt.is_first = attempt.begin_again(issuer).await? == Begun::New;
+        Ok(attempt)
+    }
+
+    /// Begins it once more: a crash of the database may have taken its beginning back. What was issued meanwhile counts.
+    pub(super) async fn begin_again(&self, issuer: &Issuer) -> Result<Begun, IssueError> {
+        match issuer.beginnings.begin(self.new.clone()).await? {
             Begun::Running => Err(IssueError::StillRunning),
             Begun::Another => Err(IssueError::KeyReused),
+            begun => Ok(begun),
         }
     }
 
@@ -75,7 +79,7 @@ impl Attempt {
 
     /// Under what its coupons are recorded.
     pub(super) fn ledger(&self) -> Ledger {
-        Ledger { request: self.request.clone(), is_natural: false }
+        Ledger { request: self.new.request.clone(), is_natural: false }
     }
 
     /// Ends it. Where that cannot be stored, it ends when its time is over.
@@ -86,7 +90,7 @@ impl Attempt {
             return;
         }
         let told = told.and_then(|told| serde_json::to_value(told).ok());
-        let stored = issuer.store.end_request(&self.request, self.id, told);
+        let stored = issuer.store.end_request(&self.new.request, self.new.attempt, told);
         if let Err(error) = within(Instant::now() + END_WITHIN, stored).await {
             tracing::warn!(%error, "the end of an attempt at a keyed request cannot be stored");
         }

@@ -45,8 +45,19 @@ async fn run(
     let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
     let ledger = attempt.map(Attempt::ledger).or_else(|| natural_ledger(request, &organisation, &customer_id));
     let recorded = ledger.is_some() && !attempt.is_some_and(Attempt::is_first);
-    let mut course =
-        Course { issuer, request, ledger, organisation, customer_id, deadline, slots, paused: false, recorded };
+    let mut course = Course {
+        issuer,
+        request,
+        attempt,
+        ledger,
+        organisation,
+        customer_id,
+        deadline,
+        slots,
+        paused: false,
+        recorded,
+        unbegun: false,
+    };
     while course.is_open() {
         if Instant::now() >= deadline {
             course.close_with(&Refusal::TimedOut);
@@ -83,6 +94,8 @@ async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organi
 struct Course<'a> {
     issuer: &'a Issuer,
     request: &'a IssueRequest,
+    /// Where it has a key of its own.
+    attempt: Option<&'a Attempt>,
     /// Where it has a key, its own or a natural one.
     ledger: Option<Ledger>,
     organisation: Arc<Organisation>,
@@ -93,6 +106,8 @@ struct Course<'a> {
     paused: bool,
     /// Some of it may have been issued before, under the same key: the next turn has to look which.
     recorded: bool,
+    /// The beginning of the attempt was taken back: the next turn has to begin it again.
+    unbegun: bool,
 }
 
 /// One entity on its way.
@@ -144,6 +159,10 @@ impl Course<'_> {
 
     async fn turn(&mut self) -> Result<(), IssueError> {
         let deadline = self.deadline;
+        if let (true, Some(attempt)) = (std::mem::take(&mut self.unbegun), self.attempt) {
+            Box::pin(within(deadline, attempt.begin_again(self.issuer))).await?;
+            self.recorded = true;
+        }
         while std::mem::take(&mut self.recorded) {
             Box::pin(within(deadline, self.recall())).await?;
         }
@@ -335,6 +354,10 @@ impl Course<'_> {
             }
             Written::Recorded => {
                 self.recorded = true;
+                None
+            }
+            Written::Unbegun => {
+                self.unbegun = true;
                 None
             }
             Written::Collision => {

@@ -42,6 +42,14 @@ pub enum SchemaError {
     Failed(MigrateError),
 }
 
+impl SchemaError {
+    /// Whether trying again later may succeed.
+    #[must_use]
+    pub const fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
 impl From<sqlx::Error> for SchemaError {
     fn from(error: sqlx::Error) -> Self {
         Self::Unavailable(error)

@@ -165,6 +165,53 @@ async fn while_it_is_running_it_is_409_and_its_receipt_says_so() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
+/// The beginning is not flushed: a crash of the database can take it back while the attempt goes on.
+#[tokio::test]
+async fn a_beginning_that_a_crash_takes_back_is_made_again() {
+    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let mut apply = app.connect.connect().await.unwrap();
+    apply.execute("begin; select lock_organisation(1)").await.unwrap();
+    let running = tokio::spawn(keyed(&app, "k", BODY).send());
+    eventually("it has begun", async || app.count("select from keyed_request").await == 1).await;
+    app.pool.execute("delete from keyed_request").await.unwrap();
+    close(apply).await;
+    let first = running.await.unwrap().unwrap().text().await.unwrap();
+    assert!(first.contains("\"failureCount\":0"), "{first}");
+    assert_eq!(receipt(&app, "k").await.status(), 200);
+    assert_eq!(send(&app, "k", r#"{"seriesIds":[1,2,2],"customer":{"id":"c"}}"#).await.status(), 422);
+    assert_eq!(send(&app, "k", BODY).await.text().await.unwrap(), first);
+    assert_eq!(app.count("select from coupon").await, 2);
+}
+
+/// What was issued is shown again, whatever the coupons of others wait for.
+#[tokio::test]
+async fn a_retry_of_what_is_issued_waits_for_nobody() {
+    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 50")]).await;
+    let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
+    let first = send(&app, "k", body).await.text().await.unwrap();
+    let mut holder = app.connect.connect().await.unwrap();
+    holder.execute("select pg_advisory_lock(hashint8extended(2, 1))").await.unwrap();
+    let stuck: Vec<_> = (0..20)
+        .map(|number| tokio::spawn(keyed(&app, &format!("stuck-{number}"), &body.replace("[1]", "[2]")).send()))
+        .collect();
+    eventually("every writer waits for the series", async || {
+        app.count(
+            "select from pg_locks where locktype = 'advisory' and not granted
+                                and database = (select oid from pg_database where datname = current_database())",
+        )
+        .await
+            > 0
+    })
+    .await;
+    let again = send(&app, "k", body).await;
+    assert_eq!(again.text().await.unwrap(), first);
+    assert!(stuck.iter().all(|request| !request.is_finished()));
+    close(holder).await;
+    for request in stuck {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+}
+
 /// A crash leaves an attempt that never ends, and coupons that it has issued.
 #[tokio::test]
 async fn a_retry_finishes_what_a_crash_has_cut_short() {

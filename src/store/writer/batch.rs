@@ -232,6 +232,7 @@ fn meaning(outcome: i16, code: Option<String>) -> Written {
         (5, _) => Written::Collision,
         (8, _) => Written::Paused,
         (9, _) => Written::Recorded,
+        (10, _) => Written::Unbegun,
         (2..=4 | 6 | 7, _) => Written::Stale,
         _ => Written::Failed,
     }

@@ -105,6 +105,8 @@ pub enum Written {
     Collision,
     /// Another attempt at the same keyed request has issued this entity. Nothing more is stored.
     Recorded,
+    /// A crash has taken back the beginning of its keyed request, which must begin again. Nothing is stored.
+    Unbegun,
     /// The database failed on this coupon alone. Nothing is stored.
     Failed,
     /// The database could not be reached in time. Nothing is stored.
@@ -136,7 +138,14 @@ pub struct WriterLimits {
 /// A handle on the queue. The tasks end when the last handle is dropped and the queue is empty.
 #[derive(Debug, Clone)]
 pub struct Writer {
-    queue: mpsc::Sender<Job>,
+    coupons: Queue,
+    /// What only waits for a flush waits behind no coupon, and behind no lock that a coupon needs.
+    confirmations: Queue,
+}
+
+#[derive(Debug, Clone)]
+struct Queue {
+    jobs: mpsc::Sender<Job>,
     backlog: Arc<Backlog>,
 }
 
@@ -149,10 +158,48 @@ struct Job {
 }
 
 impl Writer {
-    /// Starts the tasks. They connect when there is something to write.
+    /// Starts the tasks: those that write, and one that confirms. They connect when there is something to do.
     #[must_use]
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
-        let (queue, jobs) = mpsc::channel(limits.queue);
+        let (coupons, mut tasks) = Queue::start(connect, limits);
+        let (confirmations, confirming) = Queue::start(connect, WriterLimits { tasks: 1, ..limits });
+        tasks.extend(confirming);
+        (Self { coupons, confirmations }, tasks)
+    }
+
+    /// How long another request would have to wait for its turn, as far as can be told.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        let now = Instant::now();
+        self.coupons.backlog.wait(now).max(self.confirmations.backlog.wait(now))
+    }
+
+    /// Has these done, in any order, and returns what became of each.
+    ///
+    /// It always answers: within `deadline` and the time the database may take for a batch.
+    ///
+    /// # Errors
+    /// When a queue is full; nothing is stored then.
+    pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<Written>, QueueFull> {
+        if works.iter().all(|work| matches!(work, Work::Issue(_))) {
+            return Ok(self.coupons.send(works, deadline)?.await);
+        }
+        let is_coupon: Vec<bool> = works.iter().map(|work| matches!(work, Work::Issue(_))).collect();
+        let (coupons, confirmations): (Vec<Work>, Vec<Work>) =
+            works.into_iter().partition(|work| matches!(work, Work::Issue(_)));
+        // If one of them is turned away, it had better be before a coupon is on its way.
+        let confirmed = self.confirmations.send(confirmations, deadline)?;
+        let written = self.coupons.send(coupons, deadline)?;
+        let (confirmed, written) = tokio::join!(confirmed, written);
+        let (mut confirmed, mut written) = (confirmed.into_iter(), written.into_iter());
+        let next = |is_coupon| if is_coupon { written.next() } else { confirmed.next() };
+        Ok(is_coupon.into_iter().map(next).map(|one| one.unwrap_or(Written::InDoubt)).collect())
+    }
+}
+
+impl Queue {
+    fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
+        let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
         let backlog = Arc::new(Backlog::new(limits.tasks));
         let tasks = (0..limits.tasks)
@@ -162,32 +209,29 @@ impl Writer {
                 tokio::spawn(run(Arc::clone(&jobs), Arc::clone(&backlog), batches, limits.batch))
             })
             .collect();
-        (Self { queue, backlog }, tasks)
+        (Self { jobs: sender, backlog }, tasks)
     }
 
-    /// How long another request would have to wait for its turn, as far as can be told.
-    #[must_use]
-    pub fn wait(&self) -> Duration {
-        self.backlog.wait(Instant::now())
-    }
-
-    /// Has these done, in one batch and in any order, and returns what became of each.
-    ///
-    /// It always answers: within `deadline` and the time the database may take for a batch.
-    ///
-    /// # Errors
-    /// When the queue is full; nothing is stored then.
-    pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<Written>, QueueFull> {
+    /// Queues these as one job, which is done even if nobody waits for what comes back.
+    fn send(
+        &self,
+        works: Vec<Work>,
+        deadline: Instant,
+    ) -> Result<impl Future<Output = Vec<Written>> + use<>, QueueFull> {
         let count = works.len();
         let (answer, answered) = oneshot::channel();
-        let queued_at = Instant::now();
-        self.backlog.queued(count, queued_at);
-        if self.queue.try_send(Job { works, queued_at, deadline, answer }).is_err() {
-            self.backlog.refused(count);
-            return Err(QueueFull);
+        if count > 0 {
+            let queued_at = Instant::now();
+            self.backlog.queued(count, queued_at);
+            if self.jobs.try_send(Job { works, queued_at, deadline, answer }).is_err() {
+                self.backlog.refused(count);
+                return Err(QueueFull);
+            }
         }
         // A task drops an answer only if it panicked: what it had sent by then is in doubt.
-        Ok(answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]))
+        Ok(async move {
+            if count > 0 { answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]) } else { Vec::new() }
+        })
     }
 }
 
