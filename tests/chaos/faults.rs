@@ -157,13 +157,18 @@ impl World {
         }
     }
 
+    /// Kills one, and waits until Postgres has recovered: it ends all the others first.
     async fn kill_a_backend(&self) {
         let mut admin = self.cluster.admin().await;
         let writers =
             "select pid from pg_stat_activity where application_name = 'coupon-issuer writer' order by random()";
         if let Some(pid) = sqlx::query_scalar::<_, i32>(writers).fetch_optional(&mut admin).await.unwrap() {
             signal("-9", &[pid.cast_unsigned()]);
+            while sqlx::query("select 1").execute(&mut admin).await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
         }
+        self.cluster.execute("select 1").await;
     }
 
     async fn end_sessions(&self, time: Duration) {

@@ -22,6 +22,8 @@ const CUSTOMERS: u64 = 300;
 const HOT_CUSTOMERS: u64 = 5;
 /// Requests until one customer goes and another comes.
 const STAY: u64 = 20;
+/// Sales that a till leaves undecided before it begins another.
+const MOST_OPEN: usize = 8;
 /// How long a client waits for an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,21 +83,23 @@ impl Sale {
         self.known.iter().all(Known::is_final)
     }
 
-    /// Takes an answer in, which must not take back what an earlier one told as issued.
-    pub fn learn(&mut self, answer: &Value) -> Result<(), String> {
+    /// Takes an answer in. Returns what is wrong with it: nothing that was told as issued may be taken back.
+    pub fn learn(&mut self, answer: &Value) -> Vec<String> {
         let told = answer["response"].as_array().map(Vec::as_slice).unwrap_or_default();
         let series: Vec<_> = told.iter().filter_map(|entity| entity["entityId"].as_i64()).collect();
         if series != self.series {
-            return Err(format!("{}: asked for {:?} and was answered {answer}", self.key, self.series));
+            return vec![format!("{}: asked for {:?} and was answered {answer}", self.key, self.series)];
         }
+        let mut wrong = Vec::new();
         for (known, told) in self.known.iter_mut().zip(told) {
             let now = Known::of(told);
             if matches!(known, Known::Issued { .. }) && *known != now {
-                return Err(format!("{}: was told {known:?} and now {now:?} in {answer}", self.key));
+                wrong.push(format!("{}: was told {known:?} and later {now:?}", self.key));
+            } else {
+                *known = now;
             }
-            *known = now;
         }
-        Ok(())
+        wrong
     }
 }
 
@@ -110,7 +114,7 @@ pub struct Counts {
     pub statuses: BTreeMap<u16, u64>,
     /// Entities that were answered with a code that says to try again.
     pub undecided: BTreeMap<u64, u64>,
-    /// The longest time from a request to its answer, and what was going on.
+    /// The longest time from a request to its answer, and what was going on when it began.
     pub longest: (Duration, String),
 }
 
@@ -172,23 +176,35 @@ impl Shop {
         std::mem::take(&mut self.counts.lock().unwrap())
     }
 
+    /// One attempt after the other. A sale that is not decided yet waits its turn, while others go on.
     async fn serve(self: Arc<Self>, till: u64) -> Vec<Sale> {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_add(till));
-        let mut sales: Vec<Sale> = Vec::new();
-        while !self.closing.load(Ordering::Relaxed) {
-            if !sales.is_empty() && random.random_ratio(1, 25) {
-                // One of long ago: what was answered must still be there.
-                let old = random.random_range(0..sales.len());
-                self.counts.lock().unwrap().asked_again += 1;
-                self.finish(&mut sales[old], &mut random).await;
-            } else {
-                let mut sale = self.draw(&mut random);
-                self.finish(&mut sale, &mut random).await;
-                sales.push(sale);
-            }
-            sleep(Duration::from_millis(random.random_range(0..60))).await;
+        let (mut open, mut done) = (Vec::new(), Vec::new());
+        while !self.out_of_patience.load(Ordering::Relaxed) {
+            let Some(mut sale) = self.next_sale(&mut open, &mut done, &mut random) else { break };
+            let is_decided = self.try_once(&mut sale, &mut random).await;
+            if is_decided { &mut done } else { &mut open }.push(sale);
+            let longest_pause = if is_decided { 60 } else { 200 };
+            sleep(Duration::from_millis(random.random_range(0..longest_pause))).await;
         }
-        sales
+        done.append(&mut open);
+        done
+    }
+
+    /// One that is open, a new one, or one of long ago: what was answered must still be there. `None`: nothing is left to do.
+    fn next_sale(&self, open: &mut Vec<Sale>, done: &mut Vec<Sale>, random: &mut StdRng) -> Option<Sale> {
+        let closing = self.closing.load(Ordering::Relaxed);
+        if !open.is_empty() && (closing || open.len() >= MOST_OPEN || random.random_ratio(1, 3)) {
+            return Some(open.swap_remove(random.random_range(0..open.len())));
+        }
+        if closing {
+            return None;
+        }
+        if !done.is_empty() && random.random_ratio(1, 25) {
+            self.counts.lock().unwrap().asked_again += 1;
+            return Some(done.swap_remove(random.random_range(0..done.len())));
+        }
+        Some(self.draw(random))
     }
 
     /// A request as a till may have it.
@@ -203,21 +219,22 @@ impl Shop {
 
     /// Tries until all of it is decided, and at least once.
     pub async fn finish(&self, sale: &mut Sale, random: &mut StdRng) {
-        loop {
-            let patience = random.random_ratio(1, 20).then(|| Duration::from_millis(random.random_range(0..40)));
-            let replica = random.random_range(0..2);
-            let answered = self.attempt(sale, replica, patience).await;
-            if (answered && sale.is_final()) || self.out_of_patience.load(Ordering::Relaxed) {
-                return;
-            }
+        while !self.try_once(sale, random).await && !self.out_of_patience.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(random.random_range(20..400))).await;
         }
+    }
+
+    /// Asks either replica, and now and then hangs up in the middle. Whether all of it is decided.
+    async fn try_once(&self, sale: &mut Sale, random: &mut StdRng) -> bool {
+        let patience = random.random_ratio(1, 20).then(|| Duration::from_millis(random.random_range(0..40)));
+        let replica = random.random_range(0..2);
+        self.attempt(sale, replica, patience).await && sale.is_final()
     }
 
     /// Asks a replica once, and learns from its answer; whether there was one. With `patience` it hangs up after that time.
     pub async fn attempt(&self, sale: &mut Sale, replica: usize, patience: Option<Duration>) -> bool {
         self.counts.lock().unwrap().attempts += 1;
-        let started = Instant::now();
+        let (started, going_on) = (Instant::now(), self.going_on.lock().unwrap().clone());
         let exchange = timeout(patience.unwrap_or(CLIENT_TIMEOUT), self.exchange(sale, replica)).await;
         let mut counts = self.counts.lock().unwrap();
         match (&exchange, patience) {
@@ -228,32 +245,31 @@ impl Shop {
         }
         let Ok(Ok((status, answer))) = exchange else { return false };
         if started.elapsed() > counts.longest.0 {
-            counts.longest = (started.elapsed(), self.going_on.lock().unwrap().clone());
+            counts.longest = (started.elapsed(), going_on);
         }
         drop(counts);
         self.digest(sale, status, &answer)
     }
 
+    /// Makes of an answer what a till does; whether it was one.
     fn digest(&self, sale: &mut Sale, status: u16, answer: &Value) -> bool {
-        match status {
-            200 => {
-                if let Err(wrong) = sale.learn(answer) {
-                    self.complain(wrong);
-                }
-                let mut counts = self.counts.lock().unwrap();
-                for known in &sale.known {
-                    if let Known::Refused(code @ (748 | 786)) = known {
-                        *counts.undecided.entry(*code).or_default() += 1;
-                    }
-                }
-                true
-            }
-            409 | 429 | 500 | 503 => false,
-            _ => {
-                self.complain(format!("{}: {status} {answer}", sale.key));
-                false
+        let wrong = match status {
+            200 => sale.learn(answer),
+            409 | 429 | 500 | 503 => return false,
+            _ => vec![format!("{}: {status} {answer}", sale.key)],
+        };
+        let mut counts = self.counts.lock().unwrap();
+        for known in &sale.known {
+            if let Known::Refused(code @ (748 | 786)) = known {
+                *counts.undecided.entry(*code).or_default() += 1;
             }
         }
+        drop(counts);
+        let is_good = wrong.is_empty();
+        for wrong in wrong {
+            self.complain(wrong);
+        }
+        is_good
     }
 
     async fn exchange(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
@@ -267,12 +283,14 @@ impl Shop {
     /// What a replica knows of a sale: the status and the body of its receipt.
     pub async fn receipt(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
         let url = format!("http://{}/v2/coupon/bulk/issue/{}", self.addresses[replica], sale.key);
-        let answer = self.client.get(url).basic_auth("store.server", Some("server123")).send().await?;
+        let request = self.client.get(url).basic_auth("store.server", Some("server123")).timeout(CLIENT_TIMEOUT);
+        let answer = request.send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
     }
 
-    /// How long it takes until a replica issues a fresh coupon that nothing limits. `None`: longer than a minute.
-    pub async fn probe(self: &Arc<Self>, replica: usize) -> Option<Duration> {
+    /// How long it takes until a replica issues a fresh coupon that nothing limits. What takes more
+    /// than a minute is given up.
+    pub async fn probe(self: &Arc<Self>, replica: usize) -> Duration {
         let started = Instant::now();
         while started.elapsed() < PROBED_FOR {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +298,7 @@ impl Shop {
             self.attempt(&mut sale, replica, Some(PROBE_TIMEOUT)).await;
             if sale.is_final() {
                 self.probes.lock().unwrap().push(sale);
-                return Some(started.elapsed());
+                return started.elapsed();
             }
             // It is a sale like any other, and somebody has to finish it.
             let (shop, mut random) = (Arc::clone(self), StdRng::seed_from_u64(number));
@@ -290,7 +308,7 @@ impl Shop {
             }));
             sleep(Duration::from_millis(50)).await;
         }
-        None
+        started.elapsed()
     }
 
     /// Many who ask at once, and hang up at once; then each tries again.
