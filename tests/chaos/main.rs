@@ -76,14 +76,16 @@ async fn run(plan: &Plan) {
     let mut random = StdRng::seed_from_u64(seed);
     let world = set_up(plan, seed).await;
     let started = Instant::now();
-    let mut struck = BTreeMap::new();
+    let mut struck = Struck::default();
     world.shop.open();
-    for faults in strikes(plan, &mut random) {
-        let recovery = strike(&world, plan, &faults, &mut random, &mut struck).await;
+    for one in strikes(plan, &mut random) {
+        let recovery = strike(&world, &one, &mut random, &mut struck).await;
         // The rest would only tell the same again.
         if recovery > RECOVERED_WITHIN || world.shop.complaints().len() > ENOUGH {
             break;
         }
+        world.shop.say("a quiet moment");
+        sleep(Duration::from_millis(random.random_range(plan.quiet.clone()))).await;
     }
     world.shop.say("the end");
     let sales = world.shop.all_sales().await;
@@ -111,8 +113,14 @@ async fn set_up(plan: &Plan, seed: u64) -> World {
     world
 }
 
-/// The faults in the order in which they strike, alone or two together.
-fn strikes(plan: &Plan, random: &mut StdRng) -> Vec<Vec<Fault>> {
+/// One fault, or two at a time, and for how long at least and at most, in milliseconds.
+struct Strike {
+    faults: Vec<Fault>,
+    lasts: Range<u64>,
+}
+
+/// All strikes in their order. A long run has one lock of a minute besides.
+fn strikes(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
     let skipped = variable("CHAOS_SKIP").unwrap_or_default();
     let skipped: Vec<&str> = skipped.split(',').collect();
     let mut left: Vec<Fault> = Fault::ALL
@@ -125,29 +133,38 @@ fn strikes(plan: &Plan, random: &mut StdRng) -> Vec<Vec<Fault>> {
     while let Some(fault) = left.pop() {
         let partner = left.iter().rposition(|other| fault.goes_with(*other));
         let partner = partner.filter(|_| plan.is_long && random.random_ratio(1, 3));
-        strikes.push(std::iter::once(fault).chain(partner.map(|at| left.remove(at))).collect());
+        let faults = std::iter::once(fault).chain(partner.map(|at| left.remove(at))).collect();
+        strikes.push(Strike { faults, lasts: plan.lasts.clone() });
+    }
+    if plan.is_long && !skipped.contains(&Fault::Lock.name()) {
+        strikes.insert(strikes.len() / 2, Strike { faults: vec![Fault::Lock], lasts: 60_000..60_001 });
     }
     strikes
 }
 
-/// How often a fault has struck, and how long the services took to recover at worst.
-type Struck = BTreeMap<Fault, (usize, Duration)>;
+/// What has struck.
+#[derive(Default)]
+struct Struck {
+    /// How often each fault, and how long the services took to recover at worst.
+    faults: BTreeMap<Fault, (usize, Duration)>,
+    /// How often two at a time.
+    pairs: usize,
+}
 
-/// Lets these faults strike together, waits until the services have recovered, and returns how long that took.
-async fn strike(world: &World, plan: &Plan, faults: &[Fault], random: &mut StdRng, struck: &mut Struck) -> Duration {
+/// Lets it strike, waits until the services have recovered, and returns how long that took.
+async fn strike(world: &World, strike: &Strike, random: &mut StdRng, struck: &mut Struck) -> Duration {
+    let Strike { faults, lasts } = strike;
     let names = faults.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(" and ");
     world.shop.say(&names);
-    // One lock of a minute, the first in a long run.
-    let is_first_lock = plan.is_long && faults == [Fault::Lock] && !struck.contains_key(&Fault::Lock);
-    let (shortest, longest) = if is_first_lock { (60_000, 60_001) } else { (plan.lasts.start, plan.lasts.end) };
-    let mut time = || Duration::from_millis(random.random_range(shortest..longest));
-    let (first, second) = (time(), time());
+    let [first, second] = [0, 1].map(|_| Duration::from_millis(random.random_range(lasts.clone())));
     let began = Instant::now();
-    let mut other = StdRng::from_rng(random);
-    match faults {
-        [one] => world.strike(*one, first, random).await,
-        [one, two, ..] => drop(tokio::join!(world.strike(*one, first, random), world.strike(*two, second, &mut other))),
-        [] => {}
+    match faults.as_slice() {
+        [one, two] => {
+            let mut other = StdRng::from_rng(random);
+            tokio::join!(world.strike(*one, first, random), world.strike(*two, second, &mut other));
+            struck.pairs += 1;
+        }
+        alone => world.strike(alone[0], first, random).await,
     }
     let lasted = began.elapsed();
     world.shop.say(&format!("recovery from {names}"));
@@ -157,12 +174,10 @@ async fn strike(world: &World, plan: &Plan, faults: &[Fault], random: &mut StdRn
         world.shop.complain(format!("{names}: recovered in {recovery:?}, more than {RECOVERED_WITHIN:?}"));
     }
     for fault in faults {
-        let (times, worst) = struck.entry(*fault).or_default();
+        let (times, worst) = struck.faults.entry(*fault).or_default();
         *times += 1;
         *worst = (*worst).max(recovery);
     }
-    world.shop.say(&format!("the quiet after {names}"));
-    sleep(Duration::from_millis(random.random_range(plan.quiet.clone()))).await;
     recovery
 }
 
@@ -182,23 +197,25 @@ async fn recovered(world: &World) -> Duration {
 /// What is printed at the end.
 fn table(struck: &Struck, counts: &Counts, totals: &Totals, took: Duration) -> String {
     let mut table = format!("\n{:<14}{:>6}{:>18}\n", "fault", "times", "worst recovery");
-    for (fault, (times, worst)) in struck {
+    for (fault, (times, worst)) in &struck.faults {
         writeln!(table, "{:<14}{times:>6}{:>16.2} s", fault.name(), worst.as_secs_f32()).unwrap();
     }
-    let faults: usize = struck.values().map(|(times, _)| times).sum();
+    let faults: usize = struck.faults.values().map(|(times, _)| times).sum();
     let Counts { attempts, hang_ups, broken, timed_out, asked_again, statuses, undecided, longest } = counts;
     let Totals { requests, coupons, resent, refused, interrupted, logged } = totals;
+    let (longest, meanwhile) = (longest.0.as_secs_f32(), &longest.1);
     let lines = [
-        format!(
-            "{faults} faults in {} s, {requests} requests, {attempts} attempts, {asked_again} asked again later",
-            took.as_secs()
-        ),
+        format!("{faults} faults in {} s, {} times two together", took.as_secs(), struck.pairs),
+        format!("{requests} requests, {attempts} attempts, {asked_again} asked again much later"),
         format!("{coupons} coupons, {resent} sent again, refused {refused:?}"),
-        format!("answered {statuses:?}, entities in between {undecided:?}"),
-        format!("{hang_ups} hang-ups, {broken} broken connections, {timed_out} unanswered in 12 s"),
-        format!("longest answer {:.2} s, during {}", longest.0.as_secs_f32(), longest.1),
-        format!("{interrupted} receipts of a sample did not know of the answer"),
-        format!("logged {logged:#?}"),
+        format!("answered {statuses:?}, of that undecided {undecided:?}"),
+        format!("{hang_ups} hang-ups, {broken} broken connections, {timed_out} without an answer in 12 s"),
+        format!("longest answer {longest:.2} s, asked during {meanwhile}"),
+        format!("receipts that did not know of the answer: {interrupted} of {}", requests.min(&verdict::SAMPLE)),
     ];
-    table + &lines.join("\n")
+    table += &lines.join("\n");
+    for (what, times) in logged {
+        write!(table, "\nlogged {times:>5} {what}").unwrap();
+    }
+    table
 }
