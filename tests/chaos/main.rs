@@ -35,8 +35,9 @@ use crate::verdict::Totals;
 /// How long the services may take to recover from a fault.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Complaints after which a run ends.
-const ENOUGH: usize = 50;
+/// Complaints after which a run ends, and those that are told again at its end.
+const ENOUGH: usize = 1000;
+const TOLD: usize = 20;
 
 /// What a run does.
 struct Plan {
@@ -93,7 +94,7 @@ async fn run(plan: &Plan) {
     let totals = verdict::reach(&world, sales, &mut random).await;
     println!("{}", table(&struck, &counts, &totals, started.elapsed()));
     let complaints = world.shop.complaints();
-    let told = complaints.iter().take(20).cloned().collect::<Vec<_>>().join("\n");
+    let told = complaints.iter().take(TOLD).cloned().collect::<Vec<_>>().join("\n");
     let kept = world.cluster.directory.display();
     assert!(complaints.is_empty(), "CHAOS_SEED={seed}, logs in {kept}: {} are wrong:\n{told}", complaints.len());
 }

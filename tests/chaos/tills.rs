@@ -30,7 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a probe is tried.
 const PROBED_FOR: Duration = Duration::from_mins(1);
 /// How long everybody may take to finish once nothing is broken any more.
-const FINISHED_WITHIN: Duration = Duration::from_mins(1);
+pub const FINISHED_WITHIN: Duration = Duration::from_mins(1);
 
 /// What is known of one entity: what the last answer said.
 #[derive(Debug, Clone, PartialEq, Eq)]

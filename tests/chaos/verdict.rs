@@ -9,11 +9,12 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::catalogue;
 use crate::cluster::logs;
 use crate::faults::World;
-use crate::tills::{Known, Sale};
+use crate::tills::{FINISHED_WITHIN, Known, Sale};
 
 /// Sales of which the receipt is looked at, and which are asked for once more.
 pub const SAMPLE: usize = 300;
@@ -198,7 +199,10 @@ async fn ask_again(world: &World, sales: &mut [Sale], random: &mut StdRng) -> us
                 world.shop.complain(format!("{}: all of it is issued, and its receipt says {known}", sale.key));
             }
         }
-        world.shop.finish(sale, random).await;
+        if timeout(FINISHED_WITHIN, world.shop.finish(sale, random)).await.is_err() {
+            world.shop.complain(format!("{}: asked once more, and without an answer for a minute", sale.key));
+            return interrupted;
+        }
         let known = receipt_state(world, sale, replica).await;
         if known != "ANSWERED" {
             world.shop.complain(format!("{}: was answered, and its receipt says {known}", sale.key));
