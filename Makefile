@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check bench tools postgres wrk clean
+.PHONY: help demo test chaos check bench tools postgres wrk clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1
 
 test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private one
 	cargo test
+
+chaos: tools postgres ## Break everything for half an hour, and look whether a coupon is lost or doubled
+	cargo test --test chaos -- --ignored --nocapture
 
 check: tools ## Format, lints and docs, without a warning
 	cargo fmt --check

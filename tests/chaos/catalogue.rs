@@ -1,0 +1,68 @@
+//! What there is to be issued: one series of each kind, as the file of `apply` that changes during a run, and its codes.
+//! The limits that the verdict holds it to are said here, too.
+
+use std::fmt::Write as _;
+
+/// Without a limit: what shows that the service works.
+pub const UNLIMITED: i64 = 1;
+/// Of which each customer may have one, or three, or one a day; and one that is sent again.
+pub const ONE_EACH: i64 = 5;
+pub const THREE_EACH: i64 = 6;
+pub const SENT_AGAIN: i64 = 7;
+pub const ONE_A_DAY: i64 = 8;
+/// Of uploaded codes: enough of them, and not enough.
+pub const PLENTY: i64 = 9;
+pub const SCARCE: i64 = 10;
+/// With one code for all.
+pub const GENERIC: i64 = 11;
+/// Whose cap is reached, and which everyone waits for.
+pub const HOT: i64 = 3;
+pub const ALL: [i64; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+
+/// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
+pub fn caps(version: u32) -> [(i64, i64); 4] {
+    [(2, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500)]
+}
+
+/// The file of `apply`. Each version has other descriptions and another cap.
+pub fn file(version: u32) -> String {
+    let mut file = "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\n\
+                    default_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"Downtown\"\n[[orgs.tills]]\n\
+                    id = \"store.server\"\nstore_id = 10\npassword = \"server123\"\n"
+        .to_owned();
+    for id in ALL {
+        let several = if id == ONE_EACH { "" } else { "is_multiple_vouchers_per_user_allowed = true\n" };
+        write!(
+            file,
+            "[[orgs.series]]\nid = {id}\ndescription = \"Series {id}, version {version}\"\ndiscount_type = \"ABS\"\n\
+             discount_value = 500\nvalid_till_date = \"2099-12-31\"\n{several}{}",
+            settings(id)
+        )
+        .unwrap();
+        if let Some((_, cap)) = caps(version).into_iter().find(|(capped, _)| *capped == id) {
+            writeln!(file, "max_create = {cap}").unwrap();
+        }
+    }
+    file
+}
+
+fn settings(id: i64) -> &'static str {
+    match id {
+        THREE_EACH => "max_vouchers_per_user = 3\n",
+        SENT_AGAIN => "do_not_resend_existing_voucher = false\n",
+        ONE_A_DAY => "min_days_between_vouchers = 1\n",
+        PLENTY | SCARCE => "client_handling_type = \"DISC_CODE_PIN\"\n",
+        GENERIC => "client_handling_type = \"GENERIC\"\ngeneric_code = \"FORALL\"\n",
+        12 => "mutual_exclusive_series_ids = [13]\n",
+        13 => "mutual_exclusive_series_ids = [14]\n",
+        _ => "",
+    }
+}
+
+/// A file of uploaded codes, one a line; each version has other ones.
+pub fn codes(prefix: &str, version: u32, count: u32) -> String {
+    (0..count).fold(String::new(), |mut file, number| {
+        writeln!(file, "{prefix}-{version}-{number}").unwrap();
+        file
+    })
+}

@@ -1,0 +1,325 @@
+//! The faults: each breaks something for a time, and has mended it when it returns.
+//! What the services make of it is none of its business.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use coupon_issuer::app;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use sqlx::{ConnectOptions, Connection};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::catalogue;
+use crate::cluster::{Cluster, family, freeze, signal};
+use crate::network::Weather;
+use crate::tills::Shop;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Postgres is restarted (fast).
+    Restart,
+    /// Postgres is killed, and started again after a time.
+    Crash,
+    /// A server process of Postgres is killed: it recovers by itself.
+    Backend,
+    /// The services' sessions are ended, several times.
+    Sessions,
+    /// Others have all of Postgres' connections.
+    Connections,
+    /// Somebody holds a lock.
+    Lock,
+    /// Every flush takes 100 ms.
+    SlowDisk,
+    /// Postgres does nothing at all.
+    HungDisk,
+    Cut,
+    BlackHole,
+    Stall,
+    SlowNetwork,
+    /// The database is one that nothing can be written to, as in the middle of a failover.
+    ReadOnly,
+    /// A service is killed, and started again after a time.
+    Kill,
+    /// A service is stopped with SIGTERM, and started again.
+    Stop,
+    /// The configuration is changed, and codes are uploaded.
+    Apply,
+    /// Callers that occupy connections.
+    Hostile,
+    /// 200 callers that hang up at once.
+    HangUps,
+}
+
+impl Fault {
+    pub const ALL: [Self; 18] = [
+        Self::Restart,
+        Self::Crash,
+        Self::Backend,
+        Self::Sessions,
+        Self::Connections,
+        Self::Lock,
+        Self::SlowDisk,
+        Self::HungDisk,
+        Self::Cut,
+        Self::BlackHole,
+        Self::Stall,
+        Self::SlowNetwork,
+        Self::ReadOnly,
+        Self::Kill,
+        Self::Stop,
+        Self::Apply,
+        Self::Hostile,
+        Self::HangUps,
+    ];
+
+    /// As `CHAOS_SKIP` and the table call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Crash => "crash",
+            Self::Backend => "backend",
+            Self::Sessions => "sessions",
+            Self::Connections => "connections",
+            Self::Lock => "lock",
+            Self::SlowDisk => "slow-disk",
+            Self::HungDisk => "hung-disk",
+            Self::Cut => "cut",
+            Self::BlackHole => "black-hole",
+            Self::Stall => "stall",
+            Self::SlowNetwork => "slow-network",
+            Self::ReadOnly => "read-only",
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Apply => "apply",
+            Self::Hostile => "hostile",
+            Self::HangUps => "hang-ups",
+        }
+    }
+
+    /// Whether it concerns the services and their callers. Any such can strike together with any other.
+    const fn is_of_services(self) -> bool {
+        matches!(self, Self::Kill | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps)
+    }
+
+    pub fn goes_with(self, other: Self) -> bool {
+        self.is_of_services() != other.is_of_services()
+    }
+}
+
+/// What the faults strike.
+pub struct World {
+    pub cluster: Cluster,
+    pub shop: Arc<Shop>,
+    /// The version of the file that was applied last, or at least tried.
+    pub version: AtomicU32,
+}
+
+impl World {
+    /// Breaks something for about so long, and mends it.
+    pub async fn strike(&self, fault: Fault, time: Duration, random: &mut StdRng) {
+        match fault {
+            Fault::Restart => self.cluster.restart_postgres().await,
+            Fault::Crash => {
+                signal("-9", &[self.cluster.postmaster()]);
+                sleep(time).await;
+                self.cluster.restart_postgres().await;
+            }
+            Fault::Backend => self.kill_a_backend().await,
+            Fault::Sessions => self.end_sessions(time).await,
+            Fault::Connections => self.take_connections(time).await,
+            Fault::Lock => self.hold_a_lock(time, random).await,
+            Fault::SlowDisk => self.slow_down_flushes(time).await,
+            Fault::HungDisk => {
+                let pids = family(self.cluster.postmaster());
+                spawn_blocking(move || freeze(&pids, time)).await.unwrap();
+            }
+            Fault::Cut => self.turn_the_weather(Weather::Cut, time).await,
+            Fault::BlackHole => self.turn_the_weather(Weather::BlackHole, time).await,
+            Fault::Stall => self.turn_the_weather(Weather::Stalled, time).await,
+            Fault::SlowNetwork => self.turn_the_weather(Weather::Slow, time).await,
+            Fault::ReadOnly => self.refuse_writes(time).await,
+            Fault::Kill => self.kill_a_service(time, random).await,
+            Fault::Stop => self.stop_a_service(random).await,
+            Fault::Apply => self.apply(time).await,
+            Fault::Hostile => self.occupy(time).await,
+            Fault::HangUps => {
+                self.shop.burst(random, 200);
+                sleep(time).await;
+            }
+        }
+    }
+
+    /// Kills one, and waits until Postgres has recovered: it ends all the others first.
+    async fn kill_a_backend(&self) {
+        let mut admin = self.cluster.admin().await;
+        let writers =
+            "select pid from pg_stat_activity where application_name = 'coupon-issuer writer' order by random()";
+        if let Some(pid) = sqlx::query_scalar::<_, i32>(writers).fetch_optional(&mut admin).await.unwrap() {
+            signal("-9", &[pid.cast_unsigned()]);
+            while sqlx::query("select 1").execute(&mut admin).await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+        self.cluster.execute("select 1").await;
+    }
+
+    async fn end_sessions(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.end_all_sessions().await;
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    async fn end_all_sessions(&self) {
+        let all = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'coupon-issuer%'";
+        self.cluster.execute(all).await;
+    }
+
+    /// Takes every place, and those of the services when they are torn from them.
+    async fn take_connections(&self, time: Duration) {
+        let greedy = self.cluster.as_service();
+        let until = Instant::now() + time;
+        let (mut taken, mut is_full) = (Vec::new(), false);
+        while Instant::now() < until {
+            match greedy.connect().await {
+                Ok(connection) => taken.push(connection),
+                Err(_) if is_full => sleep(Duration::from_millis(20)).await,
+                Err(_) => {
+                    is_full = true;
+                    self.end_all_sessions().await;
+                }
+            }
+        }
+        for connection in taken {
+            let _ = connection.close().await;
+        }
+    }
+
+    async fn hold_a_lock(&self, time: Duration, random: &mut StdRng) {
+        let series = [catalogue::HOT, catalogue::PLENTY, 2][random.random_range(0..3)];
+        let lock = match random.random_range(0..4) {
+            0 => "begin; lock table coupon in exclusive mode".to_owned(),
+            1 => "begin; lock table keyed_request in exclusive mode".to_owned(),
+            2 => "begin; select lock_organisation(1)".to_owned(),
+            _ => format!("begin; select pg_advisory_xact_lock(hashint8extended({series}, 1))"),
+        };
+        self.shop.say(&format!("lock: {lock}"));
+        let mut holder = self.cluster.admin().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut holder).await.unwrap();
+        sleep(time).await;
+        holder.close().await.unwrap();
+    }
+
+    async fn slow_down_flushes(&self, time: Duration) {
+        for setting in ["commit_delay = 100000", "commit_siblings = 0"] {
+            self.cluster.execute(&format!("alter system set {setting}")).await;
+        }
+        self.cluster.execute("select pg_reload_conf()").await;
+        sleep(time).await;
+        for setting in ["commit_delay", "commit_siblings"] {
+            self.cluster.execute(&format!("alter system reset {setting}")).await;
+        }
+        self.cluster.execute("select pg_reload_conf()").await;
+    }
+
+    async fn refuse_writes(&self, time: Duration) {
+        self.cluster.execute("alter system set default_transaction_read_only = on").await;
+        self.cluster.execute("select pg_reload_conf()").await;
+        self.end_all_sessions().await;
+        sleep(time).await;
+        self.cluster.execute("alter system reset default_transaction_read_only").await;
+        self.cluster.execute("select pg_reload_conf()").await;
+    }
+
+    async fn turn_the_weather(&self, weather: Weather, time: Duration) {
+        self.cluster.network.turn(weather);
+        sleep(time).await;
+        self.cluster.network.turn(Weather::Clear);
+    }
+
+    async fn kill_a_service(&self, time: Duration, random: &mut StdRng) {
+        let replica = &self.cluster.replicas[random.random_range(0..2)];
+        replica.kill();
+        sleep(time).await;
+        replica.start();
+    }
+
+    async fn stop_a_service(&self, random: &mut StdRng) {
+        let replica = &self.cluster.replicas[random.random_range(0..2)];
+        match replica.stop().await {
+            Some(exit) if exit.success() => {}
+            exit => self.shop.complain(format!("after SIGTERM a service ended with {exit:?}")),
+        }
+        replica.start();
+    }
+
+    /// Applies one version of the file after the other, and uploads codes.
+    async fn apply(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            let version = 1 + self.version.fetch_add(1, Ordering::Relaxed);
+            // That it did not succeed while something else is broken is no failure; whether it did may not even be known.
+            let applied = app::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
+            if let Err(error) = applied {
+                eprintln!("apply: {error:#}");
+            }
+            self.upload(catalogue::SCARCE, "SCARCE", version, 40).await;
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    pub async fn upload(&self, series: i64, prefix: &str, version: u32, count: u32) {
+        let file = self.cluster.directory.join("codes.csv");
+        std::fs::write(&file, catalogue::codes(prefix, version, count)).unwrap();
+        if let Err(error) = app::import_codes(&self.cluster.as_service(), 1, series, &file, &mut |_| {}).await {
+            eprintln!("codes import: {error:#}");
+        }
+    }
+
+    /// Connections that say nothing, that stop in the middle of a head, and that ask and never listen.
+    async fn occupy(&self, time: Duration) {
+        let mut held = Vec::new();
+        for number in 0..720_usize {
+            let address = self.cluster.replicas[number % 2].address;
+            let words = match number {
+                0..500 => String::new(),
+                500..700 => "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nAuthor".to_owned(),
+                _ => pipelined(number, 200),
+            };
+            held.extend(hold(address, &words).await);
+        }
+        sleep(time).await;
+    }
+}
+
+/// A connection on which this was said, as far as anybody listened.
+async fn hold(address: SocketAddr, words: &str) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let _ = timeout(Duration::from_millis(100), stream.write_all(words.as_bytes())).await;
+    Some(stream)
+}
+
+/// Many requests in a row, each under a key of its own that no till has.
+fn pipelined(caller: usize, count: usize) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let body = r#"{"seriesIds":[1,2],"customer":{"id":"hostile"}}"#;
+    let credentials = STANDARD.encode("store.server:server123");
+    let one = |_| {
+        format!(
+            "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Basic \
+             {credentials}\r\nIdempotency-Key: hostile-{caller}-{}\r\nContent-Length: {}\r\n\r\n{body}",
+            NEXT.fetch_add(1, Ordering::Relaxed),
+            body.len()
+        )
+    };
+    (0..count).map(one).collect()
+}

@@ -1,0 +1,348 @@
+//! The load: tills that ask for coupons, try again until they know what became of each, and remember what they were told.
+//! An answer that contradicts an earlier one is noticed here, at once; everything else is the verdict's.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::catalogue;
+
+const TILLS: u64 = 24;
+/// Customers that come and go, and those few of them that everyone serves at once.
+const CUSTOMERS: u64 = 300;
+const HOT_CUSTOMERS: u64 = 5;
+/// Requests until one customer goes and another comes.
+const STAY: u64 = 20;
+/// Sales that a till leaves undecided before it begins another.
+const MOST_OPEN: usize = 8;
+/// How long a client waits for an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a probe is tried.
+const PROBED_FOR: Duration = Duration::from_mins(1);
+/// How long everybody may take to finish once nothing is broken any more.
+pub const FINISHED_WITHIN: Duration = Duration::from_mins(1);
+
+/// What is known of one entity: what the last answer said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    Nothing,
+    /// With a hash of all that was shown of the coupon.
+    Issued {
+        code: String,
+        face: u64,
+    },
+    Resent(String),
+    Refused(u64),
+}
+
+impl Known {
+    fn of(entity: &Value) -> Self {
+        if let Some(code) = entity["errors"][0]["code"].as_u64() {
+            return Self::Refused(code);
+        }
+        let code = entity["result"]["code"].as_str().unwrap_or_default().to_owned();
+        if entity["warnings"][0]["code"] == 700 {
+            return Self::Resent(code);
+        }
+        let mut face = DefaultHasher::new();
+        entity.to_string().hash(&mut face);
+        Self::Issued { code, face: face.finish() }
+    }
+
+    /// Whether a till leaves it at that. Not if it may be issued already: the others were refused for good, or for a day.
+    fn is_final(&self) -> bool {
+        !matches!(self, Self::Nothing | Self::Refused(748 | 786))
+    }
+}
+
+/// One request, under its key, and what is known of it.
+#[derive(Debug, Clone)]
+pub struct Sale {
+    pub key: String,
+    pub customer: String,
+    pub series: Vec<i64>,
+    pub known: Vec<Known>,
+}
+
+impl Sale {
+    pub fn new(key: String, customer: String, series: Vec<i64>) -> Self {
+        Self { known: vec![Known::Nothing; series.len()], key, customer, series }
+    }
+
+    pub fn is_final(&self) -> bool {
+        self.known.iter().all(Known::is_final)
+    }
+
+    /// Takes an answer in. Returns what is wrong with it: nothing that was told as issued may be taken back.
+    pub fn learn(&mut self, answer: &Value) -> Vec<String> {
+        let told = answer["response"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let series: Vec<_> = told.iter().filter_map(|entity| entity["entityId"].as_i64()).collect();
+        if series != self.series {
+            return vec![format!("{}: asked for {:?} and was answered {answer}", self.key, self.series)];
+        }
+        let mut wrong = Vec::new();
+        for (known, told) in self.known.iter_mut().zip(told) {
+            let now = Known::of(told);
+            if matches!(known, Known::Issued { .. }) && *known != now {
+                wrong.push(format!("{}: was told {known:?} and later {now:?}", self.key));
+            } else {
+                *known = now;
+            }
+        }
+        wrong
+    }
+}
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub attempts: u64,
+    pub hang_ups: u64,
+    pub broken: u64,
+    pub timed_out: u64,
+    pub asked_again: u64,
+    pub statuses: BTreeMap<u16, u64>,
+    /// Entities that were answered with a code that says to try again.
+    pub undecided: BTreeMap<u64, u64>,
+    /// The longest time from a request to its answer, and what was going on when it began.
+    pub longest: (Duration, String),
+}
+
+/// Where the tills are: what they share.
+pub struct Shop {
+    client: reqwest::Client,
+    addresses: [SocketAddr; 2],
+    seed: u64,
+    next: AtomicU64,
+    closing: AtomicBool,
+    out_of_patience: AtomicBool,
+    counts: Mutex<Counts>,
+    going_on: Mutex<String>,
+    /// Everybody who is selling.
+    tasks: Mutex<Vec<JoinHandle<Vec<Sale>>>>,
+    probes: Mutex<Vec<Sale>>,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Shop {
+    pub fn new(seed: u64, addresses: [SocketAddr; 2]) -> Self {
+        Self {
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            addresses,
+            seed,
+            next: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            out_of_patience: AtomicBool::new(false),
+            counts: Mutex::default(),
+            going_on: Mutex::new("the start".to_owned()),
+            tasks: Mutex::default(),
+            probes: Mutex::default(),
+            wrong: Mutex::default(),
+        }
+    }
+
+    /// Lets every till begin.
+    pub fn open(self: &Arc<Self>) {
+        for till in 0..TILLS {
+            self.remember(tokio::spawn(Arc::clone(self).serve(till)));
+        }
+    }
+
+    pub fn say(&self, going_on: &str) {
+        going_on.clone_into(&mut self.going_on.lock().unwrap());
+    }
+
+    /// Notes something that must not be.
+    pub fn complain(&self, wrong: String) {
+        eprintln!("WRONG during {}: {wrong}", self.going_on.lock().unwrap());
+        self.wrong.lock().unwrap().push(wrong);
+    }
+
+    pub fn complaints(&self) -> Vec<String> {
+        self.wrong.lock().unwrap().clone()
+    }
+
+    pub fn take_counts(&self) -> Counts {
+        std::mem::take(&mut self.counts.lock().unwrap())
+    }
+
+    /// One attempt after the other. A sale that is not decided yet waits its turn, while others go on.
+    async fn serve(self: Arc<Self>, till: u64) -> Vec<Sale> {
+        let mut random = StdRng::seed_from_u64(self.seed.wrapping_add(till));
+        let (mut open, mut done) = (Vec::new(), Vec::new());
+        while !self.out_of_patience.load(Ordering::Relaxed) {
+            let Some(mut sale) = self.next_sale(&mut open, &mut done, &mut random) else { break };
+            let is_decided = self.try_once(&mut sale, &mut random).await;
+            if is_decided { &mut done } else { &mut open }.push(sale);
+            let longest_pause = if is_decided { 60 } else { 200 };
+            sleep(Duration::from_millis(random.random_range(0..longest_pause))).await;
+        }
+        done.append(&mut open);
+        done
+    }
+
+    /// One that is open, a new one, or one of long ago: what was answered must still be there. `None`: nothing is left to do.
+    fn next_sale(&self, open: &mut Vec<Sale>, done: &mut Vec<Sale>, random: &mut StdRng) -> Option<Sale> {
+        let closing = self.closing.load(Ordering::Relaxed);
+        if !open.is_empty() && (closing || open.len() >= MOST_OPEN || random.random_ratio(1, 3)) {
+            return Some(open.swap_remove(random.random_range(0..open.len())));
+        }
+        if closing {
+            return None;
+        }
+        if !done.is_empty() && random.random_ratio(1, 25) {
+            self.counts.lock().unwrap().asked_again += 1;
+            return Some(done.swap_remove(random.random_range(0..done.len())));
+        }
+        Some(self.draw(random))
+    }
+
+    /// A request as a till may have it.
+    pub fn draw(&self, random: &mut StdRng) -> Sale {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let present = if random.random_ratio(3, 10) { HOT_CUSTOMERS } else { CUSTOMERS };
+        let customer = number / STAY + random.random_range(0..present);
+        let count = random.random_range(1..=4);
+        let any = |_| catalogue::ALL[random.random_range(0..catalogue::ALL.len())];
+        Sale::new(format!("sale-{number}"), format!("customer-{customer}"), (0..count).map(any).collect())
+    }
+
+    /// Tries until all of it is decided, and at least once.
+    pub async fn finish(&self, sale: &mut Sale, random: &mut StdRng) {
+        while !self.try_once(sale, random).await && !self.out_of_patience.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(random.random_range(20..400))).await;
+        }
+    }
+
+    /// Asks either replica, and now and then hangs up in the middle. Whether all of it is decided.
+    async fn try_once(&self, sale: &mut Sale, random: &mut StdRng) -> bool {
+        let patience = random.random_ratio(1, 20).then(|| Duration::from_millis(random.random_range(0..40)));
+        let replica = random.random_range(0..2);
+        self.attempt(sale, replica, patience).await && sale.is_final()
+    }
+
+    /// Asks a replica once, and learns from its answer; whether there was one. With `patience` it hangs up after that time.
+    pub async fn attempt(&self, sale: &mut Sale, replica: usize, patience: Option<Duration>) -> bool {
+        self.counts.lock().unwrap().attempts += 1;
+        let (started, going_on) = (Instant::now(), self.going_on.lock().unwrap().clone());
+        let exchange = timeout(patience.unwrap_or(CLIENT_TIMEOUT), self.exchange(sale, replica)).await;
+        let mut counts = self.counts.lock().unwrap();
+        match (&exchange, patience) {
+            (Err(_), Some(_)) => counts.hang_ups += 1,
+            (Err(_), None) => counts.timed_out += 1,
+            (Ok(Err(_)), _) => counts.broken += 1,
+            (Ok(Ok((status, _))), _) => *counts.statuses.entry(*status).or_default() += 1,
+        }
+        let Ok(Ok((status, answer))) = exchange else { return false };
+        if started.elapsed() > counts.longest.0 {
+            counts.longest = (started.elapsed(), going_on);
+        }
+        drop(counts);
+        self.digest(sale, status, &answer)
+    }
+
+    /// Makes of an answer what a till does; whether it was one.
+    fn digest(&self, sale: &mut Sale, status: u16, answer: &Value) -> bool {
+        let wrong = match status {
+            200 => sale.learn(answer),
+            409 | 429 | 500 | 503 => return false,
+            _ => vec![format!("{}: {status} {answer}", sale.key)],
+        };
+        let mut counts = self.counts.lock().unwrap();
+        for known in &sale.known {
+            if let Known::Refused(code @ (748 | 786)) = known {
+                *counts.undecided.entry(*code).or_default() += 1;
+            }
+        }
+        drop(counts);
+        let is_good = wrong.is_empty();
+        for wrong in wrong {
+            self.complain(wrong);
+        }
+        is_good
+    }
+
+    async fn exchange(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
+        let url = format!("http://{}/v2/coupon/bulk/issue", self.addresses[replica]);
+        let body = json!({"seriesIds": sale.series, "customer": {"id": sale.customer}});
+        let request = self.client.post(url).basic_auth("store.server", Some("server123")).json(&body);
+        let answer = request.header("Idempotency-Key", &sale.key).send().await?;
+        Ok((answer.status().as_u16(), answer.json().await?))
+    }
+
+    /// What a replica knows of a sale: the status and the body of its receipt.
+    pub async fn receipt(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
+        let url = format!("http://{}/v2/coupon/bulk/issue/{}", self.addresses[replica], sale.key);
+        let request = self.client.get(url).basic_auth("store.server", Some("server123")).timeout(CLIENT_TIMEOUT);
+        let answer = request.send().await?;
+        Ok((answer.status().as_u16(), answer.json().await?))
+    }
+
+    /// How long it takes until a replica issues a fresh coupon that nothing limits. What takes more
+    /// than a minute is given up.
+    pub async fn probe(self: &Arc<Self>, replica: usize) -> Duration {
+        let started = Instant::now();
+        while started.elapsed() < PROBED_FOR {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let mut sale = Sale::new(format!("probe-{number}"), "probe".to_owned(), vec![catalogue::UNLIMITED]);
+            self.attempt(&mut sale, replica, Some(PROBE_TIMEOUT)).await;
+            if sale.is_final() {
+                self.probes.lock().unwrap().push(sale);
+                return started.elapsed();
+            }
+            // It is a sale like any other, and somebody has to finish it.
+            let (shop, mut random) = (Arc::clone(self), StdRng::seed_from_u64(number));
+            self.remember(tokio::spawn(async move {
+                shop.finish(&mut sale, &mut random).await;
+                vec![sale]
+            }));
+            sleep(Duration::from_millis(50)).await;
+        }
+        started.elapsed()
+    }
+
+    /// Many who ask at once, and hang up at once; then each tries again.
+    pub fn burst(self: &Arc<Self>, random: &mut StdRng, count: u64) {
+        let patience = Some(Duration::from_millis(random.random_range(5..150)));
+        for one in 0..count {
+            let (shop, mut random, mut sale) = (Arc::clone(self), StdRng::from_rng(random), self.draw(random));
+            self.remember(tokio::spawn(async move {
+                shop.attempt(&mut sale, usize::from(one % 2 == 0), patience).await;
+                shop.finish(&mut sale, &mut random).await;
+                vec![sale]
+            }));
+        }
+    }
+
+    fn remember(&self, task: JoinHandle<Vec<Sale>>) {
+        self.tasks.lock().unwrap().push(task);
+    }
+
+    /// Waits until everybody has finished, and returns all sales. Whoever has not finished by the end of a minute leaves a
+    /// sale that is not final.
+    pub async fn all_sales(self: &Arc<Self>) -> Vec<Sale> {
+        self.closing.store(true, Ordering::Relaxed);
+        let shop = Arc::clone(self);
+        let clock = tokio::spawn(async move {
+            sleep(FINISHED_WITHIN).await;
+            shop.out_of_patience.store(true, Ordering::Relaxed);
+        });
+        let mut sales = std::mem::take(&mut *self.probes.lock().unwrap());
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
+        for task in tasks {
+            sales.extend(task.await.unwrap());
+        }
+        clock.abort();
+        sales
+    }
+}

@@ -1,0 +1,258 @@
+//! What must hold once nothing is broken any more: every answer against what is stored, and what is stored against the
+//! limits of the series. Changes nothing but by asking again what was asked before.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::catalogue;
+use crate::cluster::logs;
+use crate::faults::World;
+use crate::tills::{FINISHED_WITHIN, Known, Sale};
+
+/// Sales of which the receipt is looked at, and which are asked for once more.
+pub const SAMPLE: usize = 300;
+
+/// Each returns a row for each thing that is wrong.
+const MUST_BE_EMPTY: [(&str, &str); 13] = [
+    (
+        "a coupon without a record of its request, though every request has a key",
+        "select c.code from coupon c where not exists (
+             select from keyed_coupon k where (k.org_id, k.issue_id) = (c.org_id, c.issue_id))",
+    ),
+    (
+        "a record without its coupon, or with several",
+        "select k.request_key, k.entity from keyed_coupon k
+           left join coupon c using (org_id, customer_id, series_id, issue_id)
+          group by 1, 2 having count(c.code) <> 1",
+    ),
+    (
+        "a coupon of a request that is not remembered",
+        "select k.request_key from keyed_coupon k
+          where not exists (select from keyed_request r where (r.org_id, r.request_key) = (k.org_id, k.request_key))",
+    ),
+    (
+        "a record of an entity that was not asked for",
+        "select k.request_key from keyed_coupon k join keyed_request r using (org_id, request_key)
+          where r.series_ids[k.entity + 1] is distinct from k.series_id",
+    ),
+    ("a code that is two coupons'", "select code from coupon where not shared_code group by code having count(*) > 1"),
+    ("a generic code that is another", "select code from coupon where (series_id = 11) <> (code = 'FORALL')"),
+    (
+        "more than one each",
+        "select customer_id from coupon where series_id in (5, 7) group by series_id, customer_id having count(*) > 1",
+    ),
+    ("more than three each", "select customer_id from coupon where series_id = 6 group by 1 having count(*) > 3"),
+    (
+        "more than one a day",
+        "select customer_id from coupon where series_id = 8
+          group by customer_id, (issued_at at time zone 'UTC')::date having count(*) > 1",
+    ),
+    (
+        "coupons of series that exclude each other",
+        "select c.code from coupon c join series_exclusion x using (org_id, series_id)
+           join coupon d on (d.org_id, d.customer_id, d.series_id) = (c.org_id, c.customer_id, x.excluded_series_id)",
+    ),
+    (
+        "a counter that is not the number of its coupons",
+        "select s.series_id from series s
+          where max_create is not null
+            and (select max(issued) from series_counter n where n.series_id = s.series_id)
+                <> (select count(*) from coupon c where c.series_id = s.series_id)",
+    ),
+    ("an uploaded code that is given out and left", "select code from pool_code join coupon using (org_id, code)"),
+    (
+        "uploaded codes that are neither given out nor left, or were never uploaded",
+        "select series_id from (
+             select series_id, sum(accepted) as codes from code_import group by 1 union all
+             select series_id, -count(*) from pool_code group by 1 union all
+             select series_id, -count(*) from coupon where series_id in (9, 10) group by 1) t
+          group by 1 having sum(codes) <> 0",
+    ),
+];
+
+/// What became of all sales.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub requests: usize,
+    pub coupons: usize,
+    pub resent: usize,
+    pub refused: BTreeMap<u64, usize>,
+    /// Of a sample, those whose answer reached the till and whose end was never stored.
+    pub interrupted: usize,
+    /// Lines of the services' logs, by what they say.
+    pub logged: BTreeMap<String, usize>,
+}
+
+/// A coupon as it is stored: its customer, series and code.
+type Stored = (String, i64, String);
+
+/// Looks at everything, and complains about what must not be.
+pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> Totals {
+    let mut totals = Totals { requests: sales.len(), ..Totals::default() };
+    // Not of services that do not work any more: it would take for ever.
+    if sales.iter().all(Sale::is_final) {
+        totals.interrupted = ask_again(world, &mut sales, random).await;
+    }
+    let mut admin = world.cluster.admin().await;
+    limits_hold(world, &mut admin).await;
+    let stored = stored(&mut admin).await;
+    let all: HashSet<&Stored> = stored.values().flat_map(BTreeMap::values).collect();
+    for sale in &sales {
+        if let Err(wrong) = agrees(sale, stored.get(&sale.key), &all) {
+            world.shop.complain(format!("{}: {wrong}; {sale:?}, stored {:?}", sale.key, stored.get(&sale.key)));
+        }
+        count(sale, &mut totals);
+    }
+    let asked: HashSet<&str> = sales.iter().map(|sale| sale.key.as_str()).collect();
+    for key in stored.keys().filter(|key| !key.starts_with("hostile-") && !asked.contains(key.as_str())) {
+        world.shop.complain(format!("{key}: coupons of a request that nobody made"));
+    }
+    audit(world).await;
+    totals.logged = logged(world);
+    totals
+}
+
+/// What is stored, by key and entity.
+async fn stored(admin: &mut PgConnection) -> HashMap<String, BTreeMap<i64, Stored>> {
+    let rows = sqlx::query(
+        "select request_key, entity, customer_id, series_id, code
+           from keyed_coupon join coupon using (org_id, customer_id, series_id, issue_id)",
+    );
+    let mut stored: HashMap<String, BTreeMap<i64, Stored>> = HashMap::new();
+    for row in rows.fetch_all(admin).await.unwrap() {
+        let coupon = (row.get("customer_id"), row.get("series_id"), row.get("code"));
+        stored.entry(row.get("request_key")).or_default().insert(row.get("entity"), coupon);
+    }
+    stored
+}
+
+/// Whether what a till knows in the end is what is stored: no coupon less, and none more.
+fn agrees(sale: &Sale, stored: Option<&BTreeMap<i64, Stored>>, all: &HashSet<&Stored>) -> Result<(), &'static str> {
+    if !sale.is_final() {
+        return Err("not finished within a minute");
+    }
+    let nothing = BTreeMap::new();
+    let stored = stored.unwrap_or(&nothing);
+    for ((entity, known), series) in (0_i64..).zip(&sale.known).zip(&sale.series) {
+        let coupon = |code: &String| (sale.customer.clone(), *series, code.clone());
+        match (known, stored.get(&entity)) {
+            (Known::Issued { code, .. }, Some(stored)) if *stored == coupon(code) => {}
+            (Known::Issued { .. }, Some(_)) => return Err("another coupon is stored than was answered"),
+            (Known::Issued { .. }, None) => return Err("an answered coupon is not stored"),
+            (_, Some(_)) => return Err("a coupon is stored that was not answered"),
+            (Known::Resent(code), None) if !all.contains(&coupon(code)) => {
+                return Err("what was sent again is not stored");
+            }
+            (_, None) => {}
+        }
+    }
+    Ok(())
+}
+
+fn count(sale: &Sale, totals: &mut Totals) {
+    for known in &sale.known {
+        match known {
+            Known::Issued { .. } => totals.coupons += 1,
+            Known::Resent(_) => totals.resent += 1,
+            Known::Refused(code) => *totals.refused.entry(*code).or_default() += 1,
+            Known::Nothing => {}
+        }
+    }
+}
+
+async fn limits_hold(world: &World, admin: &mut PgConnection) {
+    for (what, query) in MUST_BE_EMPTY {
+        let wrong = sqlx::query(query).fetch_all(&mut *admin).await.unwrap().len();
+        if wrong > 0 {
+            world.shop.complain(format!("{what}: {wrong} times"));
+        }
+    }
+    for (series, cap) in catalogue::caps(world.version.load(Ordering::Relaxed)) {
+        let query = format!("select count(*) from coupon where series_id = {series}");
+        let issued: i64 = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *admin).await.unwrap();
+        if issued > cap {
+            world.shop.complain(format!("series {series}: {issued} coupons, and a cap of {cap}"));
+        }
+    }
+}
+
+/// Looks at the receipts of a sample and asks for it once more. Returns for how many the receipt did not know that they had
+/// been answered: what an answer told without a coupon is not kept at all costs.
+async fn ask_again(world: &World, sales: &mut [Sale], random: &mut StdRng) -> usize {
+    let mut interrupted = 0;
+    for number in 0..SAMPLE.min(sales.len()) {
+        let one = random.random_range(0..sales.len());
+        let sale = &mut sales[one];
+        let replica = number % 2;
+        let known = receipt_state(world, sale, replica).await;
+        let all_issued = sale.known.iter().all(|known| matches!(known, Known::Issued { .. }));
+        if known != "ANSWERED" {
+            interrupted += 1;
+            if all_issued {
+                world.shop.complain(format!("{}: all of it is issued, and its receipt says {known}", sale.key));
+            }
+        }
+        if timeout(FINISHED_WITHIN, world.shop.finish(sale, random)).await.is_err() {
+            world.shop.complain(format!("{}: asked once more, and without an answer for a minute", sale.key));
+            return interrupted;
+        }
+        let known = receipt_state(world, sale, replica).await;
+        if known != "ANSWERED" {
+            world.shop.complain(format!("{}: was answered, and its receipt says {known}", sale.key));
+        }
+    }
+    interrupted
+}
+
+/// The state that a receipt tells, with what must hold for each.
+async fn receipt_state(world: &World, sale: &Sale, replica: usize) -> String {
+    let receipt = match world.shop.receipt(sale, replica).await {
+        Ok((200, receipt)) => receipt,
+        Ok((status, _)) => return status.to_string(),
+        Err(error) => return error.to_string(),
+    };
+    let mut told = sale.clone();
+    for wrong in told.learn(&receipt) {
+        world.shop.complain(format!("receipt: {wrong}"));
+    }
+    receipt["state"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The binary's own opinion, where it has one.
+async fn audit(world: &World) {
+    let run = |argument: &str| {
+        let mut command = world.cluster.command();
+        command.arg(argument);
+        spawn_blocking(move || command.output().unwrap())
+    };
+    let help = run("--help").await.unwrap();
+    if !String::from_utf8_lossy(&help.stdout).lines().any(|line| line.trim_start().starts_with("audit ")) {
+        return;
+    }
+    let audit = run("audit").await.unwrap();
+    if !audit.status.success() {
+        let (told, error) = (String::from_utf8_lossy(&audit.stdout), String::from_utf8_lossy(&audit.stderr));
+        world.shop.complain(format!("audit: {}\n{told}{error}", audit.status));
+    }
+}
+
+/// How often the services have logged what. A panic is complained about.
+fn logged(world: &World) -> BTreeMap<String, usize> {
+    let mut logged: BTreeMap<String, usize> = BTreeMap::new();
+    for line in logs(&world.cluster).lines() {
+        if line.contains("panic") {
+            world.shop.complain(format!("a service's log: {line}"));
+        }
+        let line: Value = serde_json::from_str(line).unwrap_or_default();
+        let text = |field: &str| line[field].as_str().unwrap_or("?").to_owned();
+        *logged.entry(format!("{} {}", text("level"), text("message"))).or_default() += 1;
+    }
+    logged
+}
