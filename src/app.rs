@@ -12,7 +12,7 @@ use axum::body::Body;
 use axum::http::header::{FORWARDED, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, StatusCode, Uri};
-use axum_server::Handle;
+use axum_server::{Handle, Server};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
@@ -82,32 +82,18 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the service over a database, which must have exactly this version's schema.
+    /// Builds the service over a database, whose schema must be one that this version can work on.
     ///
     /// # Errors
-    /// When the database stays away for `database.startup_timeout_seconds`, or its schema is not this version's.
+    /// When the database stays away for `database.startup_timeout_seconds`, or its schema is another one.
     pub async fn build(settings: &Settings, connect: &PgConnectOptions, outside: Outside) -> anyhow::Result<Self> {
         let store = Store::new(connect.clone(), read_limits(settings));
         let patience = settings.database.startup_timeout;
         patiently(patience, SchemaError::is_away, async || store.check_schema().await).await?;
         let load = async || SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await;
         let keys = patiently(patience, KeyError::is_away, load).await?;
-        let (writer, writers) = Writer::start(
-            connect,
-            WriterLimits {
-                tasks: settings.writer.tasks,
-                batch: settings.writer.batch,
-                queue: settings.writer.queue,
-                statement_timeout: settings.writer.statement_timeout,
-            },
-        );
+        let (writer, writers) = Writer::start(connect, writer_limits(settings));
         let Outside { clock, entropy } = outside;
-        let limits = IssueLimits {
-            timeout: settings.issuing.timeout,
-            settings_time_to_live: settings.issuing.settings_cache,
-            most_running: settings.issuing.max_running,
-            longest_wait: settings.issuing.max_wait,
-        };
         let public_url = settings.http.public_url.clone();
         let authenticator = Arc::new(Authenticator::new(
             store.clone(),
@@ -119,7 +105,7 @@ impl App {
         )?);
         let following = Arc::clone(&authenticator);
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
-        let issuer = Arc::new(Issuer::new(store.clone(), writer, clock, entropy, limits));
+        let issuer = Arc::new(Issuer::new(store.clone(), writer, clock, entropy, issue_limits(settings)));
         let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
         let forgetting = tokio::spawn(forgetting).abort_handle();
         let http = Http {
@@ -146,17 +132,7 @@ impl App {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let handle: Handle<SocketAddr> = Handle::new();
-        let connections = Connections::new(places(self.settings.max_connections), self.settings.write_timeout);
-        let mut server = axum_server::from_tcp(listener)?
-            .acceptor(connections)
-            .handle(handle.clone())
-            .first_request_timeout(self.settings.header_timeout)
-            .http1_only();
-        let mut protocol = server.http_builder().http1();
-        protocol
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.settings.idle_timeout)
-            .max_buf_size(CONNECTION_BUFFER);
+        let server = server(listener, &self.settings)?.handle(handle.clone());
         let serving =
             tokio::spawn(server.serve(router(self.http.clone()).into_make_service_with_connect_info::<SocketAddr>()));
         tracing::info!(%address, "serving");
@@ -194,6 +170,22 @@ impl App {
         }
         self.store.close().await;
     }
+}
+
+/// What speaks HTTP on this listener, within the bounds on connections.
+fn server(listener: TcpListener, settings: &HttpSettings) -> std::io::Result<Server<SocketAddr, Connections>> {
+    let connections = Connections::new(places(settings.max_connections), settings.write_timeout);
+    let mut server = axum_server::from_tcp(listener)?
+        .acceptor(connections)
+        .first_request_timeout(settings.header_timeout)
+        .http1_only();
+    server
+        .http_builder()
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.idle_timeout)
+        .max_buf_size(CONNECTION_BUFFER);
+    Ok(server)
 }
 
 /// As many connections as the system has open files for. The soft limit on those is often a thousand, by tradition.
@@ -432,6 +424,24 @@ fn read_limits(settings: &Settings) -> ReadLimits {
         max_connections: settings.database.max_connections,
         acquire_timeout: settings.database.acquire_timeout,
         statement_timeout: settings.database.statement_timeout,
+    }
+}
+
+fn writer_limits(settings: &Settings) -> WriterLimits {
+    WriterLimits {
+        tasks: settings.writer.tasks,
+        batch: settings.writer.batch,
+        queue: settings.writer.queue,
+        statement_timeout: settings.writer.statement_timeout,
+    }
+}
+
+fn issue_limits(settings: &Settings) -> IssueLimits {
+    IssueLimits {
+        timeout: settings.issuing.timeout,
+        settings_time_to_live: settings.issuing.settings_cache,
+        most_running: settings.issuing.max_running,
+        longest_wait: settings.issuing.max_wait,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The writer: every request's coupons go through one bounded queue, and a few tasks, each with a connection of its own,
 //! send whatever is waiting as one batch. Each coupon is a transaction; the round trip and the flush are shared.
 //!
-//! Nothing is answered before it is flushed. A batch belongs to its task: no caller that goes away can cut it short.
+//! Nothing is answered before it is flushed; what only waits for that has a queue of its own. A batch belongs to its task: no caller that goes away can cut it short.
 
 mod backlog;
 mod batch;
