@@ -233,10 +233,13 @@ impl Authenticator {
                 // A token that was verified by a key that is gone is not to be remembered.
                 Ok(Ok(true)) => self.memory.forget(),
                 Ok(Ok(false)) => {}
+                Ok(Err(error)) if error.is_away() => {
+                    tracing::warn!(%error, "the signing keys are not read again while the database is away");
+                }
                 Ok(Err(error)) => {
                     tracing::error!(%error, "the signing keys cannot be read again; going on with those at hand");
                 }
-                Err(_elapsed) => tracing::error!("the signing keys were not read in time; going on with those at hand"),
+                Err(_elapsed) => tracing::warn!("the signing keys were not read in time; going on with those at hand"),
             }
         }
     }
