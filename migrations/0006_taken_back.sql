@@ -5,6 +5,9 @@
 -- be tried again.
 --
 --  10 unbegun      the request is not known: its beginning was taken back, it must begin again
+--
+-- And a series is locked before a coupon of it is recorded. The other way round, two who issue under one natural key at once could
+-- wait for each other, until Postgres ended one of them.
 create or replace procedure issue_coupons(
     org_ids bigint[], revisions bigint[], series_ids bigint[], customer_ids text[], ordinals integer[],
     codes text[], shared boolean[], expiries date[], issued_ats timestamptz[], issue_ids uuid[],
@@ -50,6 +53,21 @@ begin
 
         outcome := 1;
         given := item.code;
+        -- The series first: whoever has recorded a coupon waits for nobody who may be waiting for that record.
+        if item.guarded and item.revision is not distinct from this_revision then
+            series_key := null;
+            if item.cap is not null or item.code is null then
+                series_key := hashint8extended(item.series_id, this_org);
+            end if;
+            if locked_key is not null and (item.exclusive or locked_key is distinct from series_key) then
+                perform pg_advisory_unlock(locked_key);
+                locked_key := null;
+            end if;
+            if series_key is not null and not item.exclusive and locked_key is null then
+                perform pg_advisory_lock(series_key);
+                locked_key := series_key;
+            end if;
+        end if;
         if item.request_key is not null and item.revision is not distinct from this_revision then
             -- Before anything else of this coupon: whatever the other attempt has issued counts.
             if item.request_key like E'\n%' then
@@ -61,7 +79,9 @@ begin
             else
                 insert into keyed_coupon (org_id, request_key, entity, series_id, customer_id, issue_id, face)
                 select item.org_id, item.request_key, item.entity, item.series_id, item.customer_id, item.issue_id, item.face
-                  from keyed_request r where r.org_id = item.org_id and r.request_key = item.request_key
+                  from keyed_request r
+                 where r.org_id = item.org_id and r.request_key = item.request_key
+                   and r.series_ids[(item.entity + 1)::integer] = item.series_id
                 on conflict do nothing;
                 if not found then
                     outcome := case when exists (
@@ -82,14 +102,6 @@ begin
             commit;
             continue;
         else
-            series_key := null;
-            if item.cap is not null or item.code is null then
-                series_key := hashint8extended(item.series_id, this_org);
-            end if;
-            if locked_key is not null and (item.exclusive or locked_key is distinct from series_key) then
-                perform pg_advisory_unlock(locked_key);
-                locked_key := null;
-            end if;
             if item.exclusive then
                 -- The customer first, and the series for this coupon only: whoever holds a series waits for no customer.
                 if holds_excluded(this_org, item.series_id, item.customer_id) then
@@ -97,9 +109,6 @@ begin
                 elsif series_key is not null then
                     perform pg_advisory_xact_lock(series_key);
                 end if;
-            elsif series_key is not null and locked_key is null then
-                perform pg_advisory_lock(series_key);
-                locked_key := series_key;
             end if;
             if outcome = 1 and item.cap is not null and not count_up(this_org, item.series_id, item.cap) then
                 outcome := 3;

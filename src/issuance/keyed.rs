@@ -216,11 +216,16 @@ pub struct Receipt {
 /// Looks a keyed request up. `None`: the organisation has no such request. What it tells is durable.
 pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
     let request = KeyedRequest { org_id: caller.org_id, key: key.into() };
-    let Some(stored) = issuer.store.receipt(&request).await? else { return Ok(None) };
+    let stored = loop {
+        let read_since = Instant::now();
+        let Some(stored) = issuer.store.receipt(&request).await? else { return Ok(None) };
+        if flushed(issuer, read_since).await? {
+            break stored;
+        }
+    };
     let organisation = issuer.directory.organisation(caller.org_id).await?;
     let organisation =
         organisation.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
-    flushed(issuer).await?;
 
     let mut outcomes: Vec<Option<Result<Granted, Refusal>>> = vec![None; stored.series_ids.len()];
     let told: Vec<Untaken> = stored.refusals.map(from_json).unwrap_or_default();
@@ -254,12 +259,14 @@ fn from_json(value: Value) -> Vec<Untaken> {
     serde_json::from_value(value).unwrap_or_default()
 }
 
-/// Waits until everything that was visible is flushed.
-async fn flushed(issuer: &Issuer) -> Result<(), IssueError> {
+/// Waits until everything that was read since then is flushed. False: a crash may have taken it back, it must be read again.
+async fn flushed(issuer: &Issuer, read_since: Instant) -> Result<bool, IssueError> {
     let deadline = Instant::now() + issuer.limits.timeout;
-    let written = issuer.writer.write(vec![Work::Confirm], deadline).await.map_err(|_| IssueError::Overloaded)?;
+    let works = vec![Work::Confirm(read_since)];
+    let written = issuer.writer.write(works, deadline).await.map_err(|_| IssueError::Overloaded)?;
     match written.first() {
-        Some(Written::Confirmed) => Ok(()),
+        Some(Written::Confirmed) => Ok(true),
+        Some(Written::Unconfirmed) => Ok(false),
         _ => Err(IssueError::Unavailable(None)),
     }
 }

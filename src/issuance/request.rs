@@ -57,6 +57,7 @@ async fn run(
         paused: false,
         recorded,
         unbegun: false,
+        read_since: Instant::now(),
     };
     while course.is_open() {
         if Instant::now() >= deadline {
@@ -108,6 +109,8 @@ struct Course<'a> {
     recorded: bool,
     /// The beginning of the attempt was taken back: the next turn has to begin it again.
     unbegun: bool,
+    /// When this turn began to read.
+    read_since: Instant,
 }
 
 /// One entity on its way.
@@ -121,11 +124,21 @@ struct Slot {
     unavailable: bool,
     /// What was issued for it before, under the same key.
     issued_before: Option<Granted>,
+    /// Another attempt has issued it, and what that was is not known yet.
+    may_be_issued: bool,
 }
 
 impl Slot {
     const fn new(series_id: SeriesId) -> Self {
-        Self { series_id, outcome: None, needs_facts: false, collisions: 0, unavailable: false, issued_before: None }
+        Self {
+            series_id,
+            outcome: None,
+            needs_facts: false,
+            collisions: 0,
+            unavailable: false,
+            issued_before: None,
+            may_be_issued: false,
+        }
     }
 }
 
@@ -159,6 +172,7 @@ impl Course<'_> {
 
     async fn turn(&mut self) -> Result<(), IssueError> {
         let deadline = self.deadline;
+        self.read_since = Instant::now();
         if let (true, Some(attempt)) = (std::mem::take(&mut self.unbegun), self.attempt) {
             Box::pin(within(deadline, attempt.begin_again(self.issuer))).await?;
             self.recorded = true;
@@ -248,7 +262,7 @@ impl Course<'_> {
         for index in self.open().collect::<Vec<_>>() {
             if let Some(granted) = self.slots[index].issued_before.clone() {
                 sent.push(Sent { slot: index, granted });
-                works.push(Work::Confirm);
+                works.push(Work::Confirm(self.read_since));
                 continue;
             }
             let series_id = self.slots[index].series_id;
@@ -294,9 +308,10 @@ impl Course<'_> {
         };
         match decision {
             Decision::Refuse(refusal) => Err(refusal),
-            Decision::Resend(held) => {
-                Ok(Some((granted(held.code, held.expires_on, held.redemption_count, true), Work::Confirm)))
-            }
+            Decision::Resend(held) => Ok(Some((
+                granted(held.code, held.expires_on, held.redemption_count, true),
+                Work::Confirm(self.read_since),
+            ))),
             Decision::Issue { expires_on, ordinal } => {
                 let code = self.code(&series.client_handling)?;
                 let shown = match &code {
@@ -343,6 +358,12 @@ impl Course<'_> {
         slot.outcome = match written {
             Written::Issued(code) => Some(Ok(Granted { code, ..sent.granted })),
             Written::Confirmed => Some(Ok(sent.granted)),
+            Written::Unconfirmed => {
+                slot.needs_facts = true;
+                slot.issued_before = None;
+                self.recorded = self.ledger.is_some();
+                None
+            }
             Written::Stale => {
                 slot.needs_facts = true;
                 None
@@ -353,6 +374,7 @@ impl Course<'_> {
                 None
             }
             Written::Recorded => {
+                slot.may_be_issued = true;
                 self.recorded = true;
                 None
             }
@@ -367,7 +389,9 @@ impl Course<'_> {
             Written::Failed => Some(Err(Refusal::Failed)),
             Written::Unavailable => {
                 slot.unavailable = true;
-                Some(Err(Refusal::Failed))
+                // What was issued before and cannot be shown now is not said to have failed.
+                let is_issued = sent.granted.replayed || sent.granted.resent;
+                Some(Err(if is_issued { Refusal::TimedOut } else { Refusal::Failed }))
             }
             Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
         };
@@ -380,6 +404,9 @@ impl Course<'_> {
             return Err(error);
         }
         tracing::error!(%error, "a request broke off after some of its coupons were issued");
+        for slot in self.slots.iter_mut().filter(|slot| slot.issued_before.is_some() || slot.may_be_issued) {
+            slot.outcome.get_or_insert(Err(Refusal::TimedOut));
+        }
         self.close_with(if matches!(error, IssueError::TimedOut) { &Refusal::TimedOut } else { &Refusal::Failed });
         Ok(())
     }

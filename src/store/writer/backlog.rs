@@ -37,9 +37,10 @@ impl Backlog {
 
     /// So many are about to be queued.
     pub(super) fn queued(&self, works: usize, at: Instant) {
-        if self.works.fetch_add(works, Ordering::Relaxed) == 0 {
+        if self.works.load(Ordering::Relaxed) == 0 {
             self.taken_up_to(at);
         }
+        self.works.fetch_add(works, Ordering::Relaxed);
     }
 
     /// So many were not queued after all.

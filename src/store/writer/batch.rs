@@ -19,6 +19,8 @@ use crate::store::{StoreError, no_answer};
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After a deadline, the time that is left to find out what a broken call has committed.
 const GRACE: Duration = Duration::from_secs(2);
+/// What any question may take, however late it is.
+const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Sends batches over one connection, which it makes and replaces as needed.
 pub(super) struct Batches {
@@ -26,11 +28,19 @@ pub(super) struct Batches {
     current: Option<WriterConnection>,
     /// Connections that broke and whose server process may still be at work.
     broken: Vec<Backend>,
+    /// When the batch at hand must be answered, whatever is known of it by then.
+    until: Instant,
 }
 
 impl Batches {
-    pub(super) const fn new(connector: Connector) -> Self {
-        Self { connector, current: None, broken: Vec::new() }
+    pub(super) fn new(connector: Connector) -> Self {
+        Self { connector, current: None, broken: Vec::new(), until: Instant::now() }
+    }
+
+    /// How long to wait for an answer: as long as Postgres may take, and no longer than the callers may wait.
+    fn patience(&self) -> Duration {
+        let left = self.until.saturating_duration_since(Instant::now());
+        self.connector.patience().min(left.max(LEAST_PATIENCE))
     }
 
     pub(super) async fn close(self) {
@@ -41,28 +51,31 @@ impl Batches {
 
     /// Does all of these, and returns what became of each, in order.
     pub(super) async fn write(&mut self, works: &[Work], deadline: Instant) -> Vec<Written> {
+        self.until = deadline + GRACE;
         if !self.connected(deadline).await {
             return vec![Written::Unavailable; works.len()];
         }
         let coupons: Vec<&NewCoupon> = works.iter().filter_map(coupon).collect();
         match self.call(&coupons, Expect::Guarded).await {
-            Ok(written) => merge(works, written.into_iter(), &Written::Confirmed),
+            Ok(written) => merge(works, written.into_iter(), self.current.as_ref().map(|writer| writer.made_at)),
             Err(error) => {
                 tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
                 metrics::counter!("coupon_issuer_broken_batches_total").increment(1);
-                let (written, confirmed) = self.settle(&coupons, deadline).await;
-                merge(works, written.into_iter(), if confirmed { &Written::Confirmed } else { &Written::InDoubt })
+                merge(works, self.settle(&coupons, deadline).await.into_iter(), None)
             }
         }
     }
 
-    /// Settles the coupons of a call that broke. Also says whether everything visible is flushed.
-    async fn settle(&mut self, coupons: &[&NewCoupon], deadline: Instant) -> (Vec<Written>, bool) {
+    /// Settles the coupons of a call that broke.
+    async fn settle(&mut self, coupons: &[&NewCoupon], deadline: Instant) -> Vec<Written> {
+        if coupons.is_empty() {
+            return Vec::new();
+        }
         let mut written: Vec<Option<Written>> = vec![None; coupons.len()];
         while Instant::now() < deadline + GRACE && self.connected(deadline + GRACE).await {
             match self.settle_once(coupons, &mut written, deadline).await {
                 Ok(()) => {
-                    return (written.into_iter().map(|outcome| outcome.unwrap_or(Written::InDoubt)).collect(), true);
+                    return written.into_iter().map(|outcome| outcome.unwrap_or(Written::InDoubt)).collect();
                 }
                 Err(error) => tracing::warn!(%error, "settling a broken batch was itself cut short; again"),
             }
@@ -73,7 +86,7 @@ impl Batches {
         let written: Vec<Written> = written.into_iter().map(|one| certain(one).unwrap_or(Written::InDoubt)).collect();
         let in_doubt = written.iter().filter(|outcome| **outcome == Written::InDoubt).count();
         tracing::error!(in_doubt, "the database did not come back in time to settle a broken batch");
-        (written, false)
+        written
     }
 
     /// Finds what is committed, sends the rest one by one, and flushes. An error: the connection broke again.
@@ -148,7 +161,7 @@ impl Batches {
 
     /// Sends these as one call. After an error that leaves the connection's state unknown there is no connection.
     async fn call(&mut self, coupons: &[&NewCoupon], expect: Expect) -> Result<Vec<Written>, sqlx::Error> {
-        let patience = self.connector.patience();
+        let patience = self.patience();
         let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let called =
             timeout(patience, issue_coupons(coupons, expect, &writer.durability).fetch_one(&mut writer.connection))
@@ -162,7 +175,7 @@ impl Batches {
     }
 
     async fn find_committed(&mut self, coupons: &[&NewCoupon]) -> Result<HashMap<Uuid, String>, sqlx::Error> {
-        let patience = self.connector.patience();
+        let patience = self.patience();
         let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let query = sqlx::query_as(
             "select c.issue_id, c.code
@@ -195,9 +208,10 @@ impl Batches {
 
     /// Gives back the locks that a failed call leaves with its session (migrations/0003, `issue_coupons`).
     async fn unlock(&mut self) -> bool {
+        let patience = self.patience();
         let Some(writer) = &mut self.current else { return false };
         let unlock = sqlx::query("select pg_advisory_unlock_all()").execute(&mut writer.connection);
-        matches!(timeout(self.connector.patience(), unlock).await, Ok(Ok(_)))
+        matches!(timeout(patience, unlock).await, Ok(Ok(_)))
     }
 }
 
@@ -210,17 +224,21 @@ fn took_too_long(error: &sqlx::Error) -> bool {
 const fn coupon(work: &Work) -> Option<&NewCoupon> {
     match work {
         Work::Issue(coupon) => Some(coupon),
-        Work::Confirm => None,
+        Work::Confirm(_) => None,
     }
 }
 
-/// Puts what became of the coupons back between the works that were none.
-fn merge(works: &[Work], mut written: impl Iterator<Item = Written>, confirmed: &Written) -> Vec<Written> {
+/// Puts what became of the coupons back between the works that were none. Of what was read before the connection was made that
+/// has flushed it, a crash may have taken something back.
+fn merge(works: &[Work], mut written: impl Iterator<Item = Written>, flushed_since: Option<Instant>) -> Vec<Written> {
     works
         .iter()
         .map(|work| match work {
             Work::Issue(_) => written.next().unwrap_or(Written::InDoubt),
-            Work::Confirm => confirmed.clone(),
+            Work::Confirm(read_since) if flushed_since.is_some_and(|made_at| made_at <= *read_since) => {
+                Written::Confirmed
+            }
+            Work::Confirm(_) => Written::Unconfirmed,
         })
         .collect()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff_sqlx::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
+use tokio::time::Instant;
 
 use crate::store::{LOOK_UPS_ONLY, READ_COMMITTED};
 
@@ -22,6 +23,8 @@ pub(super) struct WriterConnection {
     /// is off.
     pub(super) durability: String,
     pub(super) backend: Backend,
+    /// Before it was: whatever is visible over it was so without a crash in between, or was flushed.
+    pub(super) made_at: Instant,
 }
 
 /// A server process: its number alone may be another's by now.
@@ -65,7 +68,7 @@ impl Connector {
         .await?;
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
-        Ok(WriterConnection { connection, durability, backend })
+        Ok(WriterConnection { connection, durability, backend, made_at: Instant::now() })
     }
 }
 

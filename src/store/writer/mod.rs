@@ -85,9 +85,9 @@ impl NewCoupon {
 pub enum Work {
     /// Write this coupon.
     Issue(Box<NewCoupon>),
-    /// Write nothing, but answer only once everything visible by now is flushed: a coupon that was read may have been
+    /// Write nothing, but answer only once everything that was read since this instant is flushed: a coupon may have been
     /// committed a moment ago and not be safe yet.
-    Confirm,
+    Confirm(Instant),
 }
 
 /// What became of one [`Work`].
@@ -97,6 +97,8 @@ pub enum Written {
     Issued(String),
     /// What was only to be confirmed is flushed.
     Confirmed,
+    /// It may not be: the database may have crashed since, and have forgotten it. It must be read again.
+    Unconfirmed,
     /// A guard refused: the decision has gone stale and must be made again on fresh facts. Nothing is stored.
     Stale,
     /// The organisation's settings are being changed: it must be decided again, a moment later. Nothing is stored.
@@ -167,11 +169,10 @@ impl Writer {
         (Self { coupons, confirmations }, tasks)
     }
 
-    /// How long another request would have to wait for its turn, as far as can be told.
+    /// How long another coupon would have to wait for its turn, as far as can be told.
     #[must_use]
     pub fn wait(&self) -> Duration {
-        let now = Instant::now();
-        self.coupons.backlog.wait(now).max(self.confirmations.backlog.wait(now))
+        self.coupons.backlog.wait(Instant::now())
     }
 
     /// Has these done, in any order, and returns what became of each.
