@@ -9,8 +9,9 @@ use tokio::time::Instant;
 /// The queue has to have been waiting for so long before its length counts: the pace of small batches, before it filled up,
 /// says nothing of what full ones do.
 const SETTLED: Duration = Duration::from_millis(50);
-/// Of so many batches the latest makes up half of what is known of the pace.
-const BATCHES: u64 = 4;
+/// What was the pace before counts a part of so many less with each batch that was slower. A fast one counts at once: a batch
+/// that had to connect, or to wait for a moment, says little of the next.
+const FORGOTTEN: u64 = 16;
 
 /// What is waiting.
 #[derive(Debug)]
@@ -65,8 +66,7 @@ impl Backlog {
         let now = works as u64 * 1_000_000 / micros;
         let known = self.pace.load(Ordering::Relaxed);
         // Two tasks that meet here lose one batch of the estimate.
-        let lately = if known == 0 { now } else { (known * (BATCHES - 1) + now) / BATCHES };
-        self.pace.store(lately, Ordering::Relaxed);
+        self.pace.store(now.max(known - known / FORGOTTEN), Ordering::Relaxed);
     }
 
     /// How long one that came now would wait.
@@ -108,6 +108,22 @@ mod tests {
         backlog.written(100, 10 * MS);
         backlog.queued(1, start);
         assert_eq!(backlog.wait(start + 700 * MS), 700 * MS);
+    }
+
+    #[test]
+    fn a_slow_batch_among_fast_ones_counts_for_little() {
+        let backlog = Backlog::new(1);
+        let start = backlog.start;
+        backlog.written(50, 150 * MS); // it had to connect
+        backlog.written(100, 10 * MS);
+        backlog.written(1, 300 * MS);
+        backlog.queued(1000, start);
+        let wait = backlog.wait(start + 60 * MS);
+        assert!((100 * MS..120 * MS).contains(&wait), "{wait:?}");
+        for _ in 0..100 {
+            backlog.written(1, 300 * MS);
+        }
+        assert!(backlog.wait(start + 60 * MS) > 5000 * MS, "but many of them do");
     }
 
     #[test]

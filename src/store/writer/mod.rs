@@ -237,6 +237,8 @@ impl Queue {
 }
 
 async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut batches: batch::Batches, limit: usize) {
+    // The first batch connects: that says nothing of how long another would take.
+    let mut is_warm = false;
     while let Some(mut taken) = take(&jobs, limit).await {
         let now = Instant::now();
         if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
@@ -259,7 +261,9 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut b
         metrics::histogram!("coupon_issuer_batch_size")
             .record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
         let mut written = batches.write(&works, deadline).await.into_iter();
-        backlog.written(works.len(), now.elapsed());
+        if std::mem::replace(&mut is_warm, true) {
+            backlog.written(works.len(), now.elapsed());
+        }
         for (answer, count) in answers {
             reply(answer, written.by_ref().take(count).collect());
         }
