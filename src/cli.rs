@@ -51,6 +51,9 @@ pub(super) enum Command {
     /// The keys that sign access tokens.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Settings, and where each comes from.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Check that what must hold does: limits, counters, codes, keyed requests. While the service runs, and without holding it up.
     ///
     /// Tells what was checked, and the first rows that are not as they must be. Exits 0 if there is none, 1 if there is
@@ -179,6 +182,15 @@ pub(super) enum KeysCommand {
     List(Common),
 }
 
+#[derive(Subcommand)]
+#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
+pub(super) enum ConfigCommand {
+    /// Print every setting as TOML, with where its value comes from: default, file or environment. Secrets are masked.
+    ///
+    /// Asks no database. Exits 1 if a setting is wrong, and says which and where: fit for checking a file before it is used.
+    Show(Common),
+}
+
 #[derive(Args)]
 pub(super) struct TillArgs {
     /// The till's id, the name it logs in by.
@@ -242,6 +254,10 @@ pub(super) struct HealthcheckArgs {
 impl Common {
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         Ok(Settings::load(self.config.as_deref())?)
+    }
+
+    pub(super) fn shown(&self) -> anyhow::Result<String> {
+        Ok(Settings::shown(self.config.as_deref(), self.database_url.as_ref())?)
     }
 
     pub(super) fn connect_options(&self) -> anyhow::Result<PgConnectOptions> {

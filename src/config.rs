@@ -2,19 +2,24 @@
 //!
 //! Parsed once at start into plain values. Nothing else reads the environment.
 
+mod layers;
+
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use config::{Config, ConfigError, Environment, File, FileFormat};
 use ipnet::IpNet;
+pub use layers::Origin;
+use layers::{DATABASE_URL_KEY, Layers};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use sqlx::postgres::PgConnectOptions;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
+/// The longest time that a setting may be: about three years.
+const MOST_SECONDS: f64 = 100_000_000.0;
 
 /// All settings; `config/default.toml` documents each key.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,13 +48,13 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<IpNet>,
     pub forwarded_header: ForwardedHeader,
     pub max_connections: usize,
-    #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "header_timeout_seconds", deserialize_with = "some_seconds")]
     pub header_timeout: Duration,
-    #[serde(rename = "idle_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "idle_timeout_seconds", deserialize_with = "some_seconds")]
     pub idle_timeout: Duration,
-    #[serde(rename = "write_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "write_timeout_seconds", deserialize_with = "some_seconds")]
     pub write_timeout: Duration,
-    #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "body_timeout_seconds", deserialize_with = "some_seconds")]
     pub body_timeout: Duration,
     pub max_series_ids: usize,
     #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
@@ -84,9 +89,9 @@ pub struct DatabaseSettings {
     pub url: SecretString,
     pub url_file: String,
     pub max_connections: u32,
-    #[serde(rename = "acquire_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "acquire_timeout_seconds", deserialize_with = "some_seconds")]
     pub acquire_timeout: Duration,
-    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "some_seconds")]
     pub statement_timeout: Duration,
     #[serde(rename = "startup_timeout_seconds", deserialize_with = "seconds")]
     pub startup_timeout: Duration,
@@ -100,7 +105,7 @@ pub struct WriterSettings {
     pub tasks: usize,
     pub batch: usize,
     pub queue: usize,
-    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "some_seconds")]
     pub statement_timeout: Duration,
 }
 
@@ -109,7 +114,7 @@ pub struct WriterSettings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct IssuingSettings {
-    #[serde(rename = "timeout_seconds", deserialize_with = "seconds")]
+    #[serde(rename = "timeout_seconds", deserialize_with = "some_seconds")]
     pub timeout: Duration,
     pub max_running: usize,
     #[serde(rename = "max_wait_seconds", deserialize_with = "seconds")]
@@ -180,9 +185,17 @@ impl LogFormat {
 /// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// A file or a value is wrong; the message names the key.
-    #[error("{0}")]
-    Invalid(#[from] ConfigError),
+    /// A file cannot be read, or is no TOML.
+    #[error("file {path}: {reason}", path = path.display())]
+    #[expect(missing_docs, reason = "the message says it")]
+    File { path: PathBuf, reason: String },
+    /// There is no such key, or its value is wrong.
+    #[error("{key} ({origin}): {reason}")]
+    #[expect(missing_docs, reason = "the message says it")]
+    Value { key: String, origin: Origin, reason: String },
+    /// A variable that looks like a setting and is none.
+    #[error("environment {0}: a setting's variable begins with COUPON_ISSUER__, with two underscores")]
+    Misnamed(String),
     /// A number that must not be zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
@@ -206,15 +219,39 @@ impl Settings {
     /// # Errors
     /// When a file, a key or a value is wrong.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
-        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
-        if let Some(file) = file {
-            builder = builder.add_source(File::from(file).format(FileFormat::Toml));
+        Self::of(&layers(file)?)
+    }
+
+    /// The settings of this process as TOML, each with where it comes from and secrets masked; `database_url` is that of the
+    /// command line or `DATABASE_URL`.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn shown(file: Option<&Path>, database_url: Option<&SecretString>) -> Result<String, SettingsError> {
+        let mut layers = layers(file)?;
+        if let Some(url) = database_url.map(ExposeSecret::expose_secret) {
+            let is_variable = std::env::var("DATABASE_URL").is_ok_and(|variable| variable == url);
+            let origin = if is_variable {
+                Origin::Environment("DATABASE_URL".to_owned())
+            } else {
+                Origin::Argument("--database-url")
+            };
+            layers.set(DATABASE_URL_KEY, url.to_owned(), origin);
         }
-        let environment =
-            Environment::with_prefix("COUPON_ISSUER").prefix_separator("__").separator("__").try_parsing(true);
-        let environment = environment.list_separator(",").with_list_parse_key("http.trusted_proxies");
-        let settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
-        settings.checked()
+        Self::of(&layers)?;
+        Ok(layers.to_string())
+    }
+
+    fn of(layers: &Layers) -> Result<Self, SettingsError> {
+        let settings: Self = layers.settings()?;
+        settings.checked().map_err(|error| match error {
+            SettingsError::Zero(key) => SettingsError::Value {
+                key: key.to_owned(),
+                origin: layers.origin(key),
+                reason: "must be at least 1".to_owned(),
+            },
+            other => other,
+        })
     }
 
     fn checked(self) -> Result<Self, SettingsError> {
@@ -238,6 +275,15 @@ impl Settings {
             None => Ok(self),
         }
     }
+}
+
+fn layers(file: Option<&Path>) -> Result<Layers, SettingsError> {
+    let mut layers = Layers::new(DEFAULTS)?;
+    if let Some(file) = file {
+        layers.file(file)?;
+    }
+    layers.environment(std::env::vars_os())?;
+    Ok(layers)
 }
 
 impl DatabaseSettings {
@@ -273,7 +319,20 @@ fn days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
-    Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
+    // Beyond it an instant that lies so far ahead could not be told.
+    if !(0.0..=MOST_SECONDS).contains(&seconds) {
+        return Err(serde::de::Error::custom(format!("must be from 0 to {MOST_SECONDS} seconds")));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// As [`seconds`], for what makes no sense without any: everything would be too late.
+fn some_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let time = seconds(deserializer)?;
+    if time.is_zero() {
+        return Err(serde::de::Error::custom("must be more than 0"));
+    }
+    Ok(time)
 }
 
 /// A URL of http or https, without the slash at its end.
@@ -306,6 +365,25 @@ mod tests {
         let settings = Settings::load(None).unwrap();
         assert_eq!(settings.http.max_series_ids, 100);
         assert!(matches!(settings.database.connect_options(None), Err(SettingsError::NoDatabase)));
+    }
+
+    /// Whoever adds a secret has to name it, or `config show` prints it.
+    #[test]
+    fn secrets_are_masked_and_nothing_else_is() {
+        let fields = include_str!("config.rs").lines().filter_map(|line| line.trim().strip_prefix("pub "));
+        let secret: Vec<&str> = fields
+            .filter(|field| field.contains(": ") && field.contains("SecretString") && field.ends_with(','))
+            .filter_map(|field| field.split(':').next())
+            .collect();
+        let named: Vec<&str> = layers::SECRETS.iter().filter_map(|key| key.rsplit('.').next()).collect();
+        assert_eq!(secret, named, "layers::SECRETS must name every SecretString, in their order");
+
+        let mut layers = Layers::new(DEFAULTS).unwrap();
+        for key in layers::SECRETS {
+            layers.set(key, "hunter2".to_owned(), Origin::Argument("test"));
+            assert_eq!(layers.origin(key), Origin::Argument("test"), "{key} is no key");
+        }
+        assert!(!layers.to_string().contains("hunter2"));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use cli::{
-    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, DemoArgs, ImportArgs, KeysCommand, ServeArgs,
-    SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
+    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, ConfigCommand, DemoArgs, ImportArgs, KeysCommand,
+    ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
 use coupon_issuer::config::Settings;
@@ -77,6 +77,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
                 "{}",
                 if pools.is_empty() { "no series gives out uploaded codes".to_owned() } else { pools.to_string() }
             );
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Show(common)) => {
+            print!("{}", common.shown()?);
             Ok(())
         }
         Command::Audit(args) => audit(args).await,

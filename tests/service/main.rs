@@ -23,5 +23,6 @@ mod overload;
 mod pools;
 mod races;
 mod rate_limits;
+mod settings;
 mod support;
 mod tenants;
