@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos check bench tools postgres wrk clean
+.PHONY: help demo test chaos check bench image tools postgres wrk clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -29,6 +29,12 @@ bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same
 	benches/throughput.sh target/release/coupon-issuer
 	benches/hot_series.sh target/release/coupon-issuer
 	benches/authentication.sh target/release/coupon-issuer
+
+image: ## The container image coupon-issuer:VERSION, with the version and revision in its labels
+	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
+	docker build --tag "coupon-issuer:$$version" --build-arg VERSION="$$version" \
+	    --build-arg REVISION="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -dirty)" \
+	    --build-arg SOURCE="$$(git remote get-url origin 2>/dev/null || echo unknown)" .
 
 clean: ## Remove what was built, and the demo's data
 	cargo clean

@@ -1,0 +1,26 @@
+#!/bin/sh
+# The job `secrets` of docker-compose.yml: makes each password once, in the volume of whoever reads it. A second run changes
+# nothing; a run that broke off is finished by the next.
+set -eu
+umask 077
+
+random() { head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n'; }
+
+# Writes standard input to a file that only one user may read. It is there whole or not at all.
+put() { # file, user id
+    rm -f "$1.new"
+    cat > "$1.new"
+    chmod 400 "$1.new"
+    chown "$2" "$1.new"
+    mv "$1.new" "$1"
+}
+
+postgres=$(id -u postgres) # the image's own
+[ -s /secrets/postgres/postgres-password ] || random | put /secrets/postgres/postgres-password "$postgres"
+[ -s /secrets/grafana/admin-password ] || random | put /secrets/grafana/admin-password 472
+# The service's password is in two files, of one run: whether it is there is told by the one that is written last.
+if [ ! -s /secrets/service/database-url ]; then
+    password=$(random)
+    printf '%s' "$password" | put /secrets/postgres/coupon-issuer-password "$postgres"
+    printf 'postgres://coupon_issuer:%s@postgres:5432/coupon_issuer' "$password" | put /secrets/service/database-url 65532
+fi
