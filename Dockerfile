@@ -20,15 +20,6 @@ ARG REVISION=unknown
 ENV COUPON_ISSUER_REVISION=$REVISION
 RUN cargo build --release --locked
 
-# The whole suite, on the Postgres that DATABASE_URL names; what kills its Postgres has a private one, hence the package.
-#   docker compose --profile test run --rm test
-FROM rust:1.95-slim-bookworm AS test
-RUN apt-get update && apt-get install -y --no-install-recommends curl postgresql procps && rm -rf /var/lib/apt/lists/*
-WORKDIR /build
-COPY . .
-RUN cargo test --locked --no-run
-ENTRYPOINT ["cargo", "test", "--locked"]
-
 # The binary links glibc, libgcc and libm, nothing else, and trusts the authorities of ca-certificates when it fetches an outside
 # issuer's keys: what this image has. Its glibc is that of the stage above: change both together.
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -34,7 +34,7 @@ image: ## The container image coupon-issuer:VERSION, with the version and revisi
 	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
 	docker build --tag "coupon-issuer:$$version" --build-arg VERSION="$$version" \
 	    --build-arg REVISION="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -dirty)" \
-	    --build-arg SOURCE="$$(git remote get-url origin 2>/dev/null || echo unknown)" .
+	    --build-arg SOURCE="$${SOURCE:-unknown}" .
 
 clean: ## Remove what was built, and the demo's data
 	cargo clean
