@@ -278,16 +278,17 @@ async fn series(
     let mut rows: HashMap<SeriesId, SeriesRow> = rows.into_iter().map(|row| (row.series_id, row)).collect();
     let of = |id: &SeriesId| {
         let minutes = minutes.remove(id).unwrap_or_default();
-        Some(one_series(
-            rows.remove(id)?,
-            totals.remove(id).unwrap_or_default(),
-            by_minute(minutes.iter(), first_minute),
-        ))
+        Some(one_series(rows.remove(id)?, totals.remove(id).unwrap_or_default(), &minutes, first_minute))
     };
     Ok(series_ids.iter().filter_map(of).collect())
 }
 
-fn one_series(row: SeriesRow, mut totals: BTreeMap<String, i64>, per_minute: [i64; HOUR]) -> SeriesActivity {
+fn one_series(
+    row: SeriesRow,
+    mut totals: BTreeMap<String, i64>,
+    issued_by_minute: &[MinuteRow],
+    first_minute: Timestamp,
+) -> SeriesActivity {
     let mut of = |outcome| totals.remove(outcome).unwrap_or(0);
     let (issued, resent, replayed) = (of(ISSUED), of(RESENT), of(REPLAYED));
     let mut refused: Vec<(String, i64)> = totals.into_iter().collect();
@@ -304,7 +305,7 @@ fn one_series(row: SeriesRow, mut totals: BTreeMap<String, i64>, per_minute: [i6
         resent,
         replayed,
         refused,
-        per_minute,
+        per_minute: by_minute(issued_by_minute.iter(), first_minute),
     }
 }
 

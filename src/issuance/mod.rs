@@ -228,12 +228,12 @@ impl Issuer {
         let issuer = Arc::clone(self);
         let deadline = Instant::now() + self.limits.timeout;
         let task = async move {
-            let issued = request::process(&issuer, &request, deadline).await;
-            if let Ok(issuance) = &issued {
+            let result = request::process(&issuer, &request, deadline).await;
+            if let Ok(issuance) = &result {
                 let told = issuance.entities.iter().map(Entity::told);
                 issuer.activity.note(request.caller.org_id, &request.request_id, told);
             }
-            issued
+            result
         };
         match self.running.spawn(task.in_current_span()).await {
             Ok(issuance) => issuance,

@@ -47,17 +47,11 @@ pub(super) fn share(issued: i64, cap: i64) -> Markup {
     }
 }
 
-/// A round number above all of these, which has a half.
+/// A round number that none of these is above, and that has a half.
 pub(super) fn top(highest: i64) -> i64 {
-    let mut power = 1;
-    loop {
-        for step in [2, 4, 10] {
-            if highest <= step * power || power > i64::MAX / 100 {
-                return step * power;
-            }
-        }
-        power *= 10;
-    }
+    let digits = highest.max(1).ilog10();
+    let step = 2 * 10_i64.pow(digits.saturating_sub(1));
+    highest.max(1).div_euclid(step).saturating_add(i64::from(highest.max(1) % step > 0)).saturating_mul(step)
 }
 
 /// A path of bars on top of others.
@@ -84,7 +78,7 @@ mod tests {
     #[test]
     fn the_axis_ends_at_a_round_number() {
         let tops = [0, 1, 2, 3, 4, 5, 10, 11, 39, 41, 100, 12_345].map(top);
-        assert_eq!(tops, [2, 2, 2, 4, 4, 10, 10, 20, 40, 100, 100, 20_000]);
+        assert_eq!(tops, [2, 2, 2, 4, 4, 6, 10, 12, 40, 42, 100, 14_000]);
         assert!(top(i64::MAX) > 0);
     }
 

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::words::{cut, day, instant, minute, number, reason, second, several};
 use super::{Asked, PATH, SCRIPT, STYLE, chart, told};
-use crate::activity::{HOUR, Overview, PAGE, Place, SeriesActivity};
+use crate::activity::{HOUR, Overview, PAGE, Place, SeriesActivity, ToldFailure};
 use crate::issuance::Refusal;
 
 /// A sheet with a hole at its side, in place of a file that the browser would ask for.
@@ -186,7 +186,7 @@ fn series(overview: &Overview, asked: &Asked) -> Markup {
                     caption { (order) }
                     thead role="rowgroup" {
                         tr role="row" {
-                            @for head in ["Series", "Issued", "Remaining", "Resent", "Last hour", "Refused"] {
+                            @for head in ["Series", "Issued", "Remaining", "Resent", "Issued last hour", "Refused"] {
                                 th scope="col" role="columnheader" { (head) }
                             }
                         }
@@ -233,7 +233,7 @@ fn one_series(one: &SeriesActivity, overview: &Overview) -> Markup {
                     @if one.replayed > 0 { span class="note" { "and " (number(one.replayed)) " replayed" } }
                 }
             }
-            td role="cell" data-label="Last hour" { div { (number(in_the_hour)) (chart::spark(&one.per_minute)) } }
+            td role="cell" data-label="Issued last hour" { div { (number(in_the_hour)) (chart::spark(&one.per_minute)) } }
             td role="cell" data-label="Refused" { div { (refused(one)) } }
         }
     }
@@ -310,7 +310,9 @@ fn refusals(overview: &Overview) -> Markup {
     }
 }
 
+/// Together what one request was refused together.
 fn failures(overview: &Overview, asked: &Asked) -> Markup {
+    let requests = overview.failures.chunk_by(|one, next| (one.at, &one.request_id) == (next.at, &next.request_id));
     html! {
         section class="card" aria-labelledby="failures" {
             h2 id="failures" { "Recent failures" }
@@ -321,24 +323,32 @@ fn failures(overview: &Overview, asked: &Asked) -> Markup {
                     caption { "The newest " (overview.failures.len()) @if asked.is_narrow() { " of those asked for" } ", by request id." }
                     thead role="rowgroup" {
                         tr role="row" {
-                            @for head in ["Time", "Request id", "Series", "Code", "Message to the caller"] {
+                            @for head in ["Time", "Request id", "Series, code and message to the caller"] {
                                 th scope="col" role="columnheader" { (head) }
                             }
                         }
                     }
-                    tbody role="rowgroup" {
-                        @for one in &overview.failures {
-                            @let why = reason(&one.outcome);
-                            tr role="row" {
-                                th scope="row" role="rowheader" {
-                                    time datetime=(instant(one.at)) { (second(one.at, &overview.zone)) }
-                                }
-                                td role="cell" class="text" data-label="Request id" { div { code { (one.request_id) } } }
-                                td role="cell" data-label="Series" { div { (one.series_id.0) } }
-                                td role="cell" data-label="Code" { div { (why.code) } }
-                                td role="cell" class="text" data-label="Message" { div { (why.message) } }
-                            }
-                        }
+                    tbody role="rowgroup" { @for request in requests { (one_request(request, overview)) } }
+                }
+            }
+        }
+    }
+}
+
+fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
+    let Some(first) = failures.first() else { return Markup::default() };
+    html! {
+        tr role="row" {
+            th scope="row" role="rowheader" {
+                time datetime=(instant(first.at)) { (second(first.at, &overview.zone)) }
+            }
+            td role="cell" data-label="Request id" { div { code { (first.request_id) } } }
+            td role="cell" {
+                ul class="reasons" {
+                    // The newest came first.
+                    @for one in failures.iter().rev() {
+                        @let why = reason(&one.outcome);
+                        li { (one.series_id.0) " " b { (why.code) } " " (why.message) }
                     }
                 }
             }
