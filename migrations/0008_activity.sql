@@ -32,7 +32,7 @@ create table activity_series (
     last_minute timestamptz not null,
     constraint activity_series_pkey primary key (org_id, series_id)
 ) with (fillfactor = 80);
-create index activity_series_latest on activity_series (org_id, last_minute desc, series_id);
+create index activity_series_latest on activity_series (org_id, last_minute, series_id);
 
 -- Entities that got no coupon lately: the newest of each organisation. Never a code, nor anything of the customer.
 create table activity_failure (

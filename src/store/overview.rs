@@ -307,7 +307,8 @@ const SERIES: &str = "
       left join lateral (
            select coalesce((select g.given from pool_counter g
                              where g.org_id = s.org_id and g.series_id = s.series_id
-                             order by g.given desc limit 1), 0) as given) last on s.client_handling_type = 'DISC_CODE_PIN'
+                             order by g.given desc limit 1), 0) as given
+            where s.client_handling_type = 'DISC_CODE_PIN') last on true
       left join lateral (
            select (select count(*) from (select from pool_code p
                                           where p.org_id = s.org_id and p.series_id = s.series_id and p.place > last.given
@@ -318,7 +319,8 @@ const SERIES: &str = "
                   (select count(*) from (select from pool_code p
                                           where p.org_id = s.org_id and p.series_id = s.series_id
                                             and p.customer_id is not null
-                                          limit $3) n) as for_one) pool on s.client_handling_type = 'DISC_CODE_PIN'
+                                          limit $3) n) as for_one
+            where s.client_handling_type = 'DISC_CODE_PIN') pool on true
      where s.org_id = $1 and s.series_id = any ($2)";
 
 fn series_from(row: &PgRow) -> Result<SeriesRow, StoreError> {

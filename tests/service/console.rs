@@ -65,10 +65,6 @@ impl Page {
         self.words(&format!("<a id=\"series-{id}\""), "</tr>")
     }
 
-    fn has_series(&self, id: i64) -> bool {
-        self.0.contains(&format!("<a id=\"series-{id}\""))
-    }
-
     /// The ids of the series that it shows, from above.
     fn series_ids(&self) -> Vec<i64> {
         let ids = self.0.split("<a id=\"series-").skip(1);
