@@ -276,7 +276,7 @@ async fn what_two_replicas_count_adds_up_and_a_restart_keeps_it() {
     let database = new_database().await;
     let file = format!("{ORG}{}", series(1, ""));
     // As good as never: a stop adds it.
-    let seldom = |settings: &mut Settings| settings.activity.flush = Duration::from_secs(3600);
+    let seldom = |settings: &mut Settings| settings.activity.flush = Duration::from_hours(1);
     let one = TestApp::start_over(database.clone(), &file, seldom).await;
     let other = TestApp::start_over(database.clone(), &file, at_once).await;
     for customer in ["a", "b", "c"] {
