@@ -317,7 +317,7 @@ fn failures(overview: &Overview, asked: &Asked) -> Markup {
         section class="card" aria-labelledby="failures" {
             h2 id="failures" { "Recent failures" }
             @if overview.failures.is_empty() {
-                p { @if asked.is_narrow() { "None that is kept." } @else { "None." } }
+                p { @if asked.is_narrow() { "None that is kept here; the log has all of them." } @else { "None." } }
             } @else {
                 table class="cards" role="table" {
                     caption { "The newest " (overview.failures.len()) @if asked.is_narrow() { " of those asked for" } ", by request id." }
@@ -361,9 +361,9 @@ fn foot(overview: &Overview) -> Markup {
     html! {
         footer {
             p {
-                "Issued and remaining of a series with a cap, and the codes of a pool, are the database's own and exact (a pool of more \
-                 than a thousand codes is told about). All else is counted by each replica and added every few seconds: what is shown may \
-                 be some seconds old, and a crash may take back the last seconds of it. No coupon depends on it."
+                "What a series with a cap has issued and has left, and what a pool has left, is the database's own count (of a pool with \
+                 more than a thousand codes, about). All else is counted by each replica and added every few seconds: it may be some \
+                 seconds old, and a crash takes back the last seconds of it. No coupon depends on it."
                 @if let Some(since) = overview.since { " Counted since " (second(since, &overview.zone)) "." }
             }
             p {
