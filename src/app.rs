@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
@@ -78,6 +79,7 @@ pub struct App {
     settings: HttpSettings,
     store: Store,
     writers: Vec<JoinHandle<()>>,
+    activity: ActivityTasks,
     in_background: [AbortHandle; 2],
 }
 
@@ -105,11 +107,16 @@ impl App {
         )?);
         let following = Arc::clone(&authenticator);
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
-        let issuer = Arc::new(Issuer::new(store.clone(), writer, clock, entropy, issue_limits(settings)));
+        let limits = ActivityLimits { flush_every: settings.activity.flush, keep: settings.activity.keep };
+        let (activity, keeping) = Activity::start(store.clone(), clock.clone(), entropy.uuid()?, limits);
+        let issuer = Issuer::new(store.clone(), writer, clock, entropy, Arc::clone(&activity), issue_limits(settings));
+        let issuer = Arc::new(issuer);
         let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
         let forgetting = tokio::spawn(forgetting).abort_handle();
         let http = Http {
             issuer,
+            activity,
+            has_console: settings.http.console,
             authenticator,
             readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
             limits: HttpLimits {
@@ -120,7 +127,8 @@ impl App {
             public_url,
             trusted_proxies: trusted_proxies(&settings.http),
         };
-        Ok(Self { http, settings: settings.http.clone(), store, writers, in_background: [following, forgetting] })
+        let in_background = [following, forgetting];
+        Ok(Self { http, settings: settings.http.clone(), store, writers, activity: keeping, in_background })
     }
 
     /// Serves on this listener until it is told to stop, or nobody is left who could tell it; then accepts nothing more and
@@ -156,9 +164,10 @@ impl App {
         Ok(())
     }
 
-    /// Waits for issuances whose callers have gone, and then for the writer.
+    /// Waits for issuances whose callers have gone, for what they add to the activity, and then for the writer.
     async fn finish(self) {
         self.http.issuer.finish().await;
+        self.activity.finish().await;
         for task in self.in_background {
             task.abort();
         }

@@ -31,6 +31,7 @@ pub struct Settings {
     pub database: DatabaseSettings,
     pub writer: WriterSettings,
     pub issuing: IssuingSettings,
+    pub activity: ActivitySettings,
     pub auth: AuthSettings,
     pub rate_limit: RateLimitSettings,
     pub log: LogSettings,
@@ -57,6 +58,7 @@ pub struct HttpSettings {
     #[serde(rename = "body_timeout_seconds", deserialize_with = "some_seconds")]
     pub body_timeout: Duration,
     pub max_series_ids: usize,
+    pub console: bool,
     #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
     pub drain: Duration,
     #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]
@@ -123,6 +125,17 @@ pub struct IssuingSettings {
     pub settings_cache: Duration,
     #[serde(rename = "keep_requests_hours", deserialize_with = "days")]
     pub keep_requests: Duration,
+}
+
+/// `[activity]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct ActivitySettings {
+    #[serde(rename = "flush_seconds", deserialize_with = "seconds")]
+    pub flush: Duration,
+    #[serde(rename = "keep_hours", deserialize_with = "hours")]
+    pub keep: Duration,
 }
 
 /// `[auth]`.
@@ -310,9 +323,18 @@ impl DatabaseSettings {
 
 /// A day or more, in hours.
 fn days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    hours_from(deserializer, 24)
+}
+
+/// Two or more: the console shows the last one.
+fn hours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    hours_from(deserializer, 2)
+}
+
+fn hours_from<'de, D: Deserializer<'de>>(deserializer: D, least: u32) -> Result<Duration, D::Error> {
     let hours = u32::deserialize(deserializer)?;
-    if hours < 24 {
-        return Err(serde::de::Error::custom("must be 24 or more"));
+    if hours < least {
+        return Err(serde::de::Error::custom(format!("must be {least} or more")));
     }
     Ok(Duration::from_secs(u64::from(hours) * 3600))
 }

@@ -3,6 +3,7 @@
 //! A request walks `http` → `issuance` → `store` and back; `README.md`, "The walk of a request", is the map.
 //! This file only names the rooms. Who may import whom is checked by `tests/layering.rs`.
 
+pub mod activity;
 pub mod app;
 pub mod audit;
 pub mod auth;

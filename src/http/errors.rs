@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::seldom::Seldom;
+use crate::activity::OverviewError;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
 
@@ -250,6 +251,16 @@ impl From<IssueError> for ApiError {
             IssueError::KeyReused => Self::KeyReused,
             IssueError::Overloaded => Self::Overloaded,
             IssueError::Internal(reason) => Self::Internal(reason),
+        }
+    }
+}
+
+impl From<OverviewError> for ApiError {
+    fn from(error: OverviewError) -> Self {
+        match error {
+            OverviewError::Unavailable(reason) => Self::Unavailable(reason),
+            OverviewError::TimedOut => Self::Unavailable(error.to_string()),
+            OverviewError::Internal(reason) => Self::Internal(reason),
         }
     }
 }

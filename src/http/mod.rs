@@ -6,6 +6,7 @@ mod address;
 mod authenticate;
 mod body;
 mod connections;
+mod console;
 mod errors;
 mod health;
 mod idempotency;
@@ -27,6 +28,7 @@ pub use connections::Connections;
 pub use health::{Readiness, ReadinessCheck};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::activity::Activity;
 use crate::auth::Authenticator;
 use crate::issuance::Issuer;
 
@@ -48,6 +50,10 @@ pub struct HttpLimits {
 pub struct Http {
     /// Issues.
     pub issuer: Arc<Issuer>,
+    /// Knows what callers were told.
+    pub activity: Arc<Activity>,
+    /// Whether that is shown.
+    pub has_console: bool,
     /// Knows the callers.
     pub authenticator: Arc<Authenticator>,
     /// Says whether the service can serve.
@@ -66,13 +72,15 @@ const PUBLIC: [&str; 6] =
     ["/healthz", "/readyz", "/v3/oauth/token/generate", "/oauth/token", oauth::METADATA_PATH, oauth::KEYS_PATH];
 
 /// Routes that only look: read access is enough.
-const READING: [&str; 1] = [RECEIPT_PATH];
+const READING: [&str; 2] = [RECEIPT_PATH, console::PATH];
 const RECEIPT_PATH: &str = "/v2/coupon/bulk/issue/{key}";
 
 /// The route table.
 pub fn router(http: Http) -> Router {
     let http = Arc::new(http);
-    Router::new()
+    let router = Router::new();
+    let router = if http.has_console { router.route(console::PATH, get(console::page)) } else { router };
+    router
         .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
         .route(RECEIPT_PATH, get(issue::receipt))
         .route("/v3/oauth/token/generate", post(token::generate))

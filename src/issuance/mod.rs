@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use self::directory::Directory;
+use crate::activity::{Activity, Kind, Told};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
 use crate::store::writer::Writer;
 use crate::store::{Beginnings, Store, StoreError};
@@ -80,6 +81,20 @@ pub struct Entity {
     pub series_id: SeriesId,
     /// The coupon, durably stored, or why there is none.
     pub outcome: Result<Granted, Refusal>,
+}
+
+impl Entity {
+    /// What its caller is told, for the activity.
+    fn told(&self) -> Told {
+        let (outcome, kind) = match &self.outcome {
+            Ok(Granted { replayed: true, .. }) => ("replayed", Kind::Granted),
+            Ok(Granted { resent: true, .. }) => ("resent", Kind::Granted),
+            Ok(_) => ("issued", Kind::Granted),
+            Err(Refusal::UnknownSeries) => (Refusal::UnknownSeries.name(), Kind::NoSuchSeries),
+            Err(refusal) => (refusal.name(), Kind::Refused),
+        };
+        Told { series_id: self.series_id, outcome, kind }
+    }
 }
 
 /// The coupon a customer has got.
@@ -175,6 +190,7 @@ pub struct Issuer {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     directory: Directory,
+    activity: Arc<Activity>,
     limits: IssueLimits,
     running: TaskTracker,
 }
@@ -187,11 +203,12 @@ impl Issuer {
         writer: Writer,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
+        activity: Arc<Activity>,
         limits: IssueLimits,
     ) -> Self {
         let directory = Directory::new(store.clone(), limits.settings_time_to_live);
         let beginnings = Beginnings::start(store.clone());
-        Self { store, writer, beginnings, clock, entropy, directory, limits, running: TaskTracker::new() }
+        Self { store, writer, beginnings, clock, entropy, directory, activity, limits, running: TaskTracker::new() }
     }
 
     /// Whether another request would have to wait too long. Asking costs nearly nothing, so that those who are turned away
@@ -210,7 +227,14 @@ impl Issuer {
     pub async fn issue(self: &Arc<Self>, request: IssueRequest) -> Result<Issuance, IssueError> {
         let issuer = Arc::clone(self);
         let deadline = Instant::now() + self.limits.timeout;
-        let task = async move { request::process(&issuer, &request, deadline).await };
+        let task = async move {
+            let result = request::process(&issuer, &request, deadline).await;
+            if let Ok(issuance) = &result {
+                let told = issuance.entities.iter().map(Entity::told);
+                issuer.activity.note(request.caller.org_id, &request.request_id, told);
+            }
+            result
+        };
         match self.running.spawn(task.in_current_span()).await {
             Ok(issuance) => issuance,
             Err(error) => Err(IssueError::Internal(format!("an issuance broke off: {error}"))),

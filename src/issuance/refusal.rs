@@ -39,6 +39,28 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every one there is; of [`Refusal::Gap`] one.
+    pub const ALL: [Self; 12] = [
+        Self::UnknownSeries,
+        Self::ExternallyManaged,
+        Self::InvalidStore,
+        Self::Expired,
+        Self::AlreadyHolds,
+        Self::PerUserMaximum,
+        Self::MutuallyExclusive,
+        Self::CapReached,
+        Self::PoolEmpty,
+        Self::Gap { next_eligible_at: Timestamp::UNIX_EPOCH },
+        Self::TimedOut,
+        Self::Failed,
+    ];
+
+    /// The one of this [`Refusal::name`].
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|refusal| refusal.name() == name)
+    }
+
     /// The error code (contract 3).
     #[must_use]
     pub const fn code(self) -> u16 {
@@ -124,6 +146,14 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_is_found_by_its_name() {
+        for refusal in Refusal::ALL {
+            assert_eq!(Refusal::named(refusal.name()), Some(refusal));
+        }
+        assert_eq!(Refusal::named("issued"), None);
+    }
 
     #[test]
     fn it_is_stored_under_its_name() {

@@ -2,6 +2,7 @@
 //!
 //! Nothing is decided here. A query names the organisation first, and returns the model's types.
 
+pub mod activity;
 pub mod audit;
 mod beginnings;
 mod changes;
@@ -12,6 +13,7 @@ mod facts;
 pub mod invariants;
 mod keyed_requests;
 pub mod migrations;
+pub mod overview;
 pub mod pool;
 pub mod provisioning;
 mod rows;

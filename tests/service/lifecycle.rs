@@ -198,6 +198,11 @@ const NEXT_MIGRATION: &str = "
     alter table till add column of_later text;
     alter table signing_key add column of_later text;
     alter table customer add column of_later text;
+    alter table activity_minute add column of_later text;
+    alter table activity_total add column of_later text;
+    alter table activity_series add column of_later text;
+    alter table activity_failure add column of_later text;
+    alter table activity_writer add column of_later text;
     commit";
 
 /// The older of two versions that run side by side goes on, and may even be started again.

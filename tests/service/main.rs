@@ -9,6 +9,7 @@ mod audit;
 mod authentication;
 mod commands;
 mod connections;
+mod console;
 mod failures;
 mod hostile;
 mod idempotency;

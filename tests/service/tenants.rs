@@ -317,6 +317,7 @@ async fn no_route_tells_one_organisation_of_the_other() {
         match (&*method, &*path) {
             ("post", "/v2/coupon/bulk/issue") => issues_its_own(&app).await,
             ("get", "RECEIPT_PATH") => tells_of_its_own_requests(&app).await,
+            ("get", "console::PATH") => shows_its_own_activity().await,
             ("post", "/v3/oauth/token/generate" | "/oauth/token") => gives_out_its_own_tokens(&app, &path).await,
             ("get", "/healthz" | "/readyz") => tells_everyone_the_same(&app, &path).await,
             ("get", "oauth::METADATA_PATH") => {
@@ -375,6 +376,42 @@ async fn tells_of_its_own_requests(app: &TestApp) {
             }
             let theirs = get(others).await.unwrap();
             assert_eq!(failure(theirs).await, failure(get("nobodys").await.unwrap()).await);
+        }
+    }
+}
+
+/// The page has nothing of the other: neither its texts nor its counts nor its failures, whatever is asked for.
+async fn shows_its_own_activity() {
+    let app = start(|settings| settings.activity.flush = std::time::Duration::from_millis(20)).await;
+    for (tenant, times) in [(A, 2), (B, 3)] {
+        let caller = Caller::new(&app, tenant, By::Password).await;
+        for _ in 0..times {
+            let body = json!({"seriesIds": [1, 14, 15], "customer": {"id": "c"}});
+            let request = app.client().post(app.url("/v2/coupon/bulk/issue")).json(&body);
+            let request = request.header(caller.credential.0, &caller.credential.1);
+            request.header("X-Request-Id", format!("of-{}", tenant.mark)).send().await.unwrap();
+        }
+    }
+    for by in EVERY_WAY {
+        for (tenant, issued, refused, own, others) in [(A, 4, 2, 14, 15), (B, 6, 3, 15, 14)] {
+            let (header, credential) = tenant.credential(&app, by).await;
+            let ask = async |query: &str| {
+                let url = app.url(&format!("/console{query}"));
+                app.client().get(url).header(header, &credential).send().await.unwrap().text().await.unwrap()
+            };
+            let counts = format!("{issued} coupons issued, most of them at 10:00 ({issued}); {refused} refused.");
+            eventually("its counts", async || ask("").await.contains(&counts)).await;
+            let theirs = format!("request=of-{}", tenant.other().mark);
+            for query in ["", "?series=1,14,15", &format!("?{theirs}"), "?after=idle.0", "?org=2&org_id=2"] {
+                let page = ask(query).await.replace(&format!("value=\"{}\"", &theirs[8..]), "");
+                assert!(
+                    page.contains(&format!("{} Retail", tenant.mark)) && !page.contains(tenant.other().mark),
+                    "{page}"
+                );
+            }
+            let page = ask("?series=14,15").await;
+            assert!(page.contains(&format!("id=\"series-{own}\"")) && page.contains(&format!("no series {others}.")));
+            assert_eq!(page.matches(&format!("of-{}", tenant.mark)).count(), refused, "{page}");
         }
     }
 }

@@ -1,0 +1,170 @@
+//! Activity as it is written: counts and failures of a replica, added a batch at a time, and what is taken away again later.
+//!
+//! Nothing of it is flushed, and nothing depends on it. What is shown of it is read in `overview`.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::model::{OrgId, SeriesId};
+
+/// Stands for the organisation as a whole, where a series could stand: all that was asked for.
+pub const WHOLE_ORGANISATION: SeriesId = SeriesId(0);
+
+/// How many entities were told this outcome in a minute.
+#[derive(Debug, Clone)]
+pub struct Count {
+    /// Whose.
+    pub org_id: OrgId,
+    /// Of which series, or [`WHOLE_ORGANISATION`].
+    pub series_id: SeriesId,
+    /// When the minute began.
+    pub minute: Timestamp,
+    /// Its name.
+    pub outcome: &'static str,
+    /// How many.
+    pub entities: i64,
+}
+
+/// An entity that got no coupon.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Whose.
+    pub org_id: OrgId,
+    /// When.
+    pub at: Timestamp,
+    /// In which request.
+    pub request_id: Arc<str>,
+    /// As it was asked for.
+    pub series_id: SeriesId,
+    /// The name of the refusal.
+    pub outcome: &'static str,
+}
+
+/// What a replica adds in one transaction.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The replica, since its start.
+    pub writer: Uuid,
+    /// Its batches are numbered: one that was added already, though the answer was lost, is not added again.
+    pub number: i64,
+    /// When.
+    pub at: Timestamp,
+    /// At most one for each organisation, series, minute and outcome.
+    pub counts: Vec<Count>,
+    /// Any.
+    pub failures: Vec<Failure>,
+}
+
+impl Store {
+    /// Adds a batch, unless it was added before. It is not flushed.
+    ///
+    /// # Errors
+    /// When the database cannot be asked. It may have been added all the same: to be tried again with the same number.
+    pub async fn add_activity(&self, batch: &Batch) -> Result<(), StoreError> {
+        let counts = &batch.counts;
+        let failures = &batch.failures;
+        sqlx::query(ADD)
+            .bind(batch.writer)
+            .bind(batch.number)
+            .bind(batch.at.to_sqlx())
+            .bind(counts.iter().map(|count| count.org_id.0).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.series_id.0).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.minute.to_sqlx()).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.outcome).collect::<Vec<_>>())
+            .bind(counts.iter().map(|count| count.entities).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.org_id.0).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.at.to_sqlx()).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| &*failure.request_id).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.series_id.0).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.outcome).collect::<Vec<_>>())
+            .execute(&mut *self.lease().await?)
+            .await?;
+        Ok(())
+    }
+
+    /// Takes away some of what is older than this, and says how much: minutes, failures, replicas that are no more. Totals stay.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn forget_activity(&self, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+        let mut connection = self.lease().await?;
+        let mut forgotten = 0;
+        for old in [OLD_MINUTES, OLD_FAILURES, OLD_WRITERS] {
+            let done = sqlx::query(old).bind(before.to_sqlx()).bind(most).execute(&mut *connection).await?;
+            forgotten = forgotten.max(done.rows_affected());
+        }
+        Ok(forgotten)
+    }
+
+    /// Takes away all but the newest failures of these organisations.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn trim_failures(&self, org_ids: &[OrgId], most: i64) -> Result<(), StoreError> {
+        sqlx::query(TRIM)
+            .bind(org_ids.iter().map(|org_id| org_id.0).collect::<Vec<_>>())
+            .bind(most)
+            .execute(&mut *self.lease().await?)
+            .await?;
+        Ok(())
+    }
+}
+
+// All replicas in one order, so that none waits for another in a circle. The number of the batch is in the same transaction as what is
+// in it: a crash takes back both or neither.
+const ADD: &str = "
+    with fresh as (
+        insert into activity_writer as w (writer, batch, at)
+        select $1, $2, $3 from (select set_config('synchronous_commit', 'off', true)) unflushed
+            on conflict (writer) do update set batch = excluded.batch, at = excluded.at where w.batch < excluded.batch
+     returning writer),
+    given as materialized (
+        select t.org_id, t.series_id, t.minute, t.outcome, t.entities
+          from unnest($4::bigint[], $5::bigint[], $6::timestamptz[], $7::text[], $8::bigint[])
+            as t (org_id, series_id, minute, outcome, entities)
+         cross join fresh),
+    minutes as (
+        insert into activity_minute as m (org_id, series_id, minute, outcome, entities)
+        select g.org_id, g.series_id, g.minute, g.outcome, g.entities from given g
+         order by g.org_id, g.series_id, g.minute, g.outcome
+            on conflict (org_id, series_id, minute, outcome) do update set entities = m.entities + excluded.entities),
+    totals as (
+        insert into activity_total as t (org_id, series_id, outcome, entities)
+        select g.org_id, g.series_id, g.outcome, sum(g.entities)::bigint from given g
+         group by g.org_id, g.series_id, g.outcome
+         order by g.org_id, g.series_id, g.outcome
+            on conflict (org_id, series_id, outcome) do update set entities = t.entities + excluded.entities),
+    latest as (
+        insert into activity_series as s (org_id, series_id, since, last_minute)
+        select g.org_id, g.series_id, min(g.minute), max(g.minute) from given g
+         group by g.org_id, g.series_id
+         order by g.org_id, g.series_id
+            on conflict (org_id, series_id) do update set last_minute = excluded.last_minute
+                 where s.last_minute < excluded.last_minute)
+    insert into activity_failure (org_id, at, request_id, series_id, outcome)
+    select f.org_id, f.at, f.request_id, f.series_id, f.outcome
+      from unnest($9::bigint[], $10::timestamptz[], $11::text[], $12::bigint[], $13::text[])
+        as f (org_id, at, request_id, series_id, outcome)
+     cross join fresh";
+
+const OLD_MINUTES: &str = "
+    delete from activity_minute where ctid = any (array(
+        select ctid from activity_minute where minute < $1 order by minute limit $2 for update skip locked))";
+const OLD_FAILURES: &str = "
+    delete from activity_failure where ctid = any (array(
+        select ctid from activity_failure where at < $1 order by at limit $2 for update skip locked))";
+const OLD_WRITERS: &str = "
+    delete from activity_writer where writer = any (array(
+        select writer from activity_writer where at < $1 limit $2 for update skip locked))";
+
+const TRIM: &str = "
+    delete from activity_failure f
+     using unnest($1::bigint[]) as o (org_id)
+     cross join lateral (
+           select n.at, n.failure_id from activity_failure n
+            where n.org_id = o.org_id order by n.at desc, n.failure_id desc offset $2 limit 1) newest_too_old
+     where f.org_id = o.org_id and (f.at, f.failure_id) <= (newest_too_old.at, newest_too_old.failure_id)";
