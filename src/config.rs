@@ -74,6 +74,7 @@ pub enum ForwardedHeader {
 pub struct MetricsSettings {
     #[serde(deserialize_with = "address_if_any")]
     pub listen: Option<SocketAddr>,
+    pub series: u32,
 }
 
 /// `[database]`.

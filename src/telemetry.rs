@@ -8,10 +8,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::TryInitError;
+
+use crate::meters;
 
 /// Telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -103,36 +106,49 @@ impl Write for Line {
     }
 }
 
-/// Starts collecting metrics; the handle renders them in Prometheus' text format.
+/// A gauge that nobody has set for so long is no longer told: a series that has left the list of those with the least left.
+const FORGET_GAUGES: Duration = Duration::from_mins(2);
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// What this binary was built from, where the build says so.
+const REVISION: &str = match option_env!("COUPON_ISSUER_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+/// Starts collecting metrics. Whoever counts before counts in vain.
 ///
 /// # Errors
 /// When they were started before.
-pub fn start_metrics() -> Result<PrometheusHandle, TelemetryError> {
+pub fn start_metrics() -> Result<Metrics, TelemetryError> {
     let seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
     let coupons = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 64.0, 100.0, 200.0];
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
-        .set_buckets_for_metric(Matcher::Full("coupon_issuer_batch_size".to_owned()), &coupons)?
+        .set_buckets_for_metric(Matcher::Full(meters::BATCH_SIZE.name.to_owned()), &coupons)?
+        .idle_timeout(MetricKindMask::GAUGE, Some(FORGET_GAUGES))
         .install_recorder()?;
-    describe();
-    Ok(handle)
+    meters::describe();
+    metrics_process::Collector::default().describe();
+    Ok(Metrics(handle))
 }
 
-fn describe() {
-    metrics::describe_counter!("coupon_issuer_entities_total", "Entities answered, by outcome");
-    metrics::describe_counter!("coupon_issuer_requests_total", "HTTP requests answered, by route and status");
-    metrics::describe_histogram!(
-        "coupon_issuer_request_duration_seconds",
-        "From the request's head to the answer's, by route"
-    );
-    metrics::describe_histogram!("coupon_issuer_batch_size", "Coupons written with one flush");
-    metrics::describe_histogram!("coupon_issuer_queue_wait_seconds", "How long the first of a batch waited for it");
-    metrics::describe_counter!(
-        "coupon_issuer_turned_away_total",
-        "Requests and connections that were turned away, by reason"
-    );
-    metrics::describe_counter!(
-        "coupon_issuer_broken_batches_total",
-        "Batches that broke midway and were settled coupon by coupon"
-    );
+/// What was counted, to be read.
+#[derive(Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// All of it in Prometheus' text format, with what the system says of the process.
+    #[must_use]
+    pub fn render(&self) -> String {
+        // Gauges that nobody sets any more go away; this one is set once.
+        metrics::gauge!(meters::BUILD_INFO.name, "version" => VERSION, "revision" => REVISION).set(1.0);
+        metrics_process::Collector::default().collect();
+        self.0.render()
+    }
+
+    /// Sums up what was recorded. To be called every few seconds.
+    pub fn run_upkeep(&self) {
+        self.0.run_upkeep();
+    }
 }

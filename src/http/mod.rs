@@ -6,6 +6,7 @@ mod address;
 mod authenticate;
 mod body;
 mod connections;
+mod counts;
 mod errors;
 mod health;
 mod idempotency;
@@ -67,13 +68,15 @@ const PUBLIC: [&str; 6] =
 
 /// Routes that only look: read access is enough.
 const READING: [&str; 1] = [RECEIPT_PATH];
+const ISSUE_PATH: &str = "/v2/coupon/bulk/issue";
 const RECEIPT_PATH: &str = "/v2/coupon/bulk/issue/{key}";
 
 /// The route table.
 pub fn router(http: Http) -> Router {
+    counts::start();
     let http = Arc::new(http);
     Router::new()
-        .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
+        .route(ISSUE_PATH, post(issue::issue_bulk))
         .route(RECEIPT_PATH, get(issue::receipt))
         .route("/v3/oauth/token/generate", post(token::generate))
         .route("/oauth/token", post(oauth::token))

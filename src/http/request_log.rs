@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::Http;
 use super::address::ClientAddress;
-use super::errors::Denied;
+use super::counts::Route;
+use super::errors::{Denied, Failure};
 use crate::model::Caller;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
@@ -38,7 +39,7 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
     let address = ClientAddress::find(request.extensions(), request.headers(), &http.trusted_proxies);
     request.extensions_mut().insert(address);
     let id: Arc<str> = request_id(&request).into();
-    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = Route::of(request.extensions().get::<MatchedPath>());
     let method = request.method().clone();
     let span = tracing::info_span!("request", request_id = %id);
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
@@ -53,19 +54,27 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
         // Callers that keep their connection are to go on elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    log(&id, method.as_str(), route, address, &response, started);
+    if let Some(route) = route {
+        count(route, &response, started);
+    }
+    log(&id, method.as_str(), route.map_or("", |route| route.name), address, &response, started);
     response
+}
+
+fn count(route: &Route, response: &Response, started: Instant) {
+    let status = response.status();
+    route.answered(status.as_u16(), started.elapsed());
+    if status.is_client_error() || status.is_server_error() {
+        let (failure, denied) = (response.extensions().get::<Failure>(), response.extensions().get::<Denied>());
+        let code = failure.map_or(status.as_u16(), |failure| failure.0);
+        route.refused(code, denied.map_or("", |denied| denied.0));
+    }
 }
 
 /// The line names the request itself, outside of its span: that is the cheaper way, and every request takes it.
 fn log(request_id: &str, method: &str, route: &str, from: ClientAddress, response: &Response, started: Instant) {
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
-    let labels = [("route", route.to_owned()), ("status", status.to_string())];
-    metrics::counter!("coupon_issuer_requests_total", &labels).increment(1);
-    metrics::histogram!("coupon_issuer_request_duration_seconds", "route" => route.to_owned()).record(elapsed);
-
     // Orchestrators ask every few seconds; their questions are no news.
     if matches!(route, "/healthz" | "/readyz") {
         tracing::debug!(method, route, status, "answered");

@@ -415,26 +415,13 @@ impl Course<'_> {
         if self.slots.iter().all(|slot| slot.unavailable) {
             return Err(IssueError::Unavailable(None::<StoreError>));
         }
-        for slot in &self.slots {
-            metrics::counter!("coupon_issuer_entities_total", "outcome" => name(slot)).increment(1);
-        }
         let entity =
             |slot: Slot| Entity { series_id: slot.series_id, outcome: slot.outcome.unwrap_or(Err(Refusal::TimedOut)) };
-        Ok(Issuance {
-            zone: self.organisation.time_zone.clone(),
-            entities: self.slots.into_iter().map(entity).collect(),
-        })
-    }
-}
-
-/// The name under which what became of an entity is counted.
-const fn name(slot: &Slot) -> &'static str {
-    match &slot.outcome {
-        Some(Ok(Granted { replayed: true, .. })) => "replayed",
-        Some(Ok(Granted { resent: true, .. })) => "resent",
-        Some(Ok(_)) => "issued",
-        Some(Err(refusal)) => refusal.name(),
-        None => Refusal::TimedOut.name(),
+        let entities: Vec<Entity> = self.slots.into_iter().map(entity).collect();
+        for entity in &entities {
+            self.issuer.counts.answered(&entity.outcome);
+        }
+        Ok(Issuance { zone: self.organisation.time_zone.clone(), entities })
     }
 }
 
