@@ -16,4 +16,5 @@ pub mod private_postgres;
 pub mod provisioning;
 pub mod store;
 pub mod telemetry;
+pub mod traces;
 pub mod watch;

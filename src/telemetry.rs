@@ -1,7 +1,7 @@
-//! Logs and metrics: how they leave the process. What is said is decided where it happens.
+//! Logs, metrics and spans: how they leave the process. What is said is decided where it happens.
 //!
 //! Logs go to standard output, one event a line, written together a few times a second (a warning or an error at once);
-//! metrics are read from their own port. Neither ever holds a secret.
+//! metrics are read from their own port, spans are sent to a collector. None of them ever holds a secret.
 
 use std::io::{BufWriter, IsTerminal, Stdout, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,10 +11,16 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use metrics_util::MetricKindMask;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::util::TryInitError;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry};
 
 use crate::meters;
+pub use crate::traces::SpanExport;
+use crate::traces::{self, Collector, ExportError};
 
 /// Telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -28,25 +34,54 @@ pub enum TelemetryError {
     /// There is no thread for them.
     #[error("logs cannot be set up: {0}")]
     Thread(#[from] std::io::Error),
+    /// Spans cannot be told.
+    #[error(transparent)]
+    Spans(#[from] ExportError),
     /// Metrics are set up already.
     #[error("metrics cannot be set up: {0}")]
     Metrics(#[from] BuildError),
 }
 
-/// Starts logging to standard output, as JSON for machines or as text for people.
+/// Starts logging to standard output, as JSON for machines or as text for people; and telling spans to a collector, if there
+/// is one. What is returned is to be finished when the service has stopped. Needs a runtime.
 ///
 /// # Errors
-/// When `filter` is none, or logging was started before.
-pub fn start_logs(filter: &str, as_json: bool) -> Result<(), TelemetryError> {
-    use tracing_subscriber::util::SubscriberInitExt;
-
-    let filter = EnvFilter::try_new(filter)?;
-    let lines = tracing_subscriber::fmt().with_writer(Lines).with_env_filter(filter).with_target(false);
-    if as_json {
-        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init()?;
+/// When `filter` is none, the collector's URL is none, or logging was started before.
+pub fn start_logs(
+    filter: &str,
+    as_json: bool,
+    spans: Option<&SpanExport>,
+) -> Result<Option<Collector>, TelemetryError> {
+    // What is only for the collector is no matter of the log.
+    let no_spans: Directive = format!("{}=off", traces::TARGET).parse()?;
+    let filter = EnvFilter::try_new(filter)?.add_directive(no_spans);
+    let lines = tracing_subscriber::fmt::layer().with_writer(Lines).with_target(false);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if as_json {
+        lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
-        lines.with_ansi(std::io::stdout().is_terminal()).finish().try_init()?;
+        lines.with_ansi(std::io::stdout().is_terminal()).boxed()
+    };
+    let collector = spans.map(Collector::start).transpose()?;
+    match &collector {
+        // The filter is everybody's then, and so a span for the collector costs nothing.
+        None => tracing_subscriber::registry().with(lines).with(filter).try_init()?,
+        Some(collector) => {
+            let spans = tracing_opentelemetry::layer()
+                .with_tracer(collector.tracer())
+                .with_location(false)
+                .with_threads(false)
+                .with_level(false)
+                .with_target(false)
+                .with_tracked_inactivity(false)
+                .with_filter(filter_fn(|of| of.target() == traces::TARGET));
+            tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
+        }
     }
+    start_flushing()?;
+    Ok(collector)
+}
+
+fn start_flushing() -> std::io::Result<()> {
     std::thread::Builder::new().name("log".to_owned()).spawn(|| {
         loop {
             std::thread::sleep(FLUSH_EVERY);

@@ -18,12 +18,14 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use self::backlog::Backlog;
 use super::waiting;
 use crate::meters::{self, Level};
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
+use crate::traces::{self, Waiting};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,6 +198,7 @@ struct Job {
     queued_at: Instant,
     deadline: Instant,
     answer: oneshot::Sender<Vec<Written>>,
+    waiting: Waiting,
 }
 
 impl Writer {
@@ -277,7 +280,8 @@ impl Queue {
         if count > 0 {
             let queued_at = Instant::now();
             self.backlog.queued(count, queued_at);
-            if self.jobs.try_send(Job { works, queued_at, deadline, answer }).is_err() {
+            let job = Job { works, queued_at, deadline, answer, waiting: Waiting::begin(count) };
+            if self.jobs.try_send(job).is_err() {
                 self.backlog.refused(count);
                 return Err(QueueFull);
             }
@@ -305,6 +309,8 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut b
         }
         let Some(deadline) = taken.iter().map(|job| job.deadline).min() else { continue };
 
+        let count = taken.iter().map(|job| job.works.len()).sum();
+        let span = traces::together(taken.iter().map(|job| &job.waiting), count);
         let mut works = Vec::new();
         let mut answers = Vec::new();
         for job in taken {
@@ -312,7 +318,7 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut b
             works.extend(job.works);
         }
         batches.meters().size.record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
-        let mut written = batches.write(&works, deadline).await.into_iter();
+        let mut written = batches.write(&works, deadline).instrument(span).await.into_iter();
         if std::mem::replace(&mut is_warm, true) {
             backlog.written(works.len(), now.elapsed());
         }
