@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::body::Body;
-use axum::http::header::{FORWARDED, HOST};
+use axum::http::header::{CONTENT_TYPE, FORWARDED, HOST};
 use axum::http::uri::PathAndQuery;
 use axum::http::{Request, StatusCode, Uri};
 use axum_server::{Handle, Server};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
@@ -37,6 +36,8 @@ use crate::provisioning::{self, Report, keys};
 use crate::store::migrations::{self, SchemaError};
 use crate::store::writer::{Writer, WriterLimits};
 use crate::store::{ReadLimits, Store};
+use crate::telemetry::Metrics;
+use crate::watch::Watch;
 
 /// How often old keyed requests are forgotten.
 const FORGET_EVERY: Duration = Duration::from_mins(1);
@@ -80,7 +81,8 @@ pub struct App {
     store: Store,
     writers: Vec<JoinHandle<()>>,
     activity: ActivityTasks,
-    in_background: [AbortHandle; 2],
+    connections: Connections,
+    in_background: [AbortHandle; 3],
 }
 
 impl App {
@@ -109,16 +111,28 @@ impl App {
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
         let limits = ActivityLimits { flush_every: settings.activity.flush, keep: settings.activity.keep };
         let (activity, keeping) = Activity::start(store.clone(), clock.clone(), entropy.uuid()?, limits);
-        let issuer = Issuer::new(store.clone(), writer, clock, entropy, Arc::clone(&activity), issue_limits(settings));
+        let issuer =
+            Issuer::new(store.clone(), writer, clock.clone(), entropy, Arc::clone(&activity), issue_limits(settings));
         let issuer = Arc::new(issuer);
         let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
         let forgetting = tokio::spawn(forgetting).abort_handle();
+        let readiness = Arc::new(Readiness::new(readiness_check(store.clone())));
+        let connections = Connections::new(places(settings.http.max_connections), settings.http.write_timeout);
+        let watch = Watch {
+            store: store.clone(),
+            issuer: Arc::clone(&issuer),
+            readiness: Arc::clone(&readiness),
+            connections: connections.clone(),
+            clock,
+            series: settings.metrics.series,
+        };
+        let watching = tokio::spawn(watch.run()).abort_handle();
         let http = Http {
             issuer,
             activity,
             has_console: settings.http.console,
             authenticator,
-            readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
+            readiness,
             limits: HttpLimits {
                 max_body_bytes: settings.http.max_body_bytes,
                 body_timeout: settings.http.body_timeout,
@@ -127,8 +141,9 @@ impl App {
             public_url,
             trusted_proxies: trusted_proxies(&settings.http),
         };
-        let in_background = [following, forgetting];
-        Ok(Self { http, settings: settings.http.clone(), store, writers, activity: keeping, in_background })
+        let in_background = [following, forgetting, watching];
+        let settings = settings.http.clone();
+        Ok(Self { http, settings, store, writers, activity: keeping, connections, in_background })
     }
 
     /// Serves on this listener until it is told to stop, or nobody is left who could tell it; then accepts nothing more and
@@ -140,7 +155,7 @@ impl App {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let handle: Handle<SocketAddr> = Handle::new();
-        let server = server(listener, &self.settings)?.handle(handle.clone());
+        let server = server(listener, self.connections.clone(), &self.settings)?.handle(handle.clone());
         let serving =
             tokio::spawn(server.serve(router(self.http.clone()).into_make_service_with_connect_info::<SocketAddr>()));
         tracing::info!(%address, "serving");
@@ -182,8 +197,11 @@ impl App {
 }
 
 /// What speaks HTTP on this listener, within the bounds on connections.
-fn server(listener: TcpListener, settings: &HttpSettings) -> std::io::Result<Server<SocketAddr, Connections>> {
-    let connections = Connections::new(places(settings.max_connections), settings.write_timeout);
+fn server(
+    listener: TcpListener,
+    connections: Connections,
+    settings: &HttpSettings,
+) -> std::io::Result<Server<SocketAddr, Connections>> {
     let mut server = axum_server::from_tcp(listener)?
         .acceptor(connections)
         .first_request_timeout(settings.header_timeout)
@@ -213,16 +231,17 @@ fn places(wanted: usize) -> usize {
 ///
 /// # Errors
 /// When the port cannot be had.
-pub async fn serve_metrics(address: SocketAddr, handle: PrometheusHandle) -> anyhow::Result<()> {
+pub async fn serve_metrics(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics.listen {address}"))?;
-    let upkeep = handle.clone();
+    let upkeep = metrics.clone();
     tokio::spawn(async move {
         loop {
             sleep(Duration::from_secs(5)).await;
             upkeep.run_upkeep();
         }
     });
-    let router = axum::Router::new().route("/metrics", axum::routing::get(async move || handle.render()));
+    let text = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let router = axum::Router::new().route("/metrics", axum::routing::get(async move || (text, metrics.render())));
     tokio::spawn(async move { axum::serve(listener, router).await });
     tracing::info!(%address, "serving metrics");
     Ok(())

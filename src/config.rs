@@ -35,6 +35,7 @@ pub struct Settings {
     pub auth: AuthSettings,
     pub rate_limit: RateLimitSettings,
     pub log: LogSettings,
+    pub traces: TracesSettings,
 }
 
 /// `[http]`.
@@ -81,6 +82,7 @@ pub enum ForwardedHeader {
 pub struct MetricsSettings {
     #[serde(deserialize_with = "address_if_any")]
     pub listen: Option<SocketAddr>,
+    pub series: u32,
 }
 
 /// `[database]`.
@@ -169,6 +171,17 @@ pub struct RateLimitSettings {
 pub struct LogSettings {
     pub filter: String,
     pub format: LogFormat,
+}
+
+/// `[traces]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key")]
+pub struct TracesSettings {
+    #[serde(deserialize_with = "url_if_any")]
+    pub otlp_endpoint: Option<String>,
+    #[serde(deserialize_with = "ratio")]
+    pub sample_ratio: f64,
 }
 
 /// How log lines look.
@@ -368,6 +381,15 @@ fn url_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Strin
         return Err(serde::de::Error::custom("must be a URL such as https://coupons.example.com"));
     }
     Ok(Some(url.trim_end_matches('/').to_owned()))
+}
+
+/// A share of a whole.
+fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let ratio = f64::deserialize(deserializer)?;
+    if !(0.0..=1.0).contains(&ratio) {
+        return Err(serde::de::Error::custom("must be between 0 and 1"));
+    }
+    Ok(ratio)
 }
 
 fn address_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {

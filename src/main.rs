@@ -18,7 +18,7 @@ use cli::{
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
 use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
-use coupon_issuer::telemetry;
+use coupon_issuer::telemetry::{self, SpanExport};
 use indicatif::{ProgressBar, ProgressStyle};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,7 +103,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.common.settings()?;
-    telemetry::start_logs(&settings.log.filter, settings.log.format.is_json())?;
+    let spans = span_export(&settings);
+    let collector = telemetry::start_logs(&settings.log.filter, settings.log.format.is_json(), spans.as_ref())?;
     let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
     let stops = stop_signals()?;
     if args.migrate {
@@ -114,14 +115,23 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(address) = settings.metrics.listen {
         app::serve_metrics(address, metrics).await?;
     }
-    App::build(&settings, &connect, Outside::default()).await?.serve(listener, stops).await
+    let served = App::build(&settings, &connect, Outside::default()).await?.serve(listener, stops).await;
+    if let Some(collector) = collector {
+        collector.finish().await;
+    }
+    served
+}
+
+fn span_export(settings: &Settings) -> Option<SpanExport> {
+    let endpoint = settings.traces.otlp_endpoint.clone()?;
+    Some(SpanExport { endpoint, sample_ratio: settings.traces.sample_ratio })
 }
 
 async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let mut settings = Settings::load(None)?;
     settings.http.drain = Duration::ZERO;
     settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
-    telemetry::start_logs(&settings.log.filter, false)?;
+    let collector = telemetry::start_logs(&settings.log.filter, false, span_export(&settings).as_ref())?;
     let stops = stop_signals()?;
     let listener = bind(args.listen)?;
     println!("Starting a private Postgres in {} ...", args.data_dir.display());
@@ -129,6 +139,9 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await??;
     let served = serve_demo(&settings, &postgres, listener, stops).await;
     let stopped = tokio::task::spawn_blocking(move || postgres.stop()).await?;
+    if let Some(collector) = collector {
+        collector.finish().await;
+    }
     served?;
     stopped.context("stopping the private Postgres")
 }

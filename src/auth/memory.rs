@@ -12,9 +12,12 @@ use moka::future::Cache;
 use sha2::Sha256;
 use tokio::time::timeout;
 
+use tracing::Instrument;
+
 use super::AuthError;
 use super::rate_limits::CredentialName;
 use crate::model::{Caller, Entropy, EntropyError, RateLimit};
+use crate::traces;
 
 /// Credentials remembered at once, at most. One takes about 500 bytes.
 const MOST_REMEMBERED: u64 = 100_000;
@@ -94,7 +97,10 @@ impl Memory {
         match self.remembered.get(&key).await {
             Some(entry) if self.is_current(&entry) => Ok(Arc::clone(&entry.remembered)),
             // Boxed, so that the many who are remembered do not carry its state about.
-            _ => Box::pin(timeout(LOOK_UP, self.check(key, check))).await.unwrap_or(Err(AuthError::TimedOut)),
+            _ => {
+                let checked = timeout(LOOK_UP, self.check(key, check)).instrument(traces::span!("authenticate"));
+                Box::pin(checked).await.unwrap_or(Err(AuthError::TimedOut))
+            }
         }
     }
 

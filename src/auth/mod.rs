@@ -3,6 +3,7 @@
 //! Knows no HTTP: the tower middleware in `http` takes the credentials out of the headers and puts the caller in.
 
 mod attempts;
+mod counts;
 mod jwt;
 mod keys;
 mod memory;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use attempts::AttemptLimits;
 use attempts::{Attempt, Attempts};
+use counts::{Counts, Scheme};
 use jiff::Timestamp;
 pub use keys::{KeyError, KeySource, SigningKeys, generate as generate_signing_key};
 use md5::{Digest, Md5};
@@ -149,6 +151,7 @@ pub struct Authenticator {
     attempts: Arc<Attempts>,
     rate_limits: RateLimits,
     memory: Memory,
+    counts: Counts,
     /// Wakes whoever reads the signing keys again.
     keys_changed: Notify,
 }
@@ -175,6 +178,7 @@ impl Authenticator {
             attempts: Arc::new(Attempts::new(limits.attempts)),
             rate_limits: RateLimits::new(limits.rate_limit, Arc::clone(&clock)),
             memory: Memory::new(&*entropy, limits.credential_cache, limits.secret_cache)?,
+            counts: Counts::new(),
             keys_changed: Notify::new(),
             store,
             clock,
@@ -249,6 +253,10 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError`], except `Expired`.
     pub async fn till(&self, till_id: &str, password: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
+        self.counts.counted(Scheme::Basic, self.till_of(till_id, password, from).await)
+    }
+
+    async fn till_of(&self, till_id: &str, password: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
         possible(till_id)?;
         let md5 = till_password(password);
         let key = self.memory.fingerprint(&["till", till_id, md5.expose_secret()]);
@@ -283,6 +291,10 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError`].
     pub async fn token(&self, token: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
+        self.counts.counted(Scheme::Token, self.token_of(token, from).await)
+    }
+
+    async fn token_of(&self, token: &SecretString, from: IpAddr) -> Result<Arc<Caller>, AuthError> {
         let key = self.memory.fingerprint(&["token", token.expose_secret()]);
         let known = self.memory.recall(key, || self.look_up_token(token.expose_secret(), from)).await?;
         if self.clock.now().as_second() >= known.seconds {
@@ -328,6 +340,10 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError`], except `Expired`.
     pub async fn grant(&self, client_key: &str, secret: &SecretString, from: IpAddr) -> Result<AccessToken, AuthError> {
+        self.counts.counted(Scheme::ClientSecret, self.token_for(client_key, secret, from).await)
+    }
+
+    async fn token_for(&self, client_key: &str, secret: &SecretString, from: IpAddr) -> Result<AccessToken, AuthError> {
         possible(client_key)?;
         let key = self.memory.fingerprint(&["client", client_key, secret.expose_secret()]);
         let known = self.memory.recall(key, || self.look_up_client(client_key, key, secret, from)).await?;

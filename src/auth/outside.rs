@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Header};
@@ -16,11 +17,13 @@ use serde_json::Value;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::jwt::{self, Claims, Expected};
 use super::{AuthError, possible};
 use crate::model::{Clock, OrgId};
 use crate::store::{Store, StoredTokenIssuer};
+use crate::traces;
 
 /// Keys are fetched again at this age, while those at hand go on verifying.
 const FRESH_FOR: SignedDuration = SignedDuration::from_mins(10);
@@ -240,11 +243,15 @@ impl KeySet {
         now: Timestamp,
     ) -> JoinHandle<()> {
         *self.last_try.write().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        let (set, web) = (Arc::clone(self), web.clone());
-        tokio::spawn(async move {
+        let span = traces::span!("fetch an issuer's keys", otel.kind = "client");
+        // The request whose token needs them is the one that they are fetched for.
+        let web = Web { client: web.clone(), trace: span.in_scope(traces::handed_on) };
+        let set = Arc::clone(self);
+        let fetch = async move {
             set.fetch(&web, now).await;
             drop(guard);
-        })
+        };
+        tokio::spawn(fetch.instrument(span))
     }
 
     fn kept_key(&self, kid: Option<&str>, now: Timestamp) -> Option<Arc<OutsideKey>> {
@@ -265,7 +272,7 @@ impl KeySet {
         kept.as_ref().map(|kept| now.duration_since(kept.fetched_at)).filter(|age| *age < KEPT_FOR)
     }
 
-    async fn fetch(&self, web: &reqwest::Client, now: Timestamp) {
+    async fn fetch(&self, web: &Web, now: Timestamp) {
         match self.fetched(web).await {
             Ok(keys) => {
                 tracing::debug!(place = ?self.place, keys = keys.len(), "fetched an outside issuer's keys");
@@ -275,7 +282,7 @@ impl KeySet {
         }
     }
 
-    async fn fetched(&self, web: &reqwest::Client) -> Result<Vec<(Option<String>, Arc<OutsideKey>)>, String> {
+    async fn fetched(&self, web: &Web) -> Result<Vec<(Option<String>, Arc<OutsideKey>)>, String> {
         #[derive(Deserialize)]
         struct Keys {
             keys: Vec<Value>,
@@ -311,7 +318,7 @@ fn usable(jwk: &Jwk) -> Option<(Option<String>, Arc<OutsideKey>)> {
 }
 
 /// Where an issuer's keys are: by `OpenID` Connect Discovery, or else by RFC 8414.
-async fn discover(web: &reqwest::Client, issuer: &str) -> Result<String, String> {
+async fn discover(web: &Web, issuer: &str) -> Result<String, String> {
     #[derive(Deserialize)]
     struct Metadata {
         issuer: String,
@@ -341,9 +348,16 @@ async fn discover(web: &reqwest::Client, issuer: &str) -> Result<String, String>
     }
 }
 
-async fn get_json<T: DeserializeOwned>(web: &reqwest::Client, url: &str) -> Result<T, String> {
+/// What is asked of others, and the headers that say for which trace.
+struct Web {
+    client: reqwest::Client,
+    trace: HeaderMap,
+}
+
+async fn get_json<T: DeserializeOwned>(web: &Web, url: &str) -> Result<T, String> {
     let told = |error: reqwest::Error| error.without_url().to_string();
-    let mut answer = web.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(told)?;
+    let asked = web.client.get(url).headers(web.trace.clone()).send().await;
+    let mut answer = asked.and_then(reqwest::Response::error_for_status).map_err(told)?;
     if !answer.status().is_success() {
         return Err(format!("answered {}", answer.status()));
     }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
+use super::counts;
 use super::seldom::Seldom;
 
 static TOO_MANY: Seldom = Seldom::new();
@@ -22,6 +23,7 @@ static TOO_MANY: Seldom = Seldom::new();
 #[derive(Debug, Clone)]
 pub struct Connections {
     places: Arc<Semaphore>,
+    most: usize,
     write_timeout: Duration,
 }
 
@@ -29,7 +31,13 @@ impl Connections {
     /// Takes up to so many. One that takes nothing of its answers for so long is cut.
     #[must_use]
     pub fn new(most: usize, write_timeout: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(most)), write_timeout }
+        Self { places: Arc::new(Semaphore::new(most)), most, write_timeout }
+    }
+
+    /// How many there are, and how many there may be.
+    #[must_use]
+    pub fn use_now(&self) -> (usize, usize) {
+        (self.most.saturating_sub(self.places.available_permits()), self.most)
     }
 }
 
@@ -40,7 +48,7 @@ impl<S> Accept<TcpStream, S> for Connections {
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            metrics::counter!("coupon_issuer_turned_away_total", "reason" => "connections").increment(1);
+            counts::TOO_MANY_CONNECTIONS.increment(1);
             TOO_MANY.tell(|times| {
                 tracing::warn!(times, "connections were closed: there are too many (http.max_connections)");
             });

@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::counts;
 use super::seldom::Seldom;
 use crate::activity::OverviewError;
 use crate::auth::AuthError;
@@ -88,6 +89,10 @@ pub(super) enum ApiError {
 /// Why credentials were not accepted, for the log line of the request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Denied(pub(super) &'static str);
+
+/// The code of a request that failed as a whole, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Failure(pub(super) u16);
 
 #[derive(Serialize)]
 struct Body {
@@ -199,7 +204,7 @@ impl ApiError {
             }
             Self::IssuerAway => tracing::warn!("a request found its token's issuer away"),
             Self::Overloaded => {
-                metrics::counter!("coupon_issuer_turned_away_total", "reason" => "overload").increment(1);
+                counts::OVERLOAD.increment(1);
                 OVERLOADED.tell(|times| tracing::warn!(times, "requests were turned away: too many are waiting"));
             }
             _ => {}
@@ -213,6 +218,7 @@ impl IntoResponse for ApiError {
         let (status, code, message, retryable) = self.parts();
         let body = Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] };
         let mut response = (status, self.headers(), Json(body)).into_response();
+        response.extensions_mut().insert(Failure(code));
         if let Some(denied) = self.denied() {
             response.extensions_mut().insert(denied);
         }

@@ -32,7 +32,8 @@ impl Readiness {
     }
 
     /// Whether a stop has begun.
-    pub(super) fn is_draining(&self) -> bool {
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 }

@@ -7,6 +7,7 @@ mod authenticate;
 mod body;
 mod connections;
 mod console;
+mod counts;
 mod errors;
 mod health;
 mod idempotency;
@@ -73,15 +74,17 @@ const PUBLIC: [&str; 6] =
 
 /// Routes that only look: read access is enough.
 const READING: [&str; 2] = [RECEIPT_PATH, console::PATH];
+const ISSUE_PATH: &str = "/v2/coupon/bulk/issue";
 const RECEIPT_PATH: &str = "/v2/coupon/bulk/issue/{key}";
 
 /// The route table.
 pub fn router(http: Http) -> Router {
+    counts::start();
     let http = Arc::new(http);
     let router = Router::new();
     let router = if http.has_console { router.route(console::PATH, get(console::page)) } else { router };
     router
-        .route("/v2/coupon/bulk/issue", post(issue::issue_bulk))
+        .route(ISSUE_PATH, post(issue::issue_bulk))
         .route(RECEIPT_PATH, get(issue::receipt))
         .route("/v3/oauth/token/generate", post(token::generate))
         .route("/oauth/token", post(oauth::token))

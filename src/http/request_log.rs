@@ -14,8 +14,10 @@ use uuid::Uuid;
 
 use super::Http;
 use super::address::ClientAddress;
-use super::errors::Denied;
-use crate::model::Caller;
+use super::counts::Route;
+use super::errors::{Denied, Failure};
+use crate::model::{Caller, Credential};
+use crate::traces::RequestTrace;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,6 +30,9 @@ pub(super) struct RequestId(pub(super) Arc<str>);
 #[derive(Debug, Clone)]
 pub(super) struct Counts {
     pub(super) total: usize,
+    pub(super) issued: usize,
+    pub(super) resent: usize,
+    pub(super) replayed: usize,
     pub(super) failures: usize,
     /// Of each failure its series and error code, as far as a line should hold them.
     pub(super) refused: Option<String>,
@@ -38,12 +43,20 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
     let address = ClientAddress::find(request.extensions(), request.headers(), &http.trusted_proxies);
     request.extensions_mut().insert(address);
     let id: Arc<str> = request_id(&request).into();
-    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = Route::of(request.extensions().get::<MatchedPath>());
     let method = request.method().clone();
     let span = tracing::info_span!("request", request_id = %id);
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
-    let mut response = next.run(request).instrument(span).await;
+    // Orchestrators ask every few seconds; their questions are no news.
+    let route_name = route.map_or("", |route| route.name);
+    let is_news = !matches!(route_name, "/healthz" | "/readyz");
+    let trace = is_news.then(|| RequestTrace::begin(request.headers(), method.as_str(), route_name, &id));
+    let work = next.run(request).instrument(span);
+    let mut response = match &trace {
+        Some(trace) => trace.of(work).await,
+        None => work.await,
+    };
 
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CAP_REQUEST_ID, value.clone());
@@ -53,43 +66,76 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
         // Callers that keep their connection are to go on elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    log(&id, method.as_str(), route, address, &response, started);
+    if let Some(route) = route {
+        count(route, &response, started);
+    }
+    let line = Line { request_id: &id, method: method.as_str(), route: route_name, from: address, started };
+    line.log(&response, trace.as_ref());
     response
 }
 
-/// The line names the request itself, outside of its span: that is the cheaper way, and every request takes it.
-fn log(request_id: &str, method: &str, route: &str, from: ClientAddress, response: &Response, started: Instant) {
-    let status = response.status().as_u16();
-    let elapsed = started.elapsed();
-    let labels = [("route", route.to_owned()), ("status", status.to_string())];
-    metrics::counter!("coupon_issuer_requests_total", &labels).increment(1);
-    metrics::histogram!("coupon_issuer_request_duration_seconds", "route" => route.to_owned()).record(elapsed);
-
-    // Orchestrators ask every few seconds; their questions are no news.
-    if matches!(route, "/healthz" | "/readyz") {
-        tracing::debug!(method, route, status, "answered");
-        return;
+fn count(route: &Route, response: &Response, started: Instant) {
+    let status = response.status();
+    route.answered(status.as_u16(), started.elapsed());
+    if status.is_client_error() || status.is_server_error() {
+        let (failure, denied) = (response.extensions().get::<Failure>(), response.extensions().get::<Denied>());
+        let code = failure.map_or(status.as_u16(), |failure| failure.0);
+        route.refused(code, denied.map_or("", |denied| denied.0));
     }
-    let caller = response.extensions().get::<Arc<Caller>>();
-    let counts = response.extensions().get::<Counts>();
-    let denied = response.extensions().get::<Denied>();
-    tracing::info!(
-        request_id,
-        method,
-        route,
-        status,
-        org_id = caller.map(|caller| caller.org_id.0),
-        till_id = caller.map(|caller| caller.till_id.as_str()),
-        denied = denied.map(|denied| denied.0),
-        address = denied.map(|_| tracing::field::display(from.0)),
-        total = counts.map(|counts| counts.total),
-        issued = counts.map(|counts| counts.total - counts.failures),
-        failures = counts.map(|counts| counts.failures),
-        refused = counts.and_then(|counts| counts.refused.as_deref()),
-        ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-        "answered"
-    );
+}
+
+/// What the line says of a request, whatever it was answered. It names the request itself, outside of its span: that is the
+/// cheaper way, and every request takes it.
+struct Line<'a> {
+    request_id: &'a str,
+    method: &'a str,
+    route: &'static str,
+    from: ClientAddress,
+    started: Instant,
+}
+
+impl Line<'_> {
+    fn log(&self, response: &Response, trace: Option<&RequestTrace>) {
+        let Self { request_id, method, route, from, started } = self;
+        let status = response.status().as_u16();
+        let Some(trace) = trace else {
+            tracing::debug!(method, route, status, "answered");
+            return;
+        };
+        let caller = response.extensions().get::<Arc<Caller>>();
+        let org_id = caller.map(|caller| caller.org_id.0);
+        trace.answered(status, org_id);
+        let counts = response.extensions().get::<Counts>();
+        let denied = response.extensions().get::<Denied>();
+        tracing::info!(
+            request_id,
+            trace_id = trace.trace_id().map(tracing::field::display),
+            method,
+            route,
+            status,
+            org_id,
+            till_id = caller.map(|caller| caller.till_id.as_str()),
+            client = caller.and_then(|caller| client(caller)),
+            denied = denied.map(|denied| denied.0),
+            address = denied.map(|_| tracing::field::display(from.0)),
+            total = counts.map(|counts| counts.total),
+            issued = counts.map(|counts| counts.issued),
+            resent = counts.map(|counts| counts.resent),
+            replayed = counts.map(|counts| counts.replayed),
+            failures = counts.map(|counts| counts.failures),
+            refused = counts.and_then(|counts| counts.refused.as_deref()),
+            ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "answered"
+        );
+    }
+}
+
+/// The key of the OAuth client that a caller is, if it is one.
+fn client(caller: &Caller) -> Option<&str> {
+    match &caller.credential {
+        Credential::Till => None,
+        Credential::OAuthClient(key) => Some(key),
+    }
 }
 
 fn request_id(request: &Request) -> String {

@@ -3,6 +3,7 @@
 //! Knows neither HTTP nor SQL. [`rules`] decides, [`Issuer`] asks the store for facts and has decisions written.
 
 pub mod codes;
+mod counts;
 mod customers;
 mod directory;
 mod keyed;
@@ -24,10 +25,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use self::counts::Counts;
 use self::directory::Directory;
 use crate::activity::{Activity, Kind, Told};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
-use crate::store::writer::Writer;
+use crate::store::writer::{Writer, WriterUse};
 use crate::store::{Beginnings, Store, StoreError};
 
 /// Keyed requests that are forgotten in one transaction, and the pause before the next.
@@ -193,6 +195,7 @@ pub struct Issuer {
     activity: Arc<Activity>,
     limits: IssueLimits,
     running: TaskTracker,
+    counts: Counts,
 }
 
 impl Issuer {
@@ -208,7 +211,18 @@ impl Issuer {
     ) -> Self {
         let directory = Directory::new(store.clone(), limits.settings_time_to_live);
         let beginnings = Beginnings::start(store.clone());
-        Self { store, writer, beginnings, clock, entropy, directory, activity, limits, running: TaskTracker::new() }
+        Self {
+            store,
+            writer,
+            beginnings,
+            clock,
+            entropy,
+            directory,
+            activity,
+            limits,
+            running: TaskTracker::new(),
+            counts: Counts::new(),
+        }
     }
 
     /// Whether another request would have to wait too long. Asking costs nearly nothing, so that those who are turned away
@@ -216,6 +230,12 @@ impl Issuer {
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.running.len() >= self.limits.most_running || self.writer.wait() > self.limits.longest_wait
+    }
+
+    /// Requests that are at work, and what becomes of the writer.
+    #[must_use]
+    pub fn use_now(&self) -> (usize, WriterUse) {
+        (self.running.len(), self.writer.use_now())
     }
 
     /// Issues what is asked for.
@@ -261,6 +281,7 @@ impl Issuer {
             let step = timeout(FORGET_WITHIN, self.store.forget_requests(before, FORGET_AT_ONCE)).await;
             let step = step.map_err(|_elapsed| IssueError::TimedOut)??;
             forgotten += step;
+            self.counts.forgotten.increment(step);
             if step < FORGET_AT_ONCE.unsigned_abs() {
                 return Ok(forgotten);
             }

@@ -123,6 +123,22 @@ impl Refusal {
         }
     }
 
+    /// One of each, to be counted from the start.
+    pub(super) const EACH: [Self; 12] = [
+        Self::UnknownSeries,
+        Self::ExternallyManaged,
+        Self::InvalidStore,
+        Self::Expired,
+        Self::MutuallyExclusive,
+        Self::AlreadyHolds,
+        Self::PerUserMaximum,
+        Self::CapReached,
+        Self::PoolEmpty,
+        Self::Gap { next_eligible_at: Timestamp::UNIX_EPOCH },
+        Self::TimedOut,
+        Self::Failed,
+    ];
+
     /// The name under which it is counted, logged and stored.
     #[must_use]
     pub const fn name(self) -> &'static str {

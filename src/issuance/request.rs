@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
 use super::keyed::{Attempt, Ledger};
 use super::rules::{self, Decision, Moment};
@@ -16,6 +17,7 @@ use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal
 use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
 use crate::store::writer::{Code, NewCoupon, Work, Written};
 use crate::store::{SeriesAtRevision, StoreError};
+use crate::traces;
 
 /// How long a turn waits for settings that are being changed.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -29,7 +31,8 @@ pub(super) async fn process(
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
     let Some(key) = &request.key else { return run(issuer, request, None, deadline).await };
-    let attempt = Box::pin(within(deadline, Attempt::begin(issuer, request, key))).await?;
+    let begin = Attempt::begin(issuer, request, key).instrument(traces::span!("begin a keyed request"));
+    let attempt = Box::pin(within(deadline, begin)).await?;
     let result = run(issuer, request, Some(&attempt), deadline).await;
     Box::pin(attempt.end(issuer, &result)).await;
     result
@@ -85,10 +88,12 @@ async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organi
     if let Some(customer_id) = customers::as_given(remembered.customer_policy, &request.customer) {
         return Ok((remembered, customer_id));
     }
-    let current = Box::pin(issuer.directory.organisation_now(org_id)).await?.ok_or_else(missing)?;
-    let identify = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer);
-    let customer_id = Box::pin(identify).await?;
-    Ok((current, customer_id))
+    let identify = async {
+        let current = issuer.directory.organisation_now(org_id).await?.ok_or_else(missing)?;
+        let customer_id = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer).await?;
+        Ok((current, customer_id))
+    };
+    Box::pin(identify.instrument(traces::span!("find the customer"))).await
 }
 
 /// The course of one request.
@@ -178,14 +183,16 @@ impl Course<'_> {
             self.recorded = true;
         }
         while std::mem::take(&mut self.recorded) {
-            Box::pin(within(deadline, self.recall())).await?;
+            let recall = self.recall().instrument(traces::span!("read what was issued before"));
+            Box::pin(within(deadline, recall)).await?;
         }
         let Some(views) = within(deadline, self.look()).await? else { return Ok(()) };
         let (sent, works) = self.decide(&views);
         if works.is_empty() {
             return Ok(());
         }
-        let written = self.issuer.writer.write(works, self.deadline).await.map_err(|_| IssueError::Overloaded)?;
+        let write = self.issuer.writer.write(works, deadline).instrument(traces::span!("write", coupons = sent.len()));
+        let written = write.await.map_err(|_| IssueError::Overloaded)?;
         for (sent, written) in sent.into_iter().zip(written) {
             self.record(sent, written);
         }
@@ -228,7 +235,8 @@ impl Course<'_> {
         }
         let unknown: Vec<SeriesId> = unknown.into_iter().collect();
         let facts = issuer.store.facts(self.organisation.id, &self.customer_id, &unknown);
-        let (revision, found) = Box::pin(facts).await?;
+        let span = traces::span!("read the facts", series = unknown.len());
+        let (revision, found) = Box::pin(facts.instrument(span)).await?;
         if revision != self.organisation.revision {
             Box::pin(self.follow_change()).await?;
             return Ok(None);
@@ -415,26 +423,13 @@ impl Course<'_> {
         if self.slots.iter().all(|slot| slot.unavailable) {
             return Err(IssueError::Unavailable(None::<StoreError>));
         }
-        for slot in &self.slots {
-            metrics::counter!("coupon_issuer_entities_total", "outcome" => name(slot)).increment(1);
-        }
         let entity =
             |slot: Slot| Entity { series_id: slot.series_id, outcome: slot.outcome.unwrap_or(Err(Refusal::TimedOut)) };
-        Ok(Issuance {
-            zone: self.organisation.time_zone.clone(),
-            entities: self.slots.into_iter().map(entity).collect(),
-        })
-    }
-}
-
-/// The name under which what became of an entity is counted.
-const fn name(slot: &Slot) -> &'static str {
-    match &slot.outcome {
-        Some(Ok(Granted { replayed: true, .. })) => "replayed",
-        Some(Ok(Granted { resent: true, .. })) => "resent",
-        Some(Ok(_)) => "issued",
-        Some(Err(refusal)) => refusal.name(),
-        None => Refusal::TimedOut.name(),
+        let entities: Vec<Entity> = self.slots.into_iter().map(entity).collect();
+        for entity in &entities {
+            self.issuer.counts.answered(&entity.outcome);
+        }
+        Ok(Issuance { zone: self.organisation.time_zone.clone(), entities })
     }
 }
 

@@ -12,6 +12,7 @@ mod customers;
 mod facts;
 pub mod invariants;
 mod keyed_requests;
+mod left;
 pub mod migrations;
 pub mod overview;
 pub mod pool;
@@ -30,12 +31,16 @@ pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, SeriesAtRevision};
 pub use keyed_requests::{Begun, KeyedRequest, Receipt, RecordedCoupon};
+pub use left::{LimitKind, SeriesLeft};
+use metrics::Histogram;
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Postgres};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+use crate::meters::{self, Level};
 
 /// A read or a write that did not succeed. The message tells the cause; there is no `source`, or it would be told twice.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +107,21 @@ pub struct ReadLimits {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    waiting: Level,
+    acquire: Histogram,
+}
+
+/// What becomes of the connections for reads.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolUse {
+    /// Those at work.
+    pub used: usize,
+    /// Those that wait for work.
+    pub idle: usize,
+    /// Those that there may be.
+    pub most: u32,
+    /// Reads that wait for one.
+    pub waiting: usize,
 }
 
 impl Store {
@@ -125,13 +145,25 @@ impl Store {
                 })
             })
             .connect_lazy_with(connect);
-        Self { pool }
+        let acquire = metrics::histogram!(meters::DATABASE_ACQUIRE.name);
+        Self { pool, waiting: Level::default(), acquire }
+    }
+
+    /// What becomes of the connections at this moment.
+    #[must_use]
+    pub fn pool_use(&self) -> PoolUse {
+        let (size, idle) = (self.pool.size() as usize, self.pool.num_idle());
+        let most = self.pool.options().get_max_connections();
+        PoolUse { used: size.saturating_sub(idle), idle, most, waiting: self.waiting.count() }
     }
 
     /// A connection to read by. A read may be given up at any moment, and has to be by whoever asks for it: Postgres keeps its own
     /// time, but not where the network swallows it.
     async fn lease(&self) -> Result<Lease, sqlx::Error> {
-        Ok(Lease(self.pool.acquire().await?))
+        let (_waits, since) = (self.waiting.hold(), Instant::now());
+        let acquired = self.pool.acquire().await;
+        self.acquire.record(since.elapsed());
+        Ok(Lease(acquired?))
     }
 
     /// Closes the connections, waiting for those in use.

@@ -69,6 +69,11 @@ impl Backlog {
         self.pace.store(now.max(known - known / FORGOTTEN), Ordering::Relaxed);
     }
 
+    /// How many are waiting.
+    pub(super) fn waiting(&self) -> usize {
+        self.works.load(Ordering::Relaxed)
+    }
+
     /// How long one that came now would wait.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         let works = self.works.load(Ordering::Relaxed) as u64;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::{Backend, Connector, WriterConnection};
-use super::{Code, NewCoupon, Work, Written};
+use super::{Code, Meters, NewCoupon, Work, Written};
 use crate::store::{StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -30,11 +30,16 @@ pub(super) struct Batches {
     broken: Vec<Backend>,
     /// When the batch at hand must be answered, whatever is known of it by then.
     until: Instant,
+    meters: Meters,
 }
 
 impl Batches {
-    pub(super) fn new(connector: Connector) -> Self {
-        Self { connector, current: None, broken: Vec::new(), until: Instant::now() }
+    pub(super) fn new(connector: Connector, meters: Meters) -> Self {
+        Self { connector, current: None, broken: Vec::new(), until: Instant::now(), meters }
+    }
+
+    pub(super) const fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// How long to wait for an answer: as long as Postgres may take, and no longer than the callers may wait.
@@ -56,11 +61,14 @@ impl Batches {
             return vec![Written::Unavailable; works.len()];
         }
         let coupons: Vec<&NewCoupon> = works.iter().filter_map(coupon).collect();
-        match self.call(&coupons, Expect::Guarded).await {
+        let began = Instant::now();
+        let called = self.call(&coupons, Expect::Guarded).await;
+        self.meters.duration.record(began.elapsed());
+        match called {
             Ok(written) => merge(works, written.into_iter(), self.current.as_ref().map(|writer| writer.made_at)),
             Err(error) => {
                 tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
-                metrics::counter!("coupon_issuer_broken_batches_total").increment(1);
+                self.meters.broken.increment(1);
                 merge(works, self.settle(&coupons, deadline).await.into_iter(), None)
             }
         }
@@ -85,6 +93,7 @@ impl Batches {
         let certain = |outcome: Option<Written>| outcome.filter(|known| !matches!(known, Written::Issued(_)));
         let written: Vec<Written> = written.into_iter().map(|one| certain(one).unwrap_or(Written::InDoubt)).collect();
         let in_doubt = written.iter().filter(|outcome| **outcome == Written::InDoubt).count();
+        self.meters.in_doubt.increment(in_doubt as u64);
         tracing::error!(in_doubt, "the database did not come back in time to settle a broken batch");
         written
     }

@@ -8,12 +8,14 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::Instant;
 
+use crate::meters::{Held, Level};
 use crate::store::{LOOK_UPS_ONLY, READ_COMMITTED};
 
 /// Makes connections for one task.
 pub(super) struct Connector {
     options: PgConnectOptions,
     statement_timeout: Duration,
+    up: Level,
 }
 
 /// A connection, and what is needed to speak of it from another one.
@@ -25,6 +27,7 @@ pub(super) struct WriterConnection {
     pub(super) backend: Backend,
     /// Before it was: whatever is visible over it was so without a crash in between, or was flushed.
     pub(super) made_at: Instant,
+    _up: Held,
 }
 
 /// A server process: its number alone may be another's by now.
@@ -35,8 +38,9 @@ pub(super) struct Backend {
 }
 
 impl Connector {
-    pub(super) const fn new(options: PgConnectOptions, statement_timeout: Duration) -> Self {
-        Self { options, statement_timeout }
+    /// Connections that are made count as up for as long as they are kept.
+    pub(super) const fn new(options: PgConnectOptions, statement_timeout: Duration, up: Level) -> Self {
+        Self { options, statement_timeout, up }
     }
 
     /// How long to wait for an answer before the connection counts as broken.
@@ -68,7 +72,7 @@ impl Connector {
         .await?;
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
-        Ok(WriterConnection { connection, durability, backend, made_at: Instant::now() })
+        Ok(WriterConnection { connection, durability, backend, made_at: Instant::now(), _up: self.up.hold() })
     }
 }
 

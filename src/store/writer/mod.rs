@@ -13,15 +13,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use metrics::{Counter, Histogram};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use self::backlog::Backlog;
 use super::waiting;
+use crate::meters::{self, Level};
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
+use crate::traces::{self, Waiting};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,12 +141,49 @@ pub struct WriterLimits {
     pub statement_timeout: Duration,
 }
 
+/// What becomes of the writer.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterUse {
+    /// Coupons that wait.
+    pub waiting: usize,
+    /// How long another one would have to.
+    pub wait: Duration,
+    /// Connections that are up.
+    pub connections: usize,
+    /// Connections that it makes, as it needs them.
+    pub most_connections: usize,
+}
+
+/// What is counted of one queue.
+#[derive(Debug, Clone)]
+struct Meters {
+    wait: Histogram,
+    size: Histogram,
+    duration: Histogram,
+    broken: Counter,
+    in_doubt: Counter,
+}
+
+impl Meters {
+    fn of(queue: &'static str) -> Self {
+        Self {
+            wait: metrics::histogram!(meters::QUEUE_WAIT.name, "queue" => queue),
+            size: metrics::histogram!(meters::BATCH_SIZE.name, "queue" => queue),
+            duration: metrics::histogram!(meters::BATCH_DURATION.name, "queue" => queue),
+            broken: metrics::counter!(meters::BROKEN_BATCHES.name),
+            in_doubt: metrics::counter!(meters::IN_DOUBT.name),
+        }
+    }
+}
+
 /// A handle on the queue. The tasks end when the last handle is dropped and the queue is empty.
 #[derive(Debug, Clone)]
 pub struct Writer {
     coupons: Queue,
     /// What only waits for a flush waits behind no coupon, and behind no lock that a coupon needs.
     confirmations: Queue,
+    up: Level,
+    most_up: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -157,16 +198,26 @@ struct Job {
     queued_at: Instant,
     deadline: Instant,
     answer: oneshot::Sender<Vec<Written>>,
+    waiting: Waiting,
 }
 
 impl Writer {
     /// Starts the tasks: those that write, and one that confirms. They connect when there is something to do.
     #[must_use]
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
-        let (coupons, mut tasks) = Queue::start(connect, limits);
-        let (confirmations, confirming) = Queue::start(connect, WriterLimits { tasks: 1, ..limits });
+        let up = Level::default();
+        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up);
+        let alone = WriterLimits { tasks: 1, ..limits };
+        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up);
         tasks.extend(confirming);
-        (Self { coupons, confirmations }, tasks)
+        (Self { coupons, confirmations, up, most_up: limits.tasks + 1 }, tasks)
+    }
+
+    /// What is waiting, and what it is written over.
+    #[must_use]
+    pub fn use_now(&self) -> WriterUse {
+        let waiting = self.coupons.backlog.waiting();
+        WriterUse { waiting, wait: self.wait(), connections: self.up.count(), most_connections: self.most_up }
     }
 
     /// How long another coupon would have to wait for its turn, as far as can be told.
@@ -199,14 +250,19 @@ impl Writer {
 }
 
 impl Queue {
-    fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
+    fn start(
+        connect: &PgConnectOptions,
+        limits: WriterLimits,
+        meters: &Meters,
+        up: &Level,
+    ) -> (Self, Vec<JoinHandle<()>>) {
         let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
         let backlog = Arc::new(Backlog::new(limits.tasks));
         let tasks = (0..limits.tasks)
             .map(|_| {
-                let batches =
-                    batch::Batches::new(connection::Connector::new(connect.clone(), limits.statement_timeout));
+                let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
+                let batches = batch::Batches::new(connector, meters.clone());
                 tokio::spawn(run(Arc::clone(&jobs), Arc::clone(&backlog), batches, limits.batch))
             })
             .collect();
@@ -224,7 +280,8 @@ impl Queue {
         if count > 0 {
             let queued_at = Instant::now();
             self.backlog.queued(count, queued_at);
-            if self.jobs.try_send(Job { works, queued_at, deadline, answer }).is_err() {
+            let job = Job { works, queued_at, deadline, answer, waiting: Waiting::begin(count) };
+            if self.jobs.try_send(job).is_err() {
                 self.backlog.refused(count);
                 return Err(QueueFull);
             }
@@ -242,7 +299,7 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut b
     while let Some(mut taken) = take(&jobs, limit).await {
         let now = Instant::now();
         if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
-            metrics::histogram!("coupon_issuer_queue_wait_seconds").record(now - first.queued_at);
+            batches.meters().wait.record(now - first.queued_at);
             backlog.taken(taken.iter().map(|job| job.works.len()).sum(), last.queued_at);
         }
         while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
@@ -252,15 +309,16 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, backlog: Arc<Backlog>, mut b
         }
         let Some(deadline) = taken.iter().map(|job| job.deadline).min() else { continue };
 
+        let count = taken.iter().map(|job| job.works.len()).sum();
+        let span = traces::together(taken.iter().map(|job| &job.waiting), count);
         let mut works = Vec::new();
         let mut answers = Vec::new();
         for job in taken {
             answers.push((job.answer, job.works.len()));
             works.extend(job.works);
         }
-        metrics::histogram!("coupon_issuer_batch_size")
-            .record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
-        let mut written = batches.write(&works, deadline).await.into_iter();
+        batches.meters().size.record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
+        let mut written = batches.write(&works, deadline).instrument(span).await.into_iter();
         if std::mem::replace(&mut is_warm, true) {
             backlog.written(works.len(), now.elapsed());
         }

@@ -1,0 +1,159 @@
+//! What no request tells is looked at now and then, for the metrics: connections, the queue, whether the service is ready, and
+//! what series have left.
+//!
+//! Nothing depends on it. It asks the database little, and never waits for long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::ToSpan;
+use jiff::tz::TimeZone;
+use metrics::gauge;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::http::{Connections, Readiness};
+use crate::issuance::Issuer;
+use crate::meters::{self, Metric};
+use crate::model::Clock;
+use crate::store::migrations::SchemaError;
+use crate::store::{LimitKind, SeriesLeft, Store};
+
+/// How often what costs nothing is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the database is asked whether it is there.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How long it may take to answer that.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is asked what series have left, and how long that may take.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
+const COUNT_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is looked at.
+pub struct Watch {
+    /// What reads.
+    pub store: Store,
+    /// What issues, and waits to be written.
+    pub issuer: Arc<Issuer>,
+    /// Whether a stop is under way.
+    pub readiness: Arc<Readiness>,
+    /// Those of callers.
+    pub connections: Connections,
+    /// What day it is.
+    pub clock: Arc<dyn Clock>,
+    /// Of so many series it is told what they have left.
+    pub series: u32,
+}
+
+impl Watch {
+    /// Looks, for as long as it is polled.
+    pub async fn run(self) {
+        tokio::join!(self.look(), self.ask(), self.count());
+    }
+
+    async fn look(&self) {
+        let mut ticks = ticks(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            let (open, most) = self.connections.use_now();
+            set(meters::CONNECTIONS, open);
+            set(meters::CONNECTIONS_MAX, most);
+            let (running, writer) = self.issuer.use_now();
+            set(meters::REQUESTS_RUNNING, running);
+            set(meters::QUEUE_COUPONS, writer.waiting);
+            gauge!(meters::QUEUE_WAIT_ESTIMATE.name).set(writer.wait.as_secs_f64());
+            set(meters::WRITERS, writer.connections);
+            set(meters::WRITERS_MAX, writer.most_connections);
+            let pool = self.store.pool_use();
+            gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "used").set(number(pool.used));
+            gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "idle").set(number(pool.idle));
+            gauge!(meters::DATABASE_CONNECTIONS_MAX.name).set(f64::from(pool.most));
+            set(meters::DATABASE_WAITING, pool.waiting);
+        }
+    }
+
+    /// Why the database cannot be used is told to whoever asks for readiness.
+    async fn ask(&self) {
+        let mut ticks = ticks(ASK_EVERY);
+        loop {
+            ticks.tick().await;
+            let answer = timeout(ASK_WITHIN, self.store.check_schema()).await;
+            let is_up = !matches!(&answer, Err(_) | Ok(Err(SchemaError::Unavailable(_))));
+            let is_ready = matches!(&answer, Ok(Ok(()))) && !self.readiness.is_draining();
+            set(meters::DATABASE_UP, usize::from(is_up));
+            set(meters::READY, usize::from(is_ready));
+        }
+    }
+
+    async fn count(&self) {
+        let mut ticks = ticks(COUNT_EVERY);
+        let mut is_told = false;
+        if self.series == 0 {
+            return;
+        }
+        loop {
+            ticks.tick().await;
+            // Whatever the organisation's time zone: yesterday's series are over everywhere.
+            let today = self.clock.now().to_zoned(TimeZone::UTC).date().saturating_sub(1.day());
+            match timeout(COUNT_WITHIN, self.store.series_left(today, self.series)).await {
+                Ok(Ok(series)) => {
+                    is_told = false;
+                    tell(&series);
+                }
+                Ok(Err(error)) if !is_told => {
+                    is_told = true;
+                    tracing::warn!(%error, "what series have left cannot be looked up; their metrics are missing meanwhile");
+                }
+                Err(_elapsed) if !is_told => {
+                    is_told = true;
+                    tracing::warn!(
+                        "what series have left is not answered in time; their metrics are missing meanwhile"
+                    );
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Those that are not set any more go away (`telemetry`).
+fn tell(series: &[SeriesLeft]) {
+    for kind in [LimitKind::Cap, LimitKind::Pool] {
+        for (state, is_used_up) in [("left", false), ("used_up", true)] {
+            let of_state = series.iter().find(|one| one.kind == kind && (one.left == 0) == is_used_up);
+            let (count, organisations) = of_state.map_or((0, 0), |one| (one.series, one.organisations));
+            let labels = [("kind", kind.name()), ("state", state)];
+            gauge!(meters::LIMITED_SERIES.name, &labels).set(amount(count));
+            gauge!(meters::LIMITED_SERIES_ORGANISATIONS.name, &labels).set(amount(organisations));
+        }
+    }
+    for one in series {
+        let labels = [
+            ("kind", one.kind.name().to_owned()),
+            ("org_id", one.org_id.0.to_string()),
+            ("series_id", one.series_id.0.to_string()),
+        ];
+        gauge!(meters::SERIES_LEFT.name, &labels).set(amount(one.left));
+        gauge!(meters::SERIES_LEFT_RATIO.name, &labels).set(amount(one.left) / amount(one.of.max(1)));
+    }
+}
+
+/// A late tick is no reason for two.
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+fn set(metric: Metric, value: usize) {
+    gauge!(metric.name).set(number(value));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; nobody asks for the last of 2^53")]
+fn number(value: usize) -> f64 {
+    value as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; nobody asks for the last of 2^53")]
+fn amount(value: i64) -> f64 {
+    value as f64
+}
