@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # How long a request for one coupon takes: at 25, 50 and 75 % of the peak rate (k6, at a constant rate, whatever becomes of the
 # requests), this service's and the plain way's (plain_way.rs), each of its own peak; and for a client that is alone (wrk, one
-# connection). Prints two tables; takes about two minutes. Needs k6 (K6=path/to/k6).
+# connection); beside how long the disk takes to flush. The service and Postgres have all cores but one, the load has that one:
+# else it is the load's own use of them that is measured. Prints three tables; takes about two minutes. Needs k6 (K6=path/to/k6)
+# and taskset.
 #
 #   benches/latency.sh target/release/coupon-issuer        SECONDS_EACH=3 ROUNDS=3
 set -euo pipefail
@@ -9,6 +11,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
 seconds=${SECONDS_EACH:-3}
 rounds=${ROUNDS:-3}
+last=$(($(nproc) - 1))
+pin_service="taskset -c 0-$((last > 0 ? last - 1 : 0))"
+pin_load="taskset -c $last"
 # shellcheck source=start.sh
 . "$here/start.sh"
 find_k6
@@ -34,10 +39,10 @@ for _ in $(seq "$rounds"); do
         note "peak.k6.$who" $((answered / seconds))
     done
 done
-# k6 needs far more of the same cores than wrk does. What it cannot drive by itself is no rate to ask of it.
+# What k6 cannot drive by itself is no rate to ask of it: it needs more than wrk does.
 for who in "${whoms[@]}"; do
     by[$who]=wrk
-    [ $((100 * $(median "peak.k6.$who"))) -ge $((95 * $(median "peak.wrk.$who"))) ] || by[$who]=k6
+    [ $((100 * $(median "peak.k6.$who"))) -ge $((80 * $(median "peak.wrk.$who"))) ] || by[$who]=k6
     peak[$who]=$(median "peak.${by[$who]}.$who")
     note "peak.$who" "${peak[$who]}"
     echo "${name[$who]}: peak $(median "peak.wrk.$who") requests/s by wrk, $(median "peak.k6.$who") by k6" >&2

@@ -97,7 +97,7 @@ struct Common {
     source: String,
     account_id: Option<String>,
     metadata: Option<serde_json::Value>,
-    request_id: String,
+    request_id: Uuid,
 }
 
 #[derive(Serialize)]
@@ -201,7 +201,7 @@ const RULES: &str = "
 
 const INSERT: &str = "
     insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
-                        till_id, store_id, source, account_id, metadata, request_id)
+                        till_id, store_id, source, account_id, metadata, request_uuid)
     values ($1, $2, $3, $4, $5, false, $6, now(), $7, $8, $9, $10, $11, $12, $13)";
 
 #[tokio::main]
@@ -248,7 +248,7 @@ async fn issue_bulk(
         source: asked.source.unwrap_or_else(|| "INSTORE".to_owned()),
         account_id: asked.account_id,
         metadata: body.metadata,
-        request_id: Uuid::new_v4().to_string(),
+        request_id: Uuid::new_v4(),
     });
     let issue = |series_id: &i64| tokio::spawn(entity(Arc::clone(&app), Arc::clone(&common), *series_id));
     let at_work: Vec<_> = body.series_ids.iter().map(issue).collect();
@@ -258,7 +258,7 @@ async fn issue_bulk(
     }
     let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
     let answer = Answer { total_count: response.len(), failure_count, response };
-    Ok(([("x-cap-request-id", common.request_id.clone())], Json(answer)).into_response())
+    Ok(([("x-cap-request-id", common.request_id.to_string())], Json(answer)).into_response())
 }
 
 /// Who calls: remembered, or looked up and verified.
@@ -360,7 +360,7 @@ async fn try_to_issue(app: &App, common: &Common, series_id: i64) -> Result<Issu
         .bind(&common.source)
         .bind(&common.account_id)
         .bind(common.metadata.as_ref().map(Jsonb))
-        .bind(&common.request_id)
+        .bind(common.request_id)
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;

@@ -1,6 +1,6 @@
-# What the benchmarks share: they set `here` and `binary` and source this file. Starts a private Postgres (fsync on, the rest as
-# Postgres comes, or as POSTGRES_SETTINGS says: "shared_buffers=1GB max_wal_size=8GB"), and has the functions below. At the end,
-# however that comes about, all that was started is stopped and removed.
+# What the benchmarks share: they set `here` and `binary` and source this file. Starts a private Postgres (fsync on, and what any
+# server in production has set: see POSTGRES_SETTINGS below; empty, it is as Postgres comes), and has the functions below. At the
+# end, however that comes about, all that was started is stopped and removed.
 #
 # Whoever sets pin_service (a command such as `taskset -c 0`) has Postgres and the services run under it, pin_load the load.
 # BENCH_PORT is the first of a hundred ports (18080). With RESULTS, a directory, the figures are added to RESULTS/figures.
@@ -50,8 +50,11 @@ start_postgres() { # sets server, a URL of it, and bin, where pgbench and psql a
 }
 sql() { "${bin}psql" -XqAt -v ON_ERROR_STOP=1 "$@"; } # URL and options
 start_postgres
-if [ -n "${POSTGRES_SETTINGS:-}" ]; then
-    for setting in $POSTGRES_SETTINGS; do sql "$server" -c "alter system set ${setting%%=*} = '${setting#*=}'"; done
+# As it comes, Postgres keeps the log so short that it makes a checkpoint every few seconds of such a load, and after each the first
+# change of a page is logged with the whole page.
+settings=${POSTGRES_SETTINGS-shared_buffers=2GB max_wal_size=16GB checkpoint_timeout=30min}
+if [ -n "$settings" ]; then
+    for setting in $settings; do sql "$server" -c "alter system set ${setting%%=*} = '${setting#*=}'"; done
     end "$demo"
     start_postgres
 fi

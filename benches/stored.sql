@@ -14,12 +14,12 @@ create function pg_temp.mixed(v bigint) returns bigint immutable language sql as
 
 -- A code has ten of the service's letters, nine of them the digits of a number below 2^40.
 insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
-                    till_id, store_id, source, account_id, metadata, request_id)
+                    till_id, store_id, source, account_id, metadata, request_uuid)
 select 1, 1001 + i % 10, lpad(x::text, 13, '0'), null,
        (select string_agg(substr('23456789ABCDEFGHJKMNPQRSTUVWXYZ', 1 + (x / p % 31)::integer, 1), '')
           from unnest(array[1, 31, 961, 29791, 923521, 28629151, 887503681, 27512614111, 852891037441, 1]) as p),
        false, '2099-12-31', now() - (:millions * 1000000 - i) * interval '1 second', gen_random_uuid(),
-       'stored', 10, 'INSTORE', null, null, gen_random_uuid()::text
+       'stored', 10, 'INSTORE', null, null, gen_random_uuid()
   from generate_series(1::bigint, :millions * 1000000) as i
  cross join lateral (select (8589934592 + i) % 1048576 as low) as a
  cross join lateral (select ((8589934592 + i) / 1048576 + pg_temp.mixed(low)) % 1048576 as high offset 0) as b
