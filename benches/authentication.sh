@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What authentication costs once it is warm: coupons a second over 128 connections with a till's Basic credentials, with a token,
+# What authentication costs once it is warm: requests a second over 128 connections with a till's Basic credentials, with a token,
 # and with a token that is another one in each round. Short turns in a random order, since a machine's speed changes by the
 # minute; about two minutes.
 #
@@ -11,24 +11,23 @@ seconds=${SECONDS_EACH:-1}
 rounds=${ROUNDS:-30}
 # shellcheck source=start.sh
 . "$here/start.sh"
-DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
-token() {
-    curl -sSf -u crm:crm-secret -d grant_type=client_credentials "http://$listen/oauth/token" \
-        | sed 's/.*"access_token":"\([^"]*\)".*/\1/'
-}
+database authentication
+serve "$port"
 
 export SERIES=1001
-issue 5 > /dev/null # warm
+warm
 basic=$AUTHORIZATION
-kept="Bearer $(token)"
+kept="Bearer $(access_token)"
 for _ in $(seq "$rounds"); do
-    new="Bearer $(token)"
+    new="Bearer $(access_token)"
     for kind in $(shuf -e basic kept new); do
-        AUTHORIZATION=${!kind} issue "$seconds" >> "$data/$kind"
+        AUTHORIZATION=${!kind} load "$seconds"
+        note "authentication.$kind" "$rate"
     done
 done
+check_tally "$url"
 echo "| credentials | requests/s (median of $rounds) |"
 echo "|---|---|"
-echo "| Basic | $(median < "$data/basic") |"
-echo "| a token | $(median < "$data/kept") |"
-echo "| a token that is new each round | $(median < "$data/new") |"
+echo "| Basic | $(median authentication.basic) |"
+echo "| a token | $(median authentication.kept) |"
+echo "| a token that is new each round | $(median authentication.new) |"

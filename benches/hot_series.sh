@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a limit costs, and what a long transaction (a backup, a report) costs beside it: coupons a second over 128 connections
+# What a limit costs, and what a long transaction (a backup, a report) costs beside it: requests a second over 128 connections
 # of one series without a limit, of one with a cap, and of one that gives out uploaded codes; then the same with a
 # snapshot held all the while, and at last the answers of a pool that has become empty meanwhile. About two minutes.
 #
@@ -11,35 +11,37 @@ seconds=${SECONDS_EACH:-5}
 rounds=${ROUNDS:-3}
 # shellcheck source=start.sh
 . "$here/start.sh"
-DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
-codes() { # so many, from the number on
-    awk -v n="$1" -v from="$2" 'BEGIN { for (i = from; i < from + n; i++) printf "C%08d\n", i }' > "$data/codes"
-    DATABASE_URL=$url "$binary" codes import --org 1 --series "$3" "$data/codes" > /dev/null
-}
-codes 1000000 0 1012
-codes 50000 90000000 1013
+database hot_series
+serve "$port"
+import_codes 1012 $((2 * 20000 * (seconds * rounds + 1))) # more than can be given out
+import_codes 1013 50000 900000000
 
-measure() { # into files of this name
+measure() { # under these names
     for _ in $(seq "$rounds"); do
-        for series in 1001 1011 1012; do SERIES=$series issue "$seconds" >> "$data/$1.$series"; done
+        for series in $(shuf -e 1001 1011 1012); do
+            SERIES=$series load "$seconds"
+            note "$1.$series" "$rate"
+        done
     done
 }
-SERIES=1001 issue "$seconds" > /dev/null # warm
+SERIES=1001 warm
 measure without
 # Holds back vacuum for all that follows.
-"${bin}psql" -qAt "$url" -c "begin isolation level repeatable read; select 1; select pg_sleep(3600)" > /dev/null 2>&1 &
+PGAPPNAME=bystander sql "$url" -c "begin isolation level repeatable read; select 1; select pg_sleep(3600)" > /dev/null 2>&1 &
 sleep 1
 measure with
-for _ in $(seq 20); do
-    SERIES=1013 issue "$seconds" > /dev/null
-    left=$("${bin}psql" -qAt "$url" -c "select count(*) from pool_code where series_id = 1013")
-    [ "$left" = 0 ] && break
+check_tally "$url"
+left=1
+while [ "$left" != 0 ]; do
+    UNTALLIED=1 SERIES=1013 load "$seconds"
+    left=$(sql "$url" -c "select count(*) from pool_code where series_id = 1013")
 done
-empty=$(SERIES=1013 issue "$seconds")
+UNTALLIED=1 SERIES=1013 load "$seconds"
+empty=$rate
 
 echo "| requests/s (median of $rounds) | no other transaction | a long transaction |"
 echo "|---|---|---|"
-row() { echo "| $1 | $(median < "$data/without.$2") | $(median < "$data/with.$2") |"; }
+row() { echo "| $1 | $(median "without.$2") | $(median "with.$2") |"; }
 row "one series without a limit" 1001
 row "one series with a cap" 1011
 row "one series of uploaded codes" 1012

@@ -1,34 +1,35 @@
 #!/usr/bin/env bash
 # What happens when more is asked for than can be done: requests of fifty coupons at 1, 2 and 3 times the peak rate, whatever
 # becomes of them, and right after that at half of it. The service and Postgres have all cores but one, the load has that one,
-# so that it is the service that is overloaded and not the load. About two minutes. Needs k6 (K6=path/to/k6).
+# so that it is the service that is overloaded and not the load. About two minutes. Needs k6 (K6=path/to/k6) and taskset.
 #
 #   benches/overload.sh target/release/coupon-issuer        SECONDS_EACH=20
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
 seconds=${SECONDS_EACH:-20}
-k6=${K6:-k6}
 last=$(($(nproc) - 1))
 pin_service="taskset -c 0-$((last > 0 ? last - 1 : 0))"
 pin_load="taskset -c $last"
 # shellcheck source=start.sh
 . "$here/start.sh"
-DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
+find_k6
+database overload
+serve "$port"
 SERIES=$(for _ in 1 2 3 4 5; do seq 1001 1010; done | paste -sd, -) # a large request, so that a small load is too much
-export SERIES CONNECTIONS=32
+export SERIES
 memory() { awk '/VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$service/status"; }
 
-issue 5 > /dev/null # warm
-peak=$(issue 10)
-echo "peak of $CONNECTIONS connections: $peak requests/s of fifty coupons each; $(memory) MiB" >&2
+warm 5
+CONNECTIONS=32 load 10
+peak=$rate
+echo "peak of 32 connections: $peak requests/s of fifty coupons each; $(memory) MiB" >&2
 echo "| asked for | requests/s | answered/s | 503/s | failed | median, p99, longest of the answered (ms) | memory (MiB) |"
 echo "|---|---|---|---|---|---|---|"
 row() { # name, rate, seconds
-    figures=$(URLS="http://$listen" RATE=$2 DURATION="$3s" $pin_load "$k6" run --quiet --log-output=none "$here/overload.js")
-    read -r answered away failed unsent median p99 longest <<< "$figures"
+    CALLERS=2000 RATE=$2 k6_load "$3"
     [ "$unsent" = 0 ] || echo "the load could not send $unsent of them" >&2
-    echo "| $1 | $2 | $((answered / $3)) | $((away / $3)) | $failed | $median, $p99, $longest | $(memory) |"
+    echo "| $1 | $2 | $((answered / $3)) | $((turned_away / $3)) | $failed | $p50, $p99, $longest | $(memory) |"
 }
 for factor in 1 2 3; do row "$factor × the peak" $((peak * factor)) "$seconds"; done
 row "then half of it" $((peak / 2)) 5

@@ -8,22 +8,15 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
 rate=${RATE:-1500}
-k6=${K6:-k6}
+DRAIN_SECONDS=3 # as it comes
 # shellcheck source=start.sh
-. "$here/start.sh" # for its Postgres
-DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
-ports=(18081 18082)
+. "$here/start.sh"
+find_k6
+database rolling_restart
 replicas=()
 start() { # which
-    DATABASE_URL=$url COUPON_ISSUER__HTTP__LISTEN=127.0.0.1:${ports[$1]} COUPON_ISSUER__METRICS__LISTEN='' \
-        COUPON_ISSUER__RATE_LIMIT__PER_MINUTE=-1 "$binary" serve >> "$data/replica$1" 2>&1 &
-    replicas[$1]=$!
-    for _ in $(seq 100); do
-        "$binary" healthcheck "http://127.0.0.1:${ports[$1]}/readyz" 2> /dev/null && return
-        sleep 0.1
-    done
-    cat "$data/replica$1" >&2
-    return 1
+    serve $((port + $1))
+    replicas[$1]=$service
 }
 start 0
 start 1
@@ -35,30 +28,30 @@ defaults
     timeout server 30s
     option redispatch
 frontend callers
-    bind 127.0.0.1:18090
+    bind 127.0.0.1:$((port + 90))
     default_backend replicas
 backend replicas
     option httpchk GET /readyz
     default-server check inter 500ms fall 1 rise 1
-    server a 127.0.0.1:${ports[0]}
-    server b 127.0.0.1:${ports[1]}
+    server a 127.0.0.1:$port
+    server b 127.0.0.1:$((port + 1))
 CFG
 haproxy -db -f "$data/haproxy.cfg" > "$data/haproxy" 2>&1 &
-balancer=$!
-trap 'kill "$balancer" "${replicas[@]}" "$service" 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$data"' EXIT
+started+=($!)
 sleep 2
 
-SERIES=1001 URLS=http://127.0.0.1:18090 RATE=$rate DURATION=45s "$k6" run --quiet --log-output=none "$here/overload.js" > "$data/k6" &
-load=$!
+{
+    SERIES=1001 TO=127.0.0.1:$((port + 90)) RATE=$rate k6_load 45
+    echo "$answered answered, $turned_away turned away, $failed failed, $unsent not sent;" \
+        "median $p50 ms, p99 $p99 ms, longest $longest ms" > "$data/figures"
+} &
+k6_at_work=$!
 restarts=0
-while sleep 3 && kill -0 "$load" 2> /dev/null && [ "$restarts" -lt 6 ]; do
+while sleep 3 && kill -0 "$k6_at_work" 2> /dev/null && [ "$restarts" -lt 6 ]; do
     which=$((restarts % 2))
-    kill "${replicas[$which]}"
-    wait "${replicas[$which]}" # exits 0, or the script ends here
+    end "${replicas[$which]}" # exits 0, or the script ends here
     start "$which"
     restarts=$((restarts + 1))
 done
-wait "$load"
-read -r answered away failed unsent median p99 longest < "$data/k6"
-echo "$restarts restarts under $rate requests/s: $answered answered, $away turned away, $failed failed, $unsent not sent;" \
-    "median $median ms, p99 $p99 ms, longest $longest ms"
+wait "$k6_at_work" || fail "the load failed"
+echo "$restarts restarts under $rate requests/s: $(cat "$data/figures")"

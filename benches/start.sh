@@ -1,26 +1,210 @@
-# Starts the service with a private Postgres of its own (fsync on), for the benchmarks, which source this file.
-# Who sets pin_service (a command such as `taskset -c 0`) has both run under it.
-# Sets: data (a directory that goes away at the end), listen, url (the database), bin (where pgbench and psql are) and
-# AUTHORIZATION (the demo till's).
+# What the benchmarks share: they set `here` and `binary` and source this file. Starts a private Postgres (fsync on, and what any
+# server in production has set: see POSTGRES_SETTINGS below; empty, it is as Postgres comes), and has the functions below. At the
+# end, however that comes about, all that was started is stopped and removed.
+#
+# Whoever sets pin_service (a command such as `taskset -c 0`) has Postgres and the services run under it, pin_load the load.
+# BENCH_PORT is the first of a hundred ports (18080). With RESULTS, a directory, the figures are added to RESULTS/figures.
+export LC_ALL=C
+port=${BENCH_PORT:-18080}
+plain=${PLAIN:-$(dirname "$binary")/examples/plain_way}
+plain_connections=${PLAIN_CONNECTIONS:-16}
 data=$(mktemp -d "${TMPDIR:-/tmp}/coupon-issuer-bench.XXXXXX")
 chmod 755 "$data"
-listen=127.0.0.1:18080
-${pin_service:-} "$binary" demo --listen "$listen" --data-dir "$data/demo" > "$data/log" 2>&1 &
-service=$!
-trap 'kill "$service" 2>/dev/null; wait "$service" 2>/dev/null; rm -rf "$data"' EXIT
-for _ in $(seq 300); do
-    grep -q 'serving' "$data/log" && break
-    kill -0 "$service" 2>/dev/null || { cat "$data/log" >&2; exit 1; }
-    sleep 0.2
-done
-url=$(grep -o "postgres://[^']*" "$data/log" | head -n 1)
-bin=$(grep -o "[^ ]*psql '" "$data/log" | head -n 1 | sed "s/psql '//")
+mkdir "$data/notes"
+began=${EPOCHREALTIME/./}
+started=()
+stop() {
+    [ "${#started[@]}" = 0 ] || kill "${started[@]}" 2> /dev/null || true
+    # All that is left are ours; Postgres goes with the demo.
+    wait || true
+    rm -rf "$data"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+end() { # process: stops one of those that were started
+    local one left=()
+    for one in "${started[@]}"; do [ "$one" = "$1" ] || left+=("$one"); done
+    started=("${left[@]}")
+    kill "$1"
+    # What does not listen to the signal is ended by it.
+    wait "$1" || [ $? = 143 ] || fail "a process did not end well: $(tail -n 5 "$data"/service.* 2> /dev/null)"
+}
+fail() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# --- Postgres: the demo's, which does nothing else here.
+
+start_postgres() { # sets server, a URL of it, and bin, where pgbench and psql are
+    ${pin_service:-} "$binary" demo --listen "127.0.0.1:$((port + 99))" --data-dir "$data/demo" > "$data/demo.log" 2>&1 &
+    demo=$!
+    started+=("$demo")
+    until grep -qs 'serving' "$data/demo.log"; do
+        kill -0 "$demo" 2> /dev/null || fail "no Postgres: $(cat "$data/demo.log" 2> /dev/null)"
+        sleep 0.1
+    done
+    server=$(grep -o "postgres://[^']*" "$data/demo.log" | head -n 1)
+    bin=$(grep -o "[^ ]*psql '" "$data/demo.log" | head -n 1 | sed "s/psql '//")
+}
+sql() { "${bin}psql" -XqAt -v ON_ERROR_STOP=1 "$@"; } # URL and options
+start_postgres
+# As it comes, Postgres keeps the log so short that it makes a checkpoint every few seconds of such a load, and after each the first
+# change of a page is logged with the whole page.
+settings=${POSTGRES_SETTINGS-shared_buffers=2GB max_wal_size=16GB checkpoint_timeout=30min}
+if [ -n "$settings" ]; then
+    for setting in $settings; do sql "$server" -c "alter system set ${setting%%=*} = '${setting#*=}'"; done
+    end "$demo"
+    start_postgres
+fi
+describe() { # the settings that matter to the figures, and the machine, in a line
+    local name from
+    echo -n "Postgres $(sql "$server" -c 'show server_version'):"
+    for name in fsync synchronous_commit full_page_writes wal_compression shared_buffers max_wal_size checkpoint_timeout; do
+        echo -n " $name $(sql "$server" -c "show $name"),"
+    done
+    echo -n " on $(nproc) cores that the load shares"
+    from=${EPOCHREALTIME/./}
+    dd if=/dev/zero of="$data/flushed" bs=8k count=500 oflag=dsync 2> /dev/null
+    awk -v us=$((${EPOCHREALTIME/./} - from)) 'BEGIN { printf "; 8 KiB are on disk in %.2f ms.\n", us / 500000 }'
+    rm "$data/flushed"
+}
+
+database() { # name: makes a database with the demo's organisation and the series of series.toml; sets url
+    sql "$server" -c "create database $1"
+    url=${server/\/coupon_issuer?/\/$1?}
+    DATABASE_URL=$url "$binary" migrate > /dev/null
+    DATABASE_URL=$url "$binary" apply "$here/../config/demo.toml" > /dev/null
+    DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
+}
+
+# --- What is measured, each as a process of its own, on the database of url.
+
+listen=127.0.0.1:$port
+plain_listen=127.0.0.1:$((port + 1))
+serve() { # port: starts the service there, as it comes but for its ports; sets service, its process
+    DATABASE_URL=$url COUPON_ISSUER__HTTP__LISTEN=127.0.0.1:$1 COUPON_ISSUER__METRICS__LISTEN=127.0.0.1:$(($1 + 50)) \
+        COUPON_ISSUER__HTTP__DRAIN_SECONDS=${DRAIN_SECONDS:-0} ${pin_service:-} "$binary" serve > "$data/service.$1" 2>&1 &
+    service=$!
+    started+=("$service")
+    ready "$1" "$service" "$data/service.$1"
+    know_caller "127.0.0.1:$1"
+}
+serve_plain_way() { # starts the plain way (plain_way.rs); sets plain_service
+    [ -x "$plain" ] || fail "$plain is missing: cargo build --release --example plain_way"
+    DATABASE_URL=$url ${pin_service:-} "$plain" "$plain_listen" "$plain_connections" > "$data/plain_way" 2>&1 &
+    plain_service=$!
+    started+=("$plain_service")
+    ready "$((port + 1))" "$plain_service" "$data/plain_way"
+    know_caller "$plain_listen"
+}
+ready() { # port, process, log
+    for _ in $(seq 600); do
+        curl -sf -o /dev/null "http://127.0.0.1:$1/readyz" && return
+        kill -0 "$2" 2> /dev/null || break
+        sleep 0.05
+    done
+    fail "not ready: $(tail -n 20 "$3")"
+}
+
+know_caller() { # address: has it check the till's password, which takes long, once; no such series, so no coupon
+    curl -sSf -o /dev/null -H "Authorization: $AUTHORIZATION" -H 'Content-Type: application/json' \
+        -d '{"seriesIds":[999],"customer":{"id":"0"}}' "http://$1/v2/coupon/bulk/issue"
+}
+
+# --- Load.
 
 # store.server : md5(server123), as a till sends it
 export AUTHORIZATION="Basic c3RvcmUuc2VydmVyOjhhMTZhNmI3MDUwNWViMWYxZmY3Y2RjMGNkNTU1OWE3"
-issue() { # requests a second of 128 connections (or CONNECTIONS); the series are in SERIES, for so many seconds
-    ${pin_load:-} wrk -t1 -c"${CONNECTIONS:-128}" -d"$1s" -s "$here/issue.lua" "http://$listen" > "$data/wrk"
-    if grep -q 'Non-2xx' "$data/wrk"; then cat "$data/wrk" >&2; exit 1; fi
-    awk '/Requests\/sec/ { printf "%.0f\n", $2 }' "$data/wrk"
+
+fresh() { echo $((${EPOCHREALTIME/./} - began)); } # a number above those of all customers so far: nothing does one a microsecond
+
+# So many seconds of wrk with what issue.lua reads from the environment, over CONNECTIONS (128), to what listens at TO (the
+# service). Sets rate, requests a second; p50 and p99, in microseconds; requests. Any answer but a 200 ends the benchmark.
+load() { # seconds
+    local connections=${CONNECTIONS:-128} micros failures ids
+    FIRST=$(fresh) ${pin_load:-} wrk -t1 -c"$connections" -d"$1s" --timeout 20s -s "$here/issue.lua" \
+        "http://${TO:-$listen}" > "$data/wrk" || fail "wrk: $(cat "$data/wrk")"
+    read -r requests micros failures p50 p99 < <(tail -n 1 "$data/wrk")
+    [ "$failures" = 0 ] && [ "$requests" -gt 0 ] || fail "$failures of $requests requests failed: $(cat "$data/wrk"; complaints)"
+    rate=$((requests * 1000000 / micros))
+    ids=${SERIES:-}
+    ids=${ids//[^,]/}
+    # What had been asked and was not answered by the end may be stored as well.
+    [ -n "${UNTALLIED:-}" ] || tally $((requests * (${#ids} + 1))) $((connections * (${#ids} + 1)))
+    settle
 }
-median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+complaints() { # what the services' logs have besides what went well
+    sleep 0.3
+    grep -hv '"status":200' "$data"/service.* | tail -n 20
+}
+warm() { CONNECTIONS=8 load "${1:-1}"; } # [seconds]: not all at once
+tally() { echo "$1 ${2:-0}" >> "$data/tally"; } # coupons answered, and perhaps so many more
+settle() { # waits until what the load has left behind is done
+    for _ in $(seq 100); do
+        sleep 0.1
+        [ "$(sql "$server" -c "select count(*) from pg_stat_activity
+            where backend_type = 'client backend' and state <> 'idle' and pid <> pg_backend_pid()
+              and application_name <> 'bystander'")" = 0 ] && return
+    done
+    fail "work goes on after the load has ended"
+}
+check_tally() { # URLs: every coupon that was answered is stored there, and no others are
+    local stored=0 one
+    for one; do
+        stored=$((stored + $(sql "$one" -c "select count(*) from coupon where till_id not in ('pgbench', 'stored')")))
+    done
+    awk -v stored="$stored" '{ answered += $1; more += $2 } END {
+        if (stored < answered || stored > answered + more) {
+            printf "%d coupons were answered (and %d may have been on their way), but %d are stored\n", answered, more, stored
+            exit 1
+        }
+        printf "%d coupons answered, %d stored\n", answered, stored
+    }' "$data/tally" >&2 || fail "the load and the database differ"
+}
+bare() { # seconds: sets inserted, rows a second that pgbench inserts, each in a transaction of its own, on the database of url
+    "${bin}pgbench" -n -c16 -j2 -T"$1" -M prepared -f "$here/bare_insert.sql" "$url" > "$data/pgbench" 2>&1 \
+        || fail "pgbench: $(cat "$data/pgbench")"
+    inserted=$(awk '/^tps/ { printf "%.0f", $3 }' "$data/pgbench")
+}
+command -v "${bin}pgbench" > /dev/null || fail "pgbench is missing: install Postgres' contrib package"
+
+# k6 with load.js: RATE requests a second, or as many as CALLERS (128) can do one after the other. Sets answered, turned_away,
+# failed, unsent; p50, p99, p999 and longest, in milliseconds, of the answered.
+k6_load() { # seconds
+    FIRST=$(fresh) SECONDS_LONG=$1 TO=${TO:-$listen} K6_NO_USAGE_REPORT=true \
+        ${pin_load:-} "$k6" run --quiet --log-output=none "$here/load.js" > "$data/k6" || fail "k6: $(cat "$data/k6")"
+    read -r answered turned_away failed unsent p50 p99 p999 longest < "$data/k6"
+}
+find_k6() { # sets k6: K6, that on the PATH, or that of `make k6`
+    k6=${K6:-$(command -v k6 || echo "$here/../target/k6/bin/k6")}
+    command -v "$k6" > /dev/null || fail "k6 is missing: make k6, or K6=path/to/k6"
+}
+
+# --- Figures: each round notes one under a name.
+
+note() { echo "$2" >> "$data/notes/$1"; } # name, figure
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a / b }'; }
+# The lowest, the median and the highest figure of this name.
+three() { sort -g "$data/notes/$1" | awk '{ v[NR] = $1 } END { print v[1], v[int((NR + 1) / 2)], v[NR] }'; }
+median() { three "$1" | cut -d ' ' -f 2; }
+spread() { three "$1" | awk '{ printf "%.2f, **%.2f**, %.2f", $1, $2, $3 }'; }
+keep_figures() { # at the end, for the summary and the chart: name, lowest, median, highest
+    [ -n "${RESULTS:-}" ] || return 0
+    for name in "$data"/notes/*; do
+        name=${name##*/}
+        echo "$name $(three "$name")"
+    done >> "$RESULTS/figures"
+}
+
+# --- What some of them need.
+
+import_codes() { # series, how many, from which number on (0): on the database of url
+    awk -v n="$2" -v from="${3:-0}" 'BEGIN { for (i = from; i < from + n; i++) printf "C%09d\n", i }' > "$data/codes"
+    DATABASE_URL=$url "$binary" codes import --org 1 --series "$1" "$data/codes" > /dev/null
+}
+access_token() {
+    curl -sSf -u crm:crm-secret -d grant_type=client_credentials "http://$listen/oauth/token" \
+        | sed 's/.*"access_token":"\([^"]*\)".*/\1/'
+}

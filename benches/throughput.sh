@@ -1,46 +1,64 @@
 #!/usr/bin/env bash
-# Coupons a second, durably issued over HTTP (fsync on, 128 connections) at 1, 2 and 10 series a request, beside pgbench
-# inserting the same row with the same indexes on the same server. Prints a table; takes about four minutes.
+# Coupons a second, durably issued over HTTP (fsync on, 128 connections, 32 for fifty series) at 1, 2, 10 and 50 series a request:
+# this service, and the plain way (plain_way.rs); beside pgbench inserting the same row with the same indexes on the same server.
+# Prints a table; takes about three minutes.
 #
-#   benches/throughput.sh target/release/coupon-issuer        SECONDS_EACH=6 ROUNDS=5
+#   benches/throughput.sh target/release/coupon-issuer        SECONDS_EACH=2 ROUNDS=5
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
-seconds=${SECONDS_EACH:-6}
+seconds=${SECONDS_EACH:-2}
 rounds=${ROUNDS:-5}
+counts=(1 2 10 50)
 # shellcheck source=start.sh
 . "$here/start.sh"
-DATABASE_URL=$url "$binary" apply "$here/series.toml" > /dev/null
+database throughput
+serve "$port"
+serve_plain_way
 
-command -v "${bin}pgbench" > /dev/null || { echo "pgbench is missing: install Postgres' contrib package" >&2; exit 1; }
-bare() { # rows, each its own transaction
-    "${bin}pgbench" -n -c16 -j2 -T"$seconds" -M prepared -f "$here/bare_insert.sql" "$url" 2>/dev/null \
-        | awk '/^tps/ { printf "%.0f\n", $3 }'
+issue() { # who, series a request
+    local to=$listen connections=128
+    [ "$1" = service ] || to=$plain_listen
+    [ "$2" -lt 50 ] || connections=32
+    # Fifty series are the ten there are, five times over.
+    TO=$to CONNECTIONS=$connections SERIES=$(for i in $(seq 0 $(($2 - 1))); do echo $((1001 + i % 10)); done | paste -sd, -) \
+        load "$seconds"
+    issued=$((rate * $2))
 }
 
-# Each figure stands between two bare inserts and is compared with their mean: a machine's speed changes by the minute.
-SERIES=1001 issue "$seconds" > /dev/null # warm
-before=$(bare)
+# Each figure stands between two bare inserts and is compared with their mean, and with its neighbour of the other kind: a
+# machine's speed changes by the minute.
+SERIES=1001 warm
+TO=$plain_listen SERIES=1001 warm
+bare "$seconds"
+declare -A coupons
 for round in $(seq "$rounds"); do
-    for count in 1 2 10; do
-        requests=$(SERIES=$(seq 1001 $((1000 + count)) | paste -sd, -) issue "$seconds")
-        after=$(bare)
-        figure=$((requests * count))
-        echo "$after" >> "$data/bare"
-        echo "$figure" >> "$data/issued.$count"
-        awk -v f="$figure" -v b="$before" -v a="$after" 'BEGIN { printf "%.3f\n", 2 * f / (b + a) }' >> "$data/ratio.$count"
-        echo "round $round: $count series $figure, bare insert before $before, after $after" >&2
-        before=$after
+    for count in $(shuf -e "${counts[@]}"); do
+        for who in $(shuf -e service plain); do
+            before=$inserted
+            issue "$who" "$count"
+            bare "$seconds"
+            note bare "$inserted"
+            note "$who.$count" "$issued"
+            note "$who.$count.to_bare" "$(ratio $((2 * issued)) $((before + inserted)))"
+            coupons[$who]=$issued
+            echo "round $round: $who, $count series $issued, bare insert before $before, after $inserted" >&2
+        done
+        note "service.$count.to_plain" "$(ratio "${coupons[service]}" "${coupons[plain]}")"
     done
 done
+check_tally "$url"
+transactions=$(sql "$url" -c "select count(*) || ' of them in ' || count(distinct xmin::text) || ' transactions' from coupon
+                               where till_id <> 'pgbench'")
 
-stored=$("${bin}psql" -qAt "$url" -c "select count(*) || ' coupons stored in ' || count(distinct xmin::text) || ' transactions'
-                                        from coupon where till_id = 'store.server'")
-echo "| | coupons/s (median of $rounds) | to the bare insert before and after (lowest, median, highest) |"
-echo "|---|---|---|"
-echo "| bare insert, pgbench, 16 clients | $(median < "$data/bare") | 1 |"
-for count in 1 2 10; do
-    spread="$(sort -n "$data/ratio.$count" | head -n 1), **$(median < "$data/ratio.$count")**, $(sort -n "$data/ratio.$count" | tail -n 1)"
-    printf '| %d series a request | %d | %s |\n' "$count" "$(median < "$data/issued.$count")" "$spread"
+describe
+echo
+echo "| coupons/s (median of $rounds) | this service | the plain way | service to bare insert (lowest, median, highest) | service to plain way |"
+echo "|---|---|---|---|---|"
+for count in "${counts[@]}"; do
+    echo "| $count series a request | $(median "service.$count") | $(median "plain.$count") |" \
+        "$(spread "service.$count.to_bare") | $(spread "service.$count.to_plain") |"
 done
-echo "$stored"
+echo "| bare insert, pgbench, 16 clients | $(median bare) | | 1 | |"
+echo "$transactions" >&2
+keep_figures

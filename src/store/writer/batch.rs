@@ -168,17 +168,25 @@ impl Batches {
         Ok(())
     }
 
-    /// Sends these as one call. After an error that leaves the connection's state unknown there is no connection.
+    /// Sends these as one call, in order of the series, so that a hot one is locked once. After an error that leaves the
+    /// connection's state unknown there is no connection.
     async fn call(&mut self, coupons: &[&NewCoupon], expect: Expect) -> Result<Vec<Written>, sqlx::Error> {
         let patience = self.patience();
         let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
+        let mut places: Vec<usize> = (0..coupons.len()).collect();
+        places.sort_by_key(|place| (coupons[*place].org_id.0, coupons[*place].series_id.0));
+        let sorted: Vec<&NewCoupon> = places.iter().map(|place| coupons[*place]).collect();
         let called =
-            timeout(patience, issue_coupons(coupons, expect, &writer.durability).fetch_one(&mut writer.connection))
+            timeout(patience, issue_coupons(&sorted, expect, &writer.durability).fetch_one(&mut writer.connection))
                 .await;
         let result = called.unwrap_or_else(|_| Err(no_answer())).and_then(|row| {
             let outcomes: Vec<i16> = row.try_get("outcomes")?;
             let codes: Vec<Option<String>> = row.try_get("issued_codes")?;
-            Ok(outcomes.into_iter().zip(codes).map(|(outcome, code)| meaning(outcome, code)).collect())
+            let mut written = vec![Written::InDoubt; coupons.len()];
+            for (place, (outcome, code)) in places.into_iter().zip(outcomes.into_iter().zip(codes)) {
+                written[place] = meaning(outcome, code);
+            }
+            Ok(written)
         });
         self.checked(result).await
     }
@@ -215,7 +223,7 @@ impl Batches {
         Err(error)
     }
 
-    /// Gives back the locks that a failed call leaves with its session (migrations/0003, `issue_coupons`).
+    /// Gives back the locks that a failed call leaves with its session (migrations/0007, `issue_coupons`).
     async fn unlock(&mut self) -> bool {
         let patience = self.patience();
         let Some(writer) = &mut self.current else { return false };
@@ -269,6 +277,12 @@ fn column<'c, T: 'c>(coupons: &[&'c NewCoupon], value: impl Fn(&'c NewCoupon) ->
     coupons.iter().map(|coupon| value(coupon)).collect()
 }
 
+/// The UUID that this is, if it is written as one is: it can be stored in less, and be told again letter by letter.
+fn uuid(request_id: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(request_id).ok()?;
+    (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
+}
+
 /// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expect {
@@ -285,7 +299,7 @@ fn issue_coupons<'q>(
     let keyed = if coupons.iter().any(|coupon| coupon.keyed.is_some()) { coupons } else { &[] };
     sqlx::query(
         "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-                            $20, $21, $22, $23, null::smallint[], null::text[])",
+                            $20, $21, $22, $23, $24, null::smallint[], null::text[])",
     )
     .bind(column(coupons, |c| c.org_id.0))
     .bind(column(coupons, |c| c.revision.0))
@@ -308,7 +322,8 @@ fn issue_coupons<'q>(
     .bind(column(coupons, |c| c.source.name()))
     .bind(column(coupons, |c| c.account_id.as_deref()))
     .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
-    .bind(column(coupons, |c| &*c.request_id))
+    .bind(column(coupons, |c| uuid(&c.request_id).is_none().then_some(&*c.request_id)))
+    .bind(column(coupons, |c| uuid(&c.request_id)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))

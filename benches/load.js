@@ -1,0 +1,68 @@
+// A load by k6, each request for another customer: RATE requests a second for SECONDS_LONG, whatever becomes of them; without RATE,
+// as many as CALLERS (128) can do one after the other. It goes to the services at TO (addresses with commas, in turns). Prints
+// one line: answered 200, turned away with 503, failed in any other way, not even sent; and what the answered ones took:
+// median, 99th and 99.9th percentile and longest, in milliseconds.
+import http from 'k6/http';
+import exec from 'k6/execution';
+import { Counter, Trend } from 'k6/metrics';
+
+const urls = __ENV.TO.split(',').map((address) => `http://${address}/v2/coupon/bulk/issue`);
+const series = __ENV.SERIES;
+const params = {
+  headers: { 'Content-Type': 'application/json', Authorization: __ENV.AUTHORIZATION },
+  timeout: '30s',
+};
+const first = Number(__ENV.FIRST);
+const answered = new Trend('answered', true);
+const turnedAway = new Counter('turned_away');
+const failed = new Counter('failed');
+const duration = `${__ENV.SECONDS_LONG}s`;
+
+export const options = {
+  discardResponseBodies: true,
+  summaryTrendStats: ['count', 'med', 'p(99)', 'p(99.9)', 'max'],
+  scenarios: {
+    load: __ENV.RATE
+      ? {
+          executor: 'constant-arrival-rate',
+          rate: Number(__ENV.RATE),
+          timeUnit: '1s',
+          duration,
+          preAllocatedVUs: 200,
+          maxVUs: Number(__ENV.CALLERS || 2000),
+        }
+      : { executor: 'constant-vus', vus: Number(__ENV.CALLERS || 128), duration, gracefulStop: '0s' },
+  },
+};
+
+// As in issue.lua.
+function mixed(v) {
+  const m = (v * 648395) % 1048576;
+  return Math.floor((m * m) / 1024);
+}
+function scattered(n) {
+  let low = n % 1048576;
+  let high = ((n - low) / 1048576 + mixed(low)) % 1048576;
+  low = (low + mixed(high)) % 1048576;
+  high = (high + mixed(low)) % 1048576;
+  return high * 1048576 + low;
+}
+
+export default function () {
+  const number = first + exec.scenario.iterationInTest;
+  const customer = String(scattered(number)).padStart(13, '0');
+  const body = `{"seriesIds":[${series}],"customer":{"id":"${customer}"}}`;
+  const answer = http.post(urls[number % urls.length], body, params);
+  if (answer.status === 200) answered.add(answer.timings.duration);
+  else if (answer.status === 503) turnedAway.add(1);
+  else failed.add(1);
+}
+
+export function handleSummary(data) {
+  const of = (name, value) => (data.metrics[name] ? Number(data.metrics[name].values[value].toFixed(2)) : 0);
+  const figures = [
+    of('answered', 'count'), of('turned_away', 'count'), of('failed', 'count'), of('dropped_iterations', 'count'),
+    of('answered', 'med'), of('answered', 'p(99)'), of('answered', 'p(99.9)'), of('answered', 'max'),
+  ];
+  return { stdout: figures.join(' ') + '\n' };
+}

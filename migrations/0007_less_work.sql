@@ -1,0 +1,169 @@
+-- Coupons are written with less work: measured in batches of sixteen, 29 us of Postgres' processor time for each instead of 64.
+
+-- The id of a request, where it is a UUID: 16 bytes of the row instead of 37. request_id is null then.
+alter table coupon add column request_uuid uuid;
+alter table coupon alter column request_id drop not null;
+-- Not checked for the coupons that are there: they have one, and to look at each of them under a lock would take long.
+alter table coupon add constraint coupon_request check (request_uuid is not null or request_id is not null) not valid;
+
+-- As in 0003 and 0006, which say how it works, and which the version before this one goes on calling during an upgrade. What is new:
+--
+-- The arrays are gone through by their number. To have them turned into rows first cost each batch as much as a dozen coupons.
+-- The caller sends them in order of organisation and series, so that a hot series is locked once a batch; in any other order
+-- it is locked more often, and that is all.
+create procedure issue_coupons(
+    org_ids bigint[], revisions bigint[], series_ids bigint[], customer_ids text[], ordinals integer[],
+    codes text[], shared boolean[], expiries date[], issued_ats timestamptz[], issue_ids uuid[],
+    guarded boolean[], caps bigint[], exclusive boolean[],
+    till_ids text[], store_ids bigint[], sources text[], account_ids text[], metadatas jsonb[],
+    request_ids text[], request_uuids uuid[],
+    request_keys text[], entities bigint[], faces jsonb[],
+    durability text,
+    inout outcomes smallint[], inout issued_codes text[])
+language plpgsql as $$
+declare
+    this_org bigint;
+    this_revision bigint;                   -- null while the organisation is being changed
+    series_key bigint;
+    locked_key bigint;
+    -- In conditions, plain variables: a plan is kept for those, and made anew each time for an element of an array.
+    this_key text;
+    this_series bigint;
+    this_entity bigint;
+    given text;
+    outcome smallint;
+    ignored text;
+begin
+    -- What is written in few statements here is so for speed: each costs a coupon about a microsecond.
+    outcomes := array_fill(1::smallint, array[cardinality(org_ids)]);
+    issued_codes := codes;
+
+    for i in 1 .. cardinality(org_ids) loop
+        if org_ids[i] is distinct from this_org then
+            this_org := org_ids[i];
+            this_revision := null;
+            if pg_try_advisory_lock_shared(20191, hashint8(this_org)) then
+                select o.revision into this_revision from organisation o where o.org_id = this_org;
+            end if;
+        end if;
+
+        -- Most of them, in as few statements as can be.
+        if not guarded[i] and revisions[i] = this_revision and request_keys[i] is null then
+            insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                                till_id, store_id, source, account_id, metadata, request_id, request_uuid)
+            values (org_ids[i], series_ids[i], customer_ids[i], null, codes[i], shared[i], expiries[i], issued_ats[i],
+                    issue_ids[i], till_ids[i], store_ids[i], sources[i], account_ids[i], metadatas[i], request_ids[i],
+                    request_uuids[i]);
+            commit;
+            continue;
+        end if;
+
+        outcome := 1;
+        given := codes[i];
+        -- The series first: whoever has recorded a coupon waits for nobody who may be waiting for that record.
+        if guarded[i] and revisions[i] is not distinct from this_revision then
+            series_key := null;
+            if caps[i] is not null or codes[i] is null then
+                series_key := hashint8extended(series_ids[i], this_org);
+            end if;
+            if locked_key is not null and (exclusive[i] or locked_key is distinct from series_key) then
+                perform pg_advisory_unlock(locked_key);
+                locked_key := null;
+            end if;
+            if series_key is not null and not exclusive[i] and locked_key is null then
+                perform pg_advisory_lock(series_key);
+                locked_key := series_key;
+            end if;
+        end if;
+        this_key := request_keys[i];
+        if this_key is not null and revisions[i] is not distinct from this_revision then
+            -- Before anything else of this coupon: whatever the other attempt has issued counts.
+            this_series := series_ids[i];
+            this_entity := entities[i];
+            if this_key like E'\n%' then
+                insert into keyed_coupon (org_id, request_key, entity, series_id, customer_id, issue_id, face, natural_at)
+                values (this_org, this_key, this_entity, this_series, customer_ids[i], issue_ids[i], faces[i], issued_ats[i])
+                on conflict do nothing;
+                if not found then outcome := 9; end if;
+            elsif exists (
+                select from keyed_request r
+                 where r.org_id = this_org and r.request_key = this_key and r.series_ids[(this_entity + 1)::integer] = this_series)
+            then
+                insert into keyed_coupon (org_id, request_key, entity, series_id, customer_id, issue_id, face)
+                values (this_org, this_key, this_entity, this_series, customer_ids[i], issue_ids[i], faces[i])
+                on conflict do nothing;
+                if not found then outcome := 9; end if;
+            else
+                outcome := 10;
+            end if;
+        end if;
+        if outcome >= 9 then
+            null;
+        elsif revisions[i] is distinct from this_revision then
+            outcome := case when this_revision is null then 8 else 2 end;
+        elsif not guarded[i] then
+            insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                                till_id, store_id, source, account_id, metadata, request_id, request_uuid)
+            values (org_ids[i], series_ids[i], customer_ids[i], null, codes[i], shared[i], expiries[i],
+                    issued_ats[i], issue_ids[i], till_ids[i], store_ids[i], sources[i], account_ids[i], metadatas[i],
+                    request_ids[i], request_uuids[i]);
+            commit;
+            continue;
+        else
+            if exclusive[i] then
+                -- The customer first, and the series for this coupon only: whoever holds a series waits for no customer.
+                if holds_excluded(this_org, series_ids[i], customer_ids[i]) then
+                    outcome := 6;
+                elsif series_key is not null then
+                    perform pg_advisory_xact_lock(series_key);
+                end if;
+            end if;
+            if outcome = 1 and caps[i] is not null and not count_up(this_org, series_ids[i], caps[i]) then
+                outcome := 3;
+            elsif outcome = 1 and given is null then
+                given := take_pool_code(this_org, series_ids[i], customer_ids[i]);
+                issued_codes[i] := given;
+                if given is null then outcome := 7; end if;
+            end if;
+        end if;
+
+        if outcome = 1 then
+            insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
+                                till_id, store_id, source, account_id, metadata, request_id, request_uuid)
+            values (org_ids[i], series_ids[i], customer_ids[i], ordinals[i], given, shared[i], expiries[i],
+                    issued_ats[i], issue_ids[i], till_ids[i], store_ids[i], sources[i], account_ids[i], metadatas[i],
+                    request_ids[i], request_uuids[i])
+            on conflict do nothing;
+            if found then
+                commit;
+                continue;
+            end if;
+            outcome := case when exists (
+                select from coupon c
+                 where c.org_id = this_org and c.customer_id = customer_ids[i] and c.series_id = series_ids[i]
+                   and c.ordinal = ordinals[i]) then 4 else 5 end;
+        end if;
+
+        outcomes[i] := outcome;
+        rollback;
+        if outcome = 5 and codes[i] is null then
+            -- An uploaded code that is a coupon already can never be given out: take it off the pool.
+            delete from pool_code p where p.org_id = this_org and p.code = given;
+            commit;
+        end if;
+    end loop;
+    if locked_key is not null then
+        perform pg_advisory_unlock(locked_key);
+    end if;
+
+    ignored := set_config('synchronous_commit', durability, true);
+    ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
+    commit;
+    -- A timeout that strikes while a commit waits for a standby makes it succeed with no more than a warning.
+    if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
+        raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
+    end if;
+    ignored := pg_advisory_unlock_all();
+end
+$$;
+
