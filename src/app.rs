@@ -24,7 +24,9 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
-use crate::http::{Connections, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
+use crate::http::{
+    self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
+};
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
@@ -112,13 +114,11 @@ impl App {
             issuer,
             authenticator,
             readiness: Arc::new(Readiness::new(readiness_check(store.clone()))),
-            limits: HttpLimits {
-                max_body_bytes: settings.http.max_body_bytes,
-                body_timeout: settings.http.body_timeout,
-                max_series_ids: settings.http.max_series_ids,
-            },
+            limits: http_limits(&settings.http),
             public_url,
             trusted_proxies: trusted_proxies(&settings.http),
+            openapi: openapi(settings)?.into(),
+            docs: settings.http.docs,
         };
         Ok(Self { http, settings: settings.http.clone(), store, writers, in_background: [following, forgetting] })
     }
@@ -217,6 +217,19 @@ pub async fn serve_metrics(address: SocketAddr, handle: PrometheusHandle) -> any
     tokio::spawn(async move { axum::serve(listener, router).await });
     tracing::info!(%address, "serving metrics");
     Ok(())
+}
+
+/// The OpenAPI document of a service with these settings, as `/openapi.json` serves it.
+///
+/// # Errors
+/// When it cannot be written as JSON, which would be a mistake in it.
+pub fn openapi(settings: &Settings) -> anyhow::Result<String> {
+    let described = Described {
+        public_url: settings.http.public_url.clone(),
+        limits: http_limits(&settings.http),
+        docs: settings.http.docs,
+    };
+    http::document(&described).context("the OpenAPI document")
 }
 
 /// Creates the database of these options, if it does not exist.
@@ -454,6 +467,14 @@ async fn forget_requests(issuer: Arc<Issuer>, kept_for: Duration) {
             Err(error) => tracing::warn!(%error, "old keyed requests cannot be forgotten now"),
         }
         sleep(FORGET_EVERY).await;
+    }
+}
+
+fn http_limits(settings: &HttpSettings) -> HttpLimits {
+    HttpLimits {
+        max_body_bytes: settings.max_body_bytes,
+        body_timeout: settings.body_timeout,
+        max_series_ids: settings.max_series_ids,
     }
 }
 

@@ -52,6 +52,7 @@ pub struct HttpSettings {
     #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
     pub body_timeout: Duration,
     pub max_series_ids: usize,
+    pub docs: bool,
     #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
     pub drain: Duration,
     #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]
