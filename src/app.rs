@@ -24,7 +24,9 @@ use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
-use crate::http::{Connections, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router};
+use crate::http::{
+    self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
+};
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
@@ -133,13 +135,11 @@ impl App {
             has_console: settings.http.console,
             authenticator,
             readiness,
-            limits: HttpLimits {
-                max_body_bytes: settings.http.max_body_bytes,
-                body_timeout: settings.http.body_timeout,
-                max_series_ids: settings.http.max_series_ids,
-            },
+            limits: http_limits(&settings.http),
             public_url,
             trusted_proxies: trusted_proxies(&settings.http),
+            openapi: openapi(settings)?.into(),
+            docs: settings.http.docs,
         };
         let in_background = [following, forgetting, watching];
         let settings = settings.http.clone();
@@ -245,6 +245,19 @@ pub async fn serve_metrics(address: SocketAddr, metrics: Metrics) -> anyhow::Res
     tokio::spawn(async move { axum::serve(listener, router).await });
     tracing::info!(%address, "serving metrics");
     Ok(())
+}
+
+/// The OpenAPI document of a service with these settings, as `/openapi.json` serves it.
+///
+/// # Errors
+/// When it cannot be written as JSON, which would be a mistake in it.
+pub fn openapi(settings: &Settings) -> anyhow::Result<String> {
+    let described = Described {
+        public_url: settings.http.public_url.clone(),
+        limits: http_limits(&settings.http),
+        docs: settings.http.docs,
+    };
+    http::document(&described).context("the OpenAPI document")
 }
 
 /// Creates the database of these options, if it does not exist.
@@ -482,6 +495,14 @@ async fn forget_requests(issuer: Arc<Issuer>, kept_for: Duration) {
             Err(error) => tracing::warn!(%error, "old keyed requests cannot be forgotten now"),
         }
         sleep(FORGET_EVERY).await;
+    }
+}
+
+fn http_limits(settings: &HttpSettings) -> HttpLimits {
+    HttpLimits {
+        max_body_bytes: settings.max_body_bytes,
+        body_timeout: settings.body_timeout,
+        max_series_ids: settings.max_series_ids,
     }
 }
 

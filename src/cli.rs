@@ -61,6 +61,8 @@ pub(super) enum Command {
     Audit(AuditArgs),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
+    /// Print the OpenAPI document of a service with these settings. Needs no database.
+    Openapi(OpenapiArgs),
 }
 
 #[derive(Args)]
@@ -249,6 +251,13 @@ pub(super) struct HealthcheckArgs {
     /// What to ask.
     #[arg(default_value = "http://127.0.0.1:8080/readyz", env = "COUPON_ISSUER_HEALTHCHECK_URL")]
     pub(super) url: String,
+}
+
+#[derive(Args)]
+pub(super) struct OpenapiArgs {
+    /// A file that overrides the built-in settings.
+    #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
+    pub(super) config: Option<PathBuf>,
 }
 
 impl Common {

@@ -60,6 +60,7 @@ pub struct HttpSettings {
     pub body_timeout: Duration,
     pub max_series_ids: usize,
     pub console: bool,
+    pub docs: bool,
     #[serde(rename = "drain_seconds", deserialize_with = "seconds")]
     pub drain: Duration,
     #[serde(rename = "shutdown_timeout_seconds", deserialize_with = "seconds")]

@@ -85,6 +85,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Audit(args) => audit(args).await,
         Command::Healthcheck(args) => healthcheck(&args.url).await,
+        Command::Openapi(args) => {
+            print!("{}", app::openapi(&Settings::load(args.config.as_deref())?)?);
+            Ok(())
+        }
         Command::Keys(KeysCommand::Rotate(common)) => {
             let rotated =
                 app::rotate_keys(&common.connect_options()?, &common.settings()?.auth, &Outside::default()).await?;

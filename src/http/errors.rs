@@ -11,6 +11,7 @@ use axum::http::header::{ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::counts;
 use super::seldom::Seldom;
@@ -19,16 +20,26 @@ use crate::auth::AuthError;
 use crate::issuance::IssueError;
 
 /// One error or warning (contract 2), of an entity or of the request.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Problem, description = "An error or a warning.")]
 pub(super) struct Item {
+    /// Always false.
     pub(super) status: bool,
+    /// One of those in the tables at the top; there may be more in a later version.
     pub(super) code: u16,
+    /// For people.
     pub(super) message: String,
+    /// Of an error: whether the same request may succeed later, unchanged.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retryable: Option<bool>,
+    /// When the customer may receive another coupon of the series, where that is known.
+    #[schema(nullable = false, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) next_eligible_at: Option<String>,
+    /// How many coupons the series has left, where that is why there is none.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) remaining: Option<u64>,
 }
@@ -94,13 +105,31 @@ pub(super) struct Denied(pub(super) &'static str);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failure(pub(super) u16);
 
-#[derive(Serialize)]
-struct Body {
+/// A request that failed as a whole.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failure)]
+pub(super) struct Body {
+    #[schema(value_type = Vec<Item>, min_items = 1, max_items = 1)]
     errors: [Item; 1],
+    #[schema(value_type = Vec<Item>, max_items = 0)]
     warnings: [Item; 0],
 }
 
+impl Body {
+    /// Code, message, and whether the same request may succeed later.
+    pub(super) fn told(&self) -> (u16, &str, bool) {
+        let [error] = &self.errors;
+        (error.code, &error.message, error.retryable == Some(true))
+    }
+}
+
 impl ApiError {
+    /// Status and body.
+    pub(super) fn body(&self) -> (StatusCode, Body) {
+        let (status, code, message, retryable) = self.parts();
+        (status, Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] })
+    }
+
     /// Status, code, message, and whether the same request may succeed later.
     fn parts(&self) -> (StatusCode, u16, String, bool) {
         use StatusCode as S;
@@ -215,10 +244,11 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.log();
-        let (status, code, message, retryable) = self.parts();
-        let body = Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] };
+        let (status, body) = self.body();
+        let [Item { code, .. }] = body.errors;
+        let failure = Failure(code);
         let mut response = (status, self.headers(), Json(body)).into_response();
-        response.extensions_mut().insert(Failure(code));
+        response.extensions_mut().insert(failure);
         if let Some(denied) = self.denied() {
             response.extensions_mut().insert(denied);
         }

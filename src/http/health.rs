@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::Http;
+use super::openapi::{self, failures};
 
 /// Asks whether the database can be used; `Err` says why not.
 pub type ReadinessCheck = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
@@ -38,10 +39,33 @@ impl Readiness {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "healthz",
+    tag = openapi::SERVICE,
+    summary = "Whether the process runs",
+    responses((status = 200, description = "It does", body = String, example = json!("ok\n")), failures::Any),
+    security(),
+)]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "readyz",
+    tag = openapi::SERVICE,
+    summary = "Whether it can serve",
+    responses(
+        (status = 200, description = "It can", body = String, example = json!("ready\n")),
+        (status = 503, description = "The database is away, its schema is none that this version can work on, or a stop has begun",
+            body = String, example = json!("stopping\n")),
+        failures::Any,
+    ),
+    security(),
+)]
 pub(super) async fn readyz(State(http): State<Arc<Http>>) -> (StatusCode, &'static str) {
     if http.readiness.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");

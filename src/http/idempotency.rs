@@ -48,7 +48,8 @@ fn unescaped(quoted: &str) -> Result<String, ApiError> {
     Ok(text)
 }
 
-fn bad() -> ApiError {
+/// What is no key.
+pub(super) fn bad() -> ApiError {
     ApiError::BadRequest(format!("Idempotency-Key: must be 1 to {LONGEST_KEY} printable ASCII characters"))
 }
 

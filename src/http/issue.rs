@@ -4,20 +4,23 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::Http;
 use super::body::{json_bytes, parse};
 use super::errors::{ApiError, Item};
 use super::idempotency::{self, fingerprint};
 use super::object::Object;
+use super::openapi::{self, examples, failures, schemas};
 use super::request_log::{Counts, RequestId};
 use crate::issuance::{Entity, Granted, Issuance, IssueRequest, Progress, Refusal, RequestKey, validity};
-use crate::model::{Caller, CustomerId, Identifiers, Metadata, SeriesId, Source};
+use crate::model::{Caller, CustomerId, DiscountType, Identifiers, Metadata, SeriesId, Source};
 
 /// On an answer some of which an earlier attempt has issued.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -29,20 +32,32 @@ const LONGEST_EMAIL: usize = 254;
 /// So many failures of a request are told in its log line, one by one; all of them are counted.
 const MOST_REFUSED_TOLD: usize = 10;
 
-#[derive(Deserialize)]
+/// One coupon of each series for one customer. Unknown fields are ignored.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct IssueBody {
+#[schema(as = IssueRequest)]
+pub(super) struct IssueBody {
+    #[schema(schema_with = schemas::series_ids)]
     series_ids: Vec<i64>,
+    #[schema(value_type = CustomerBody)]
     customer: Object<CustomerBody>,
+    #[schema(value_type = Option<Metadata>)]
     metadata: Option<Object<Metadata>>,
 }
 
-#[derive(Deserialize)]
+/// Who is to receive the coupons: at least one identifier that is not blank. Several: id, then mobile, externalId, email
+/// decide; two that name different customers are refused with 721.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Customer)]
 struct CustomerBody {
+    #[schema(schema_with = schemas::customer_id)]
     id: Option<IdText>,
+    #[schema(schema_with = schemas::mobile)]
     mobile: Option<String>,
+    #[schema(schema_with = schemas::email)]
     email: Option<String>,
+    #[schema(schema_with = schemas::external_id)]
     external_id: Option<String>,
 }
 
@@ -71,59 +86,126 @@ impl<'de> Deserialize<'de> for IdText {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
 struct IssueQuery {
+    #[param(schema_with = schemas::source, required = false)]
     source: Option<String>,
+    #[param(schema_with = schemas::account_id, required = false)]
     account_id: Option<String>,
 }
 
-#[derive(Serialize)]
+/// What became of each series that was asked for, in that order.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct IssueAnswer {
+pub(super) struct IssueAnswer {
     response: Vec<EntityBody>,
+    /// How many entities there are.
     total_count: usize,
+    /// How many of them have an error.
     failure_count: usize,
 }
 
-#[derive(Serialize)]
+/// What is known of a keyed request. An entity of which nothing is known is told as 748.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct ReceiptBody {
+#[schema(as = Receipt)]
+pub(super) struct ReceiptBody {
     #[serde(flatten)]
     answer: IssueAnswer,
-    state: &'static str,
+    state: ReceiptState,
+    /// When the request was first seen, in the organisation's time zone.
+    #[schema(format = DateTime)]
     received_at: String,
 }
 
-#[derive(Serialize)]
+/// How far a keyed request has come. `INTERRUPTED`: try it again to finish it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schema(as = RequestState)]
+enum ReceiptState {
+    Running,
+    Answered,
+    Interrupted,
+}
+
+/// What became of one series.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct EntityBody {
+#[schema(as = Entity)]
+pub(super) struct EntityBody {
+    /// The id of the series.
+    #[schema(value_type = i64)]
     entity_id: SeriesId,
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<ResultBody>,
+    /// Why there is no coupon. Empty where there is one.
     errors: Vec<Item>,
+    /// 700: a coupon that the customer has is shown again.
     warnings: Vec<Item>,
 }
 
-#[derive(Serialize)]
+/// A coupon. Dates are in the organisation's time zone.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Coupon)]
 struct ResultBody {
+    /// What the customer shows.
     code: String,
+    #[schema(value_type = i64)]
     series_id: SeriesId,
     description: String,
+    /// `NO_VALUE` where the series has none.
     discount_code: String,
+    /// The last day, at its beginning.
+    #[schema(format = DateTime)]
     valid_till: String,
+    #[schema(value_type = DiscountType)]
     discount_type: &'static str,
     discount_value: i64,
     discount_upto: i64,
+    /// Always `BILL`.
     discount_on: &'static str,
     detailed_info: String,
+    /// How often it was redeemed.
     redemption_count: i32,
     /// Zero in every published sample.
     id: u8,
+    /// The last second of the last day.
+    #[schema(format = DateTime)]
     valid_till_date_time: String,
 }
 
+#[utoipa::path(
+    post,
+    path = "/v2/coupon/bulk/issue",
+    operation_id = "issueCoupons",
+    tag = openapi::ISSUING,
+    summary = "Issue one coupon per series to one customer",
+    description = openapi::ISSUE,
+    params(IssueQuery, ("Idempotency-Key" = inline(schemas::RequestKey), Header, description = "Names the request; see above")),
+    request_body(content = IssueBody, examples(
+        ("Two series" = (summary = "Two series, one of which does not exist", value = json!(examples::by_id()))),
+        ("With metadata" = (summary = "With what caused it", value = json!(examples::by_mobile())))
+    )),
+    responses(
+        (status = 200, description = "The request was processed, even if every entity failed", body = IssueAnswer,
+            headers(("Idempotent-Replayed" = inline(schemas::Replayed), description = "Something in the answer was issued before, under the same key")),
+            links(("receipt" = (
+                operation_id = "getReceipt",
+                parameters(("key" = "$request.header.Idempotency-Key")),
+                description = "The same again later, if the request had an Idempotency-Key"
+            ))),
+            examples(
+                ("Issued" = (summary = "One issued, one refused", value = json!(examples::answer()))),
+                ("Resent" = (summary = "700: a coupon that the customer has", value = json!(examples::resent())))
+            )),
+        failures::Issue,
+    ),
+    security(("till" = []), ("oauth2" = ["coupon:issue"]), ("bearer" = []), ("capToken" = [])),
+)]
 pub(super) async fn issue_bulk(
     State(http): State<Arc<Http>>,
     Extension(caller): Extension<Arc<Caller>>,
@@ -152,17 +234,32 @@ pub(super) async fn issue_bulk(
 }
 
 /// `GET /v2/coupon/bulk/issue/{key}` (contract 6).
+#[utoipa::path(
+    get,
+    path = "/v2/coupon/bulk/issue/{key}",
+    operation_id = "getReceipt",
+    tag = openapi::ISSUING,
+    summary = "What became of a keyed request",
+    description = openapi::RECEIPT,
+    params(("key" = inline(schemas::PathKey), Path, description = "The `Idempotency-Key`, without quotes around it")),
+    responses(
+        (status = 200, description = "What is known of it", body = ReceiptBody, example = json!(examples::receipt())),
+        failures::Receipt,
+    ),
+    security(("till" = []), ("oauth2" = []), ("bearer" = []), ("capToken" = [])),
+)]
 pub(super) async fn receipt(
     State(http): State<Arc<Http>>,
     Extension(caller): Extension<Arc<Caller>>,
-    Path(key): Path<String>,
+    key: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    let Path(key) = key.map_err(|_not_utf8| idempotency::bad())?;
     let receipt = http.issuer.receipt(&caller, &idempotency::checked(&key)?).await?.ok_or(ApiError::NoSuchRequest)?;
     let answer = IssueAnswer::of(&receipt.entities, &receipt.zone);
     let state = match receipt.progress {
-        Progress::Running => "RUNNING",
-        Progress::Answered => "ANSWERED",
-        Progress::Interrupted => "INTERRUPTED",
+        Progress::Running => ReceiptState::Running,
+        Progress::Answered => ReceiptState::Answered,
+        Progress::Interrupted => ReceiptState::Interrupted,
     };
     let received_at = validity::instant(receipt.started_at, &receipt.zone);
     Ok(Json(ReceiptBody { answer, state, received_at }).into_response())
@@ -231,7 +328,8 @@ fn check_text(field: &str, value: &str, most: usize) -> Result<(), ApiError> {
 }
 
 impl IssueAnswer {
-    fn of(entities: &[Entity], zone: &TimeZone) -> Self {
+    /// The answer of these entities.
+    pub(super) fn of(entities: &[Entity], zone: &TimeZone) -> Self {
         let response: Vec<EntityBody> = entities.iter().map(|entity| entity_body(entity, zone)).collect();
         let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
         Self { total_count: response.len(), failure_count, response }

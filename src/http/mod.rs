@@ -8,13 +8,16 @@ mod body;
 mod connections;
 mod console;
 mod counts;
+mod docs;
 mod errors;
 mod health;
 mod idempotency;
 mod issue;
 mod oauth;
 mod object;
+mod openapi;
 mod request_log;
+mod security_headers;
 mod seldom;
 mod token;
 
@@ -23,10 +26,12 @@ use std::time::Duration;
 
 pub use address::{TrustedProxies, X_FORWARDED_FOR};
 use axum::Router;
+use axum::body::Bytes;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 pub use connections::Connections;
 pub use health::{Readiness, ReadinessCheck};
+pub use openapi::{Described, document};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::activity::Activity;
@@ -65,12 +70,25 @@ pub struct Http {
     pub public_url: Option<String>,
     /// The proxies whose word is taken for a caller's address.
     pub trusted_proxies: TrustedProxies,
+    /// The OpenAPI document: what [`document`] makes of these settings.
+    pub openapi: Bytes,
+    /// Whether there is the page `/docs`.
+    pub docs: bool,
 }
 
 /// The routes that anyone may call. Every other route needs a caller with write access, or, where it is listed in [`READING`],
 /// with read access: a new one is closed until it is listed here.
-const PUBLIC: [&str; 6] =
-    ["/healthz", "/readyz", "/v3/oauth/token/generate", "/oauth/token", oauth::METADATA_PATH, oauth::KEYS_PATH];
+const PUBLIC: [&str; 9] = [
+    "/healthz",
+    "/readyz",
+    "/v3/oauth/token/generate",
+    "/oauth/token",
+    oauth::METADATA_PATH,
+    oauth::KEYS_PATH,
+    "/openapi.json",
+    "/docs",
+    "/docs/{file}",
+];
 
 /// Routes that only look: read access is enough.
 const READING: [&str; 2] = [RECEIPT_PATH, console::PATH];
@@ -92,10 +110,13 @@ pub fn router(http: Http) -> Router {
         .route(oauth::KEYS_PATH, get(oauth::keys))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/openapi.json", get(openapi::serve))
+        .route("/docs", get(docs::page))
+        .route("/docs/{file}", get(docs::file))
         .route_layer(from_fn_with_state(Arc::clone(&http), authenticate::authenticate))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(CatchPanicLayer::custom(errors::after_panic))
+        .layer((security_headers::layer(http.public_url.as_deref()), CatchPanicLayer::custom(errors::after_panic)))
         .layer(from_fn_with_state(Arc::clone(&http), request_log::request_log))
         .with_state(http)
 }

@@ -12,25 +12,54 @@ use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
-use serde_json::json;
+use utoipa::ToSchema;
 
 use super::Http;
 use super::address::ClientAddress;
 use super::authenticate::basic_of;
 use super::body;
 use super::errors::{ApiError, Denied};
+use super::openapi::{self, examples, failures, schemas};
 use crate::auth::{AuthError, SCOPE};
 
 pub(super) const METADATA_PATH: &str = "/.well-known/oauth-authorization-server";
 pub(super) const KEYS_PATH: &str = "/.well-known/jwks.json";
 
-#[derive(Serialize)]
+/// As RFC 6749, section 5.1.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AccessToken)]
 struct TokenAnswer<'a> {
+    /// A JWT as of RFC 9068.
     access_token: &'a str,
     token_type: &'static str,
+    /// In seconds.
     expires_in: i64,
+    /// Absent where the client has no write access.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'static str>,
+}
+
+/// As RFC 6749, section 5.2.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OauthError)]
+struct ErrorAnswer {
+    /// `invalid_request`, `invalid_client`, `unsupported_grant_type` or `invalid_scope`.
+    error: &'static str,
+    error_description: &'static str,
+}
+
+/// As RFC 8414, section 2.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AuthorizationServer)]
+struct Metadata {
+    grant_types_supported: [&'static str; 1],
+    issuer: String,
+    jwks_uri: String,
+    response_types_supported: [&'static str; 0],
+    scopes_supported: [&'static str; 1],
+    token_endpoint: String,
+    token_endpoint_auth_methods_supported: [&'static str; 2],
 }
 
 /// Why there is no token: the errors of RFC 6749, section 5.2, and those that are not the client's.
@@ -46,14 +75,40 @@ enum TokenError {
 }
 
 /// The parameters of a token request that mean something here.
-#[derive(Default)]
+#[derive(Default, ToSchema)]
+#[schema(as = TokenRequest)]
 struct Form {
+    #[schema(schema_with = schemas::grant_type, required)]
     grant_type: Option<String>,
+    #[schema(schema_with = schemas::scope)]
     scope: Option<String>,
+    /// Unless the client authenticates by Basic.
+    #[schema(nullable = false)]
     client_id: Option<String>,
+    /// Unless the client authenticates by Basic.
+    #[schema(value_type = String, required = false, format = Password)]
     client_secret: Option<SecretString>,
 }
 
+#[utoipa::path(
+    post,
+    path = "/oauth/token",
+    operation_id = "token",
+    tag = openapi::TOKENS,
+    summary = "A token, by standard OAuth 2",
+    description = openapi::TOKEN,
+    request_body(content = Form, content_type = "application/x-www-form-urlencoded", example = json!(examples::token_request())),
+    responses(
+        (status = 200, description = "A token", body = TokenAnswer, example = json!(examples::token())),
+        (status = 400, description = "The request is none for a token, or not for this client", body = ErrorAnswer,
+            example = json!(examples::token_refused("invalid_request", "grant_type is missing"))),
+        (status = 401, description = "No such client, or another secret", body = ErrorAnswer,
+            headers(("WWW-Authenticate" = String, description = "A challenge for Basic")),
+            example = json!(examples::token_refused("invalid_client", "the client or its secret is not valid"))),
+        failures::Token,
+    ),
+    security(("client" = []), ()),
+)]
 pub(super) async fn token(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,
@@ -186,7 +241,7 @@ impl IntoResponse for TokenError {
             }
             Self::Api(error) => return error.into_response(),
         };
-        let body = json!({"error": error, "error_description": description});
+        let body = ErrorAnswer { error, error_description: description };
         let mut response = (status, Json(body)).into_response();
         response.extensions_mut().insert(Denied(denied));
         if status == StatusCode::UNAUTHORIZED {
@@ -197,20 +252,33 @@ impl IntoResponse for TokenError {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/.well-known/oauth-authorization-server",
+    operation_id = "authorizationServer",
+    tag = openapi::TOKENS,
+    summary = "The metadata that OAuth 2 clients configure themselves by",
+    responses(
+        (status = 200, description = "As RFC 8414; under `http.public_url`, or else the host that was asked", body = Metadata,
+            example = json!(examples::metadata())),
+        failures::Metadata,
+    ),
+    security(),
+)]
 pub(super) async fn metadata(State(http): State<Arc<Http>>, headers: HeaderMap) -> Result<Response, ApiError> {
     let issuer = match &http.public_url {
         Some(url) => url.clone(),
         None => format!("http://{}", host(&headers)?),
     };
-    let document = json!({
-        "issuer": issuer,
-        "token_endpoint": format!("{issuer}/oauth/token"),
-        "jwks_uri": format!("{issuer}{KEYS_PATH}"),
-        "scopes_supported": [SCOPE],
-        "response_types_supported": [],
-        "grant_types_supported": ["client_credentials"],
-        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
-    });
+    let document = Metadata {
+        grant_types_supported: ["client_credentials"],
+        jwks_uri: format!("{issuer}{KEYS_PATH}"),
+        response_types_supported: [],
+        scopes_supported: [SCOPE],
+        token_endpoint: format!("{issuer}/oauth/token"),
+        token_endpoint_auth_methods_supported: ["client_secret_basic", "client_secret_post"],
+        issuer,
+    };
     Ok(Json(document).into_response())
 }
 
@@ -220,6 +288,18 @@ fn host(headers: &HeaderMap) -> Result<Authority, ApiError> {
     host.ok_or_else(|| ApiError::BadRequest("the Host header is missing or no host".to_owned()))
 }
 
+#[utoipa::path(
+    get,
+    path = "/.well-known/jwks.json",
+    operation_id = "keys",
+    tag = openapi::TOKENS,
+    summary = "The keys that verify tokens",
+    responses(
+        (status = 200, description = "As RFC 7517, section 5", body = schemas::KeySet, content_type = "application/jwk-set+json"),
+        failures::Any,
+    ),
+    security(),
+)]
 pub(super) async fn keys(State(http): State<Arc<Http>>) -> Response {
     let cached = (CACHE_CONTROL, HeaderValue::from_static("public, max-age=30"));
     let kind = (CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json"));

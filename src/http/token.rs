@@ -11,38 +11,68 @@ use axum::http::{Extensions, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Http;
 use super::address::ClientAddress;
 use super::body::read_json;
 use super::errors::{ApiError, Denied};
+use super::openapi::{self, examples, failures};
 use crate::auth::AuthError;
 
-#[derive(Deserialize)]
+/// An OAuth client and its secret.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = ContractTokenRequest)]
 struct TokenRequest {
     key: String,
+    #[schema(value_type = String, format = Password)]
     secret: SecretString,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = ContractToken)]
 struct TokenData<'a> {
+    /// A JWT.
     access_token: &'a str,
+    /// How long it is good.
     ttl_seconds: i64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ContractTokenError)]
 struct TokenError {
     code: u32,
     message: &'static str,
 }
 
-#[derive(Serialize)]
+/// Either `data` or `errors`; the other is null.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ContractTokenAnswer)]
 struct TokenAnswer<'a> {
+    #[schema(required)]
     data: Option<TokenData<'a>>,
+    #[schema(required, value_type = Option<Vec<TokenError>>)]
     errors: Option<[TokenError; 1]>,
 }
 
+#[utoipa::path(
+    post,
+    path = "/v3/oauth/token/generate",
+    operation_id = "generateToken",
+    tag = openapi::TOKENS,
+    summary = "A token, by the published contract",
+    description = "The token goes into `X-CAP-API-OAUTH-TOKEN`, or into `Authorization: Bearer`.",
+    request_body(content = TokenRequest, example = json!(examples::contract_token_request())),
+    responses(
+        (status = 200, description = "A token", body = TokenAnswer, example = json!(examples::contract_token())),
+        (status = 401, description = "No such client, or another secret", body = TokenAnswer,
+            headers(("WWW-Authenticate" = String, description = "A challenge for each scheme")),
+            example = json!(examples::contract_token_refused())),
+        failures::ContractToken,
+    ),
+    security(),
+)]
 pub(super) async fn generate(
     State(http): State<Arc<Http>>,
     headers: HeaderMap,

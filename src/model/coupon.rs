@@ -3,6 +3,7 @@
 
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A coupon that a customer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,22 +74,28 @@ impl Source {
 }
 
 /// What the caller wants remembered with the coupon (contract 1, `metadata`). Stored as it was given.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(description = "What is to be remembered with the coupons.")]
 pub struct Metadata {
     /// The kind of thing that caused the issue; up to 50 characters.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_type: Option<String>,
     /// That thing's id; up to 50 characters.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_id: Option<String>,
     /// What it did; up to 50 characters.
+    #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_activity: Option<String>,
     /// Free text; up to 250 characters.
+    #[schema(max_length = 250, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notes: Option<String>,
     /// Free text; up to 250 characters.
+    #[schema(max_length = 250, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

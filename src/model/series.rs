@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::StoreId;
 
@@ -13,8 +14,9 @@ use super::StoreId;
 pub struct SeriesId(pub i64);
 
 /// `discountType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[schema(description = "An amount of money, or a percentage.")]
 pub enum DiscountType {
     /// An amount of money.
     Abs,

@@ -19,6 +19,7 @@ mod lifecycle;
 mod model;
 mod network;
 mod oauth;
+mod openapi;
 mod outside_issuers;
 mod overload;
 mod pools;

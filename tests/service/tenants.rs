@@ -294,7 +294,7 @@ async fn two_organisations_that_issue_at_once_do_not_meet() {
 }
 
 /// Method and path of each route, as the route table spells them.
-fn routes() -> Vec<(String, String)> {
+pub fn routes() -> Vec<(String, String)> {
     let another_way = ["nest(", "merge(", "route_service(", "nest_service(", "fallback_service("];
     for call in another_way {
         assert!(!ROUTE_TABLE.contains(&format!(".{call}")), "{call} is a way to add routes that is not looked at here");
@@ -319,7 +319,8 @@ async fn no_route_tells_one_organisation_of_the_other() {
             ("get", "RECEIPT_PATH") => tells_of_its_own_requests(&app).await,
             ("get", "console::PATH") => shows_its_own_activity().await,
             ("post", "/v3/oauth/token/generate" | "/oauth/token") => gives_out_its_own_tokens(&app, &path).await,
-            ("get", "/healthz" | "/readyz") => tells_everyone_the_same(&app, &path).await,
+            ("get", "/healthz" | "/readyz" | "/openapi.json" | "/docs") => tells_everyone_the_same(&app, &path).await,
+            ("get", "/docs/{file}") => tells_everyone_the_same(&app, "/docs/docs.js").await,
             ("get", "oauth::METADATA_PATH") => {
                 tells_everyone_the_same(&app, "/.well-known/oauth-authorization-server").await;
             }

@@ -1,0 +1,143 @@
+//! The examples of the OpenAPI document: the contract's, and one of each refusal.
+//! A test holds each against its schema.
+
+use axum::http::StatusCode;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::{OpenApi, RefOr};
+
+use crate::http::issue::IssueAnswer;
+use crate::issuance::{Entity, Refusal};
+use crate::model::SeriesId;
+
+/// A request of the contract.
+pub(in crate::http) fn by_id() -> Value {
+    json!({"seriesIds": [101, 999], "customer": {"id": "566881933"}})
+}
+
+/// One with a mobile and metadata.
+pub(in crate::http) fn by_mobile() -> Value {
+    json!({
+        "seriesIds": [101, 102],
+        "customer": {"mobile": "+91 99000 00001"},
+        "metadata": {"sourceType": "BILL", "sourceId": "4711", "sourceActivity": "PURCHASE", "notes": "", "reason": "welcome"}
+    })
+}
+
+fn coupon() -> Value {
+    json!({
+        "code": "VMRHNDXB48", "seriesId": 101, "description": "Autumn welcome", "discountCode": "AUT10",
+        "validTill": "2099-12-31T00:00:00Z", "discountType": "ABS", "discountValue": 500, "discountUpto": 0,
+        "discountOn": "BILL", "detailedInfo": "Valid on the whole bill", "redemptionCount": 0, "id": 0,
+        "validTillDateTime": "2099-12-31T23:59:59Z"
+    })
+}
+
+fn issued() -> Value {
+    json!({"entityId": 101, "result": coupon(), "errors": [], "warnings": []})
+}
+
+fn unknown() -> Value {
+    let error = json!({"status": false, "code": 707, "message": "Coupon Series ID is invalid", "retryable": false});
+    json!({"entityId": 999, "errors": [error], "warnings": []})
+}
+
+/// The answer to [`by_id`].
+pub(in crate::http) fn answer() -> Value {
+    json!({"response": [issued(), unknown()], "totalCount": 2, "failureCount": 1})
+}
+
+/// An answer that shows a coupon again.
+pub(in crate::http) fn resent() -> Value {
+    let warning = json!({"status": false, "code": 700, "message": "Coupon resent successfully"});
+    let entity = json!({"entityId": 101, "result": coupon(), "errors": [], "warnings": [warning]});
+    json!({"response": [entity], "totalCount": 1, "failureCount": 0})
+}
+
+/// A receipt.
+pub(in crate::http) fn receipt() -> Value {
+    json!({
+        "response": [issued(), unknown()], "totalCount": 2, "failureCount": 1, "state": "ANSWERED",
+        "receivedAt": "2026-11-22T10:00:00Z"
+    })
+}
+
+/// A request for a token, as the contract has it.
+pub(in crate::http) fn contract_token_request() -> Value {
+    json!({"key": "crm", "secret": "crm-secret"})
+}
+
+/// Its answer.
+pub(in crate::http) fn contract_token() -> Value {
+    json!({"data": {"accessToken": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJSUzI1NiIs…", "ttlSeconds": 3600}, "errors": null})
+}
+
+/// Its answer to a wrong secret.
+pub(in crate::http) fn contract_token_refused() -> Value {
+    json!({"data": null, "errors": [{"code": 320_001, "message": "Invalid client key and secret"}]})
+}
+
+/// A request for a token, as of RFC 6749.
+pub(in crate::http) fn token_request() -> Value {
+    json!({"grant_type": "client_credentials", "client_id": "crm", "client_secret": "crm-secret"})
+}
+
+/// Its answer.
+pub(in crate::http) fn token() -> Value {
+    json!({
+        "access_token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJSUzI1NiIs…", "token_type": "Bearer", "expires_in": 3600,
+        "scope": "coupon:issue"
+    })
+}
+
+/// Why there is none.
+pub(in crate::http) fn token_refused(error: &str, description: &str) -> Value {
+    json!({"error": error, "error_description": description})
+}
+
+/// The metadata of a service that callers reach by this name.
+pub(in crate::http) fn metadata() -> Value {
+    json!({
+        "grant_types_supported": ["client_credentials"], "issuer": "https://coupons.example.com",
+        "jwks_uri": "https://coupons.example.com/.well-known/jwks.json", "response_types_supported": [],
+        "scopes_supported": ["coupon:issue"], "token_endpoint": "https://coupons.example.com/oauth/token",
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]
+    })
+}
+
+/// Every refusal of an entity, in the contract's order.
+pub(super) fn refusals() -> [Refusal; 12] {
+    // 2026-12-01T00:00:00Z
+    let next_eligible_at = Timestamp::constant(1_796_083_200, 0);
+    [
+        Refusal::UnknownSeries,
+        Refusal::ExternallyManaged,
+        Refusal::InvalidStore,
+        Refusal::Expired,
+        Refusal::AlreadyHolds,
+        Refusal::PerUserMaximum,
+        Refusal::MutuallyExclusive,
+        Refusal::CapReached,
+        Refusal::PoolEmpty,
+        Refusal::Gap { next_eligible_at },
+        Refusal::TimedOut,
+        Refusal::Failed,
+    ]
+}
+
+/// Adds an answer with each refusal to those that an issue may get.
+pub(super) fn add_refusals(document: &mut OpenApi) {
+    let issue = document.paths.paths.get_mut("/v2/coupon/bulk/issue").and_then(|path| path.post.as_mut());
+    let answer = issue.and_then(|issue| issue.responses.responses.get_mut(StatusCode::OK.as_str()));
+    let Some(RefOr::T(answer)) = answer else { return };
+    let Some(RefOr::T(content)) = answer.content.get_mut("application/json") else { return };
+    for refusal in refusals() {
+        let entity = Entity { series_id: SeriesId(101), outcome: Err(refusal) };
+        let shown = serde_json::to_value(IssueAnswer::of(&[entity], &TimeZone::UTC)).ok();
+        let summary = format!("{}: {}", refusal.code(), refusal.message());
+        let example = ExampleBuilder::new().summary(summary).value(shown).build();
+        content.examples.insert(refusal.name().to_owned(), example.into());
+    }
+}

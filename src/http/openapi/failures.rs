@@ -1,0 +1,306 @@
+//! The failures of whole requests in the OpenAPI document: made of the errors themselves, so that status, code, message and
+//! headers are those that callers get. Which handler may fail how is said here; status policy is in `http::errors`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use utoipa::IntoResponses;
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::extensions::Extensions;
+use utoipa::openapi::header::{Header, HeaderBuilder};
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr, Required};
+
+use crate::http::HttpLimits;
+use crate::http::errors::ApiError;
+
+type Named = (&'static str, ApiError);
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+/// The headers that a caller may name its request by.
+pub(super) const REQUEST_IDS: [&str; 2] = ["X-CAP-REQUEST-ID", "X-Request-Id"];
+
+/// The headers of answers: name, meaning, and whether every answer that is said to have it does.
+const HEADERS: [(&str, &str, Kind); 13] = [
+    ("X-CAP-REQUEST-ID", "The request's id: the caller's, or a new one", Kind::Always),
+    ("X-Request-Id", "The same", Kind::Always),
+    ("Cache-Control", "`no-store`, but for what may be kept: keys, this document and its page", Kind::Always),
+    ("Content-Security-Policy", "An answer of the API may load nothing, and stand in no page", Kind::Always),
+    ("Referrer-Policy", "`no-referrer`", Kind::Always),
+    ("X-Content-Type-Options", "`nosniff`", Kind::Always),
+    ("X-Frame-Options", "`DENY`", Kind::Always),
+    ("Strict-Transport-Security", "Where callers reach the service by https", Kind::Sometimes),
+    ("WWW-Authenticate", "A challenge for each scheme", Kind::Always),
+    ("Retry-After", "In so many seconds the request may be tried again", Kind::Seconds),
+    ("RateLimit", "What is left of the limit, and until when: `\"requests\";r=0;t=1`", Kind::Sometimes),
+    ("RateLimit-Policy", "The limit, and for how many seconds: `\"requests\";q=1000;w=60`", Kind::Sometimes),
+    ("Accept-Encoding", "`identity`: a compressed body is not taken", Kind::Sometimes),
+];
+
+/// Those that every answer has.
+const OF_ALL: usize = 8;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Always,
+    Sometimes,
+    Seconds,
+}
+
+/// Every failure of a request as a whole, by status, under a name for its example.
+pub(super) fn all() -> Vec<Named> {
+    let of_issue = ISSUE_ONLY.iter().flat_map(|failures| failures());
+    let mut all: Vec<Named> = of_issue.chain(SHARED.iter().flat_map(|shared| (shared.failures)())).collect();
+    all.sort_by_key(|(_, failure)| failure.body().0);
+    all.dedup_by_key(|(name, _)| *name);
+    all
+}
+
+const ISSUE_ONLY: [fn() -> Vec<Named>; 4] = [bad_issue, running, reused, no_such_request];
+
+fn bad_issue() -> Vec<Named> {
+    let message = "customer.mobile: must have 1 to 20 digits, and no letters";
+    vec![
+        ("bad_request", ApiError::BadRequest(message.to_owned())),
+        ("too_many_ids", ApiError::TooManyIds { given: 101, most: 100 }),
+        ("no_customer", ApiError::NoCustomer),
+        ("unknown_customer", ApiError::UnknownCustomer),
+        ("conflicting_customer", ApiError::ConflictingCustomer),
+    ]
+}
+
+fn bad_key() -> Vec<Named> {
+    vec![("bad_key", crate::http::idempotency::bad())]
+}
+
+fn bad_body() -> Vec<Named> {
+    vec![("bad_request", ApiError::BadRequest("missing field `secret`".to_owned()))]
+}
+
+fn bad_host() -> Vec<Named> {
+    vec![("bad_host", ApiError::BadRequest("the Host header is missing or no host".to_owned()))]
+}
+
+fn running() -> Vec<Named> {
+    vec![("still_running", ApiError::StillRunning)]
+}
+
+fn reused() -> Vec<Named> {
+    vec![("key_reused", ApiError::KeyReused)]
+}
+
+fn no_such_request() -> Vec<Named> {
+    vec![("no_such_request", ApiError::NoSuchRequest)]
+}
+
+/// A response that several operations have.
+struct Shared {
+    name: &'static str,
+    description: &'static str,
+    failures: fn() -> Vec<Named>,
+}
+
+const SHARED: [Shared; 11] = [
+    Shared {
+        name: "Unauthorized",
+        description: "No or bad credentials, or a token that has expired",
+        failures: unauthorized,
+    },
+    Shared {
+        name: "Forbidden",
+        description: "The caller's access is too low",
+        failures: || vec![("forbidden", ApiError::Forbidden)],
+    },
+    Shared {
+        name: "NotFound",
+        description: "There is no such path",
+        failures: || vec![("not_found", ApiError::NotFound)],
+    },
+    Shared {
+        name: "MethodNotAllowed",
+        description: "The path has other methods; `Allow` says which",
+        failures: || vec![("method_not_allowed", ApiError::MethodNotAllowed)],
+    },
+    Shared {
+        name: "BodyTooSlow",
+        description: "The body did not arrive in time",
+        failures: || vec![("body_too_slow", ApiError::BodyTooSlow)],
+    },
+    Shared {
+        name: "BodyTooLarge",
+        description: "The body is too large",
+        failures: || vec![("body_too_large", ApiError::BodyTooLarge { most: 1_048_576 })],
+    },
+    Shared { name: "NotJson", description: "The body is not said to be JSON, or is compressed", failures: not_json },
+    Shared {
+        name: "TooManyRequests",
+        description: "Too many requests of this credential, or too many wrong secrets",
+        failures: too_many,
+    },
+    Shared { name: "TooManyFailures", description: "Too many wrong secrets", failures: || vec![too_many_failures()] },
+    Shared {
+        name: "InternalError",
+        description: "Our fault",
+        failures: || vec![("internal", ApiError::Internal(String::new()))],
+    },
+    Shared {
+        name: "Unavailable",
+        description: "The database or a token's issuer is away, or the service is overloaded",
+        failures: unavailable,
+    },
+];
+
+fn unauthorized() -> Vec<Named> {
+    vec![
+        ("no_credentials", ApiError::NoCredentials),
+        ("bad_credentials", ApiError::BadCredentials("")),
+        ("expired_token", ApiError::ExpiredToken),
+    ]
+}
+
+fn not_json() -> Vec<Named> {
+    vec![("not_json", ApiError::NotJson), ("encoded_body", ApiError::EncodedBody)]
+}
+
+fn too_many() -> Vec<Named> {
+    let retry_after = Duration::from_secs(1);
+    vec![("too_many_requests", ApiError::TooManyRequests { limit: 1000, retry_after }), too_many_failures()]
+}
+
+const fn too_many_failures() -> Named {
+    ("too_many_failures", ApiError::TooManyFailures { retry_after: Duration::from_secs(6) })
+}
+
+fn unavailable() -> Vec<Named> {
+    vec![
+        ("database_away", ApiError::Unavailable(String::new())),
+        ("issuer_away", ApiError::IssuerAway),
+        ("overloaded", ApiError::Overloaded),
+    ]
+}
+
+/// How the operation of each name may fail.
+macro_rules! failures_of {
+    ($($doc:literal $name:ident: [$($shared:literal),*] $(, $description:literal => $own:expr)*;)*) => {$(
+        #[doc = $doc]
+        pub(in crate::http) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> Responses {
+                let mut responses = Responses::new();
+                $(add_shared_ref(&mut responses, $shared);)*
+                $(add(&mut responses, $description, $own);)*
+                responses
+            }
+        }
+    )*};
+}
+
+failures_of! {
+    "Of `issueCoupons`." Issue:
+        ["Unauthorized", "Forbidden", "BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyRequests", "InternalError", "Unavailable"],
+        "The request is not one that can be processed; the message names the field" => bad_issue(),
+        "Another attempt at the same keyed request is at work" => running(),
+        "The `Idempotency-Key` was used for another request" => reused();
+    "Of `getReceipt`." Receipt: ["Unauthorized", "Forbidden", "TooManyRequests", "InternalError", "Unavailable"],
+        "What is in the path can be no key" => bad_key(),
+        "The organisation knows no such request" => no_such_request();
+    "Of `generateToken`." ContractToken:
+        ["BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyFailures", "InternalError", "Unavailable"],
+        "The body is no such request; the message names the field" => bad_body();
+    "Of `token`." Token: ["BodyTooSlow", "BodyTooLarge", "TooManyFailures", "InternalError", "Unavailable"];
+    "Of `authorizationServer`." Metadata: ["InternalError"], "The request names no host" => bad_host();
+    "Of `docsFile`." File: ["NotFound", "InternalError"];
+    "Of every operation." Any: ["InternalError"];
+}
+
+fn add_shared_ref(responses: &mut Responses, name: &str) {
+    let shared = SHARED.iter().find(|shared| shared.name == name);
+    if let Some((_, failure)) = shared.and_then(|shared| (shared.failures)().pop()) {
+        responses.insert(failure.body().0.as_str().to_owned(), Ref::from_response_name(name).into());
+    }
+}
+
+fn add(responses: &mut Responses, description: &str, failures: Vec<Named>) {
+    if let Some((_, failure)) = failures.first() {
+        responses.insert(failure.body().0.as_str().to_owned(), response(description, &failures).into());
+    }
+}
+
+/// What is answered to these failures, which have one status.
+fn response(description: &str, failures: &[Named]) -> Response {
+    let examples = failures.iter().map(|(name, failure)| {
+        let (_, body) = failure.body();
+        let (code, message, _) = body.told();
+        let value = serde_json::to_value(&body).ok();
+        (*name, ExampleBuilder::new().summary(format!("{code}: {message}")).value(value).build())
+    });
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Failure"))).examples_from_iter(examples);
+    let mut response =
+        ResponseBuilder::new().description(description).content("application/json", content.build()).build();
+    let given = failures.iter().flat_map(|(_, failure)| failure.headers());
+    let given: BTreeSet<String> = given.filter_map(|(name, _)| Some(name?.as_str().to_owned())).collect();
+    for (name, ..) in HEADERS.iter().filter(|(name, ..)| given.contains(&name.to_ascii_lowercase())) {
+        response.headers.insert((*name).to_owned(), header_ref(name));
+    }
+    response
+}
+
+fn header_ref(name: &str) -> RefOr<Header> {
+    RefOr::Ref(Ref::new(format!("#/components/headers/{name}")))
+}
+
+/// Adds the headers that every answer has.
+pub(super) fn add_headers_of_all(response: &mut Response) {
+    for (name, ..) in &HEADERS[..OF_ALL] {
+        response.headers.insert((*name).to_owned(), header_ref(name));
+    }
+}
+
+/// Adds what operations refer to.
+pub(super) fn add_shared(components: &mut Components, limits: &HttpLimits) {
+    for (name, description, kind) in HEADERS {
+        components.headers.insert(name.to_owned(), header(description, kind).into());
+    }
+    for name in REQUEST_IDS {
+        components.parameters.insert(name.to_owned(), request_id(name).into());
+    }
+    for Shared { name, description, failures } in SHARED {
+        let mut failures = failures();
+        for (_, failure) in &mut failures {
+            if let ApiError::BodyTooLarge { most } = failure {
+                *most = limits.max_body_bytes;
+            }
+        }
+        let mut response = response(description, &failures);
+        add_headers_of_all(&mut response);
+        components.responses.insert(name.to_owned(), response.into());
+    }
+}
+
+fn header(description: &str, kind: Kind) -> Header {
+    let schema = if kind == Kind::Seconds {
+        ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0))
+    } else {
+        ObjectBuilder::new().schema_type(Type::String)
+    };
+    let required: [(&str, Value); 1] = [("required", json!(kind != Kind::Sometimes))];
+    HeaderBuilder::new()
+        .description(Some(description))
+        .schema(Some(schema))
+        .extensions(Some(Extensions::from_iter(required)))
+        .build()
+}
+
+fn request_id(name: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("Names the request in its answer and in the log; one that is not well formed is ignored"))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build()
+}

@@ -1,0 +1,39 @@
+//! How callers authenticate, as the OpenAPI document tells it (contract 5).
+//! Who may what is decided in `http::authenticate`.
+
+use utoipa::openapi::Components;
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, ClientCredentials, Flow, HttpAuthScheme, HttpBuilder, OAuth2, Scopes, SecurityScheme,
+};
+
+use crate::auth::SCOPE;
+
+/// Adds the schemes; tokens come from `{base}/oauth/token`.
+pub(super) fn add_schemes(components: &mut Components, base: &str) {
+    let http = |scheme, description| HttpBuilder::new().scheme(scheme).description(Some(description));
+    let basic = |description| SecurityScheme::Http(http(HttpAuthScheme::Basic, description).build());
+    let bearer = http(HttpAuthScheme::Bearer, "A token of this service, or of an outside issuer that is trusted.");
+    let flow = ClientCredentials::new(format!("{base}/oauth/token"), Scopes::one(SCOPE, "issue coupons"));
+    let schemes = [
+        ("till", basic("A till and its password, or the md5 of that in hex.")),
+        ("client", basic("An OAuth client's key and secret, form-encoded as RFC 6749, 2.3.1, says.")),
+        (
+            "oauth2",
+            SecurityScheme::OAuth2(OAuth2::with_description(
+                [Flow::ClientCredentials(flow)],
+                "An OAuth client, by the token that its key and secret get.",
+            )),
+        ),
+        ("bearer", SecurityScheme::Http(bearer.bearer_format("JWT").build())),
+        (
+            "capToken",
+            SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
+                "X-CAP-API-OAUTH-TOKEN",
+                "A token, without `Bearer`. It decides over `Authorization`.",
+            ))),
+        ),
+    ];
+    for (name, scheme) in schemes {
+        components.add_security_scheme(name, scheme);
+    }
+}

@@ -1,0 +1,59 @@
+//! What the OpenAPI document tells in words. The tables of errors are made of the errors themselves.
+//! README, "The contract", has the whole of it.
+
+use std::fmt::Write;
+
+use super::{examples, failures};
+
+/// The tag of what is about coupons.
+pub(in crate::http) const ISSUING: &str = "Issuing";
+/// The tag of what is about tokens.
+pub(in crate::http) const TOKENS: &str = "Tokens";
+/// The tag of what is about the service.
+pub(in crate::http) const SERVICE: &str = "Service";
+
+/// Of `issueCoupons`.
+pub(in crate::http) const ISSUE: &str = "\
+Each coupon is issued in its own transaction. The answer is 200 whenever the request was processed, even if every entity \
+failed: look at `failureCount`, and at the `errors` of each entity. The caller needs write access.
+
+To try again without issuing anything twice, send the same body and query with the same `Idempotency-Key`: what was issued \
+comes back as it was, the rest is tried now. A key names the request within its organisation, for at least 24 hours: 1 to 255 \
+printable ASCII characters, in quotes or not. With another body or query it is refused with 422; while another attempt is at \
+work, with 409.";
+
+/// Of `getReceipt`.
+pub(in crate::http) const RECEIPT: &str = "\
+For a till that lost its answer and wants to know what it was. Nothing is issued. Read access is enough.";
+
+/// Of `token`.
+pub(in crate::http) const TOKEN: &str = "\
+RFC 6749, client credentials. The client authenticates by Basic (`client_secret_basic`), or by `client_id` and `client_secret` \
+in the form (`client_secret_post`), not by both. The token goes into `Authorization: Bearer`.";
+
+const ABOUT: &str = "\
+Issues coupons: one of each series to one customer, each in its own transaction.
+
+Tills authenticate with Basic, with their password or its md5 (32 hex digits). OAuth clients do with a token, which they get \
+from `/oauth/token` or `/v3/oauth/token/generate`. Where a request has both, the token in `X-CAP-API-OAUTH-TOKEN` decides.
+
+Every answer has `X-CAP-REQUEST-ID` and `X-Request-Id`: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
+new one. The service's log has it too. Unknown fields of a request are ignored; answers may get new ones.";
+
+/// Of the whole document.
+pub(super) fn description() -> String {
+    let mut text = format!(
+        "{ABOUT}\n\n### Requests that fail as a whole\n\n| HTTP | code | message | may succeed later |\n|---|---|---|---|\n"
+    );
+    for (_, failure) in failures::all() {
+        let (status, body) = failure.body();
+        let (code, message, later) = body.told();
+        let _ = writeln!(text, "| {} | {code} | {message} | {} |", status.as_u16(), if later { "yes" } else { "" });
+    }
+    text.push_str("\n### Entities that fail\n\n| code | message | may succeed later |\n|---|---|---|\n");
+    for refusal in examples::refusals() {
+        let later = if refusal.is_retryable() { "yes" } else { "" };
+        let _ = writeln!(text, "| {} | {} | {later} |", refusal.code(), refusal.message());
+    }
+    text
+}

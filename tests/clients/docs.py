@@ -1,0 +1,68 @@
+"""/docs in a real browser: credentials are entered, a coupon is issued; nothing leaves the machine, and nothing is complained of.
+
+python docs.py http://127.0.0.1:8080 [directory for screenshots]      needs playwright and Chromium ($CHROMIUM)
+"""
+
+import json
+import os
+import sys
+from urllib.parse import urlsplit
+
+from playwright.sync_api import sync_playwright
+
+base = sys.argv[1]
+shots = sys.argv[2] if len(sys.argv) > 2 else None
+trouble = []
+
+
+def authorize(page, scheme, fields):
+    page.get_by_role("button", name="Authorize").first.click()
+    box = page.locator(".modal-ux .auth-container").filter(has=page.locator("h4", has_text=scheme))
+    for name, value in fields.items():
+        box.get_by_label(name, exact=True).fill(value)
+    box.locator("button[type=submit]").click()
+    box.locator("button", has_text="Logout").wait_for()
+    page.locator(".modal-ux .close-modal").click()
+
+
+def issue(page):
+    """Issues the example as it stands, and returns status and body."""
+    operation = page.locator("#operations-Issuing-issueCoupons")
+    if operation.locator(".try-out__btn").count() == 0:
+        operation.locator(".opblock-summary-control").click()
+    if operation.locator(".try-out__btn.cancel").count() == 0:
+        operation.locator(".try-out__btn").click()
+    with page.expect_response(lambda response: response.url.endswith("/v2/coupon/bulk/issue")) as answered:
+        operation.locator("button.execute").click()
+    operation.locator(".live-responses-table .response-col_status", has_text=str(answered.value.status)).wait_for()
+    return answered.value.status, answered.value.json()
+
+
+def visit(browser, width, scheme, fields, refused=False):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: urlsplit(request.url).netloc in (urlsplit(base).netloc, "") or trouble.append(request.url))
+    page.goto(f"{base}/docs")
+    page.locator("#operations-Issuing-issueCoupons").wait_for()
+    if shots:
+        page.screenshot(path=f"{shots}/docs-{width}.png", full_page=True)
+    authorize(page, scheme, fields)
+    status, body = issue(page)
+    codes = [entity["result"]["code"] for entity in body["response"] if "result" in entity]
+    assert status == 200 and len(codes) == 1, json.dumps(body)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width, f"{wide} px wide on a screen of {width}"
+    if shots:
+        page.screenshot(path=f"{shots}/issued-{width}.png", full_page=True)
+    page.close()
+    print(f"{width} px, {scheme}: a coupon was issued")
+
+
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
+    visit(browser, 1280, "till", {"Username:": "store.server", "Password:": "server123"})
+    visit(browser, 390, "oauth2", {"client_id:": "crm", "client_secret:": "crm-secret"})
+    browser.close()
+if trouble:
+    sys.exit("\n".join(trouble))
