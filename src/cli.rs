@@ -185,7 +185,6 @@ pub(super) enum KeysCommand {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 pub(super) enum ConfigCommand {
     /// Print every setting as TOML, with where its value comes from: default, file or environment. Secrets are masked.
     ///
