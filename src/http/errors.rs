@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::counts;
-use super::seldom::Seldom;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
+use crate::seldom::Seldom;
 
 /// One error or warning (contract 2), of an entity or of the request.
 #[derive(Debug, Serialize)]

@@ -14,7 +14,6 @@ mod issue;
 mod oauth;
 mod object;
 mod request_log;
-mod seldom;
 mod token;
 
 use std::sync::Arc;

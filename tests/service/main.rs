@@ -24,4 +24,5 @@ mod pools;
 mod races;
 mod rate_limits;
 mod support;
+mod telemetry;
 mod tenants;
