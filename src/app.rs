@@ -233,6 +233,7 @@ fn places(wanted: usize) -> usize {
 /// When the port cannot be had.
 pub async fn serve_metrics(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("metrics.listen {address}"))?;
+    let address = listener.local_addr()?;
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         loop {

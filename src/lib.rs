@@ -15,6 +15,7 @@ pub mod model;
 pub mod pool;
 pub mod private_postgres;
 pub mod provisioning;
+pub mod seldom;
 pub mod store;
 pub mod telemetry;
 pub mod traces;

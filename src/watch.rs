@@ -16,7 +16,7 @@ use crate::issuance::Issuer;
 use crate::meters::{self, Metric};
 use crate::model::Clock;
 use crate::store::migrations::SchemaError;
-use crate::store::{LimitKind, SeriesLeft, Store};
+use crate::store::{LimitKind, SeriesLeft, Store, StoreError};
 
 /// How often what costs nothing is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -99,6 +99,8 @@ impl Watch {
                     is_told = false;
                     tell(&series);
                 }
+                // That is told elsewhere.
+                Ok(Err(StoreError::Unavailable(_))) => {}
                 Ok(Err(error)) if !is_told => {
                     is_told = true;
                     tracing::warn!(%error, "what series have left cannot be looked up; their metrics are missing meanwhile");

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
 use super::counts;
-use super::seldom::Seldom;
+use crate::seldom::Seldom;
 
 static TOO_MANY: Seldom = Seldom::new();
 

@@ -14,10 +14,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::counts;
-use super::seldom::Seldom;
 use crate::activity::OverviewError;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
+use crate::seldom::Seldom;
 
 /// One error or warning (contract 2), of an entity or of the request.
 #[derive(Debug, Serialize, ToSchema)]

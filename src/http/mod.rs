@@ -18,7 +18,6 @@ mod object;
 mod openapi;
 mod request_log;
 mod security_headers;
-mod seldom;
 mod token;
 
 use std::sync::Arc;

@@ -27,4 +27,5 @@ mod races;
 mod rate_limits;
 mod settings;
 mod support;
+mod telemetry;
 mod tenants;

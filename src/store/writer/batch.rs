@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::connection::{Backend, Connector, WriterConnection};
 use super::{Code, Meters, NewCoupon, Work, Written};
+use crate::seldom::Seldom;
 use crate::store::{StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -21,6 +22,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(2);
 /// What any question may take, however late it is.
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// A writer tries again every moment while somebody waits.
+static AWAY: Seldom = Seldom::new();
 
 /// Sends batches over one connection, which it makes and replaces as needed.
 pub(super) struct Batches {
@@ -143,7 +147,7 @@ impl Batches {
             match timeout_at(deadline, self.reconnect()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "a writer cannot reach the database");
+                    AWAY.tell(|times| tracing::warn!(%error, times, "a writer cannot reach the database"));
                     self.current = None;
                     if timeout_at(deadline, sleep(RECONNECT_PAUSE)).await.is_err() {
                         return false;

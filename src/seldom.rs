@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// A line of the log that is told at most once a second.
 #[derive(Debug)]
-pub(super) struct Seldom(Mutex<State>);
+pub struct Seldom(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
@@ -15,13 +15,21 @@ struct State {
     times: u64,
 }
 
+impl Default for Seldom {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Seldom {
-    pub(super) const fn new() -> Self {
+    /// One that was not told yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self(Mutex::new(State { told_at: None, times: 0 }))
     }
 
     /// Tells it, with how often it happened since it was told last, unless that was within a second.
-    pub(super) fn tell(&self, line: impl FnOnce(u64)) {
+    pub fn tell(&self, line: impl FnOnce(u64)) {
         let Ok(mut state) = self.0.lock() else { return };
         state.times += 1;
         if state.told_at.is_none_or(|told_at| told_at.elapsed() >= Duration::from_secs(1)) {

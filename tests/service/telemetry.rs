@@ -1,0 +1,359 @@
+//! What the binary tells of itself: metrics, the lines of its log, and spans for a collector. None of it holds a secret, a code, a
+//! mobile or an e-mail.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::routing::post;
+use coupon_issuer::app;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+use tokio::task::AbortHandle;
+
+use crate::lifecycle::serve;
+use crate::support::{ORG, eventually, new_database, outcomes, series};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const ALERTS: &str = include_str!("../../config/prometheus/alerts.yml");
+const MOBILE: &str = "9877665544";
+const EMAIL: &str = "somebody.private@example.com";
+
+/// The running binary, and what it logs.
+struct Service {
+    child: Child,
+    address: String,
+    metrics: String,
+    log: Option<JoinHandle<Vec<String>>>,
+}
+
+impl Service {
+    fn start(command: &mut Command) -> Self {
+        command.env("COUPON_ISSUER__METRICS__LISTEN", "127.0.0.1:0").env("COUPON_ISSUER__LOG__FORMAT", "json");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut address_after = |message: &str| {
+            let line = lines.find(|line| line.contains(message)).unwrap();
+            serde_json::from_str::<Value>(&line).unwrap()["address"].as_str().unwrap().to_owned()
+        };
+        let metrics = address_after("\"serving metrics\"");
+        let address = address_after("\"serving\"");
+        let log = Some(std::thread::spawn(move || lines.collect()));
+        Self { child, address, metrics, log }
+    }
+
+    /// Over a database with a series of each kind.
+    async fn with_series(change: impl FnOnce(&mut Command)) -> (Self, PgConnectOptions) {
+        let database = new_database().await;
+        let resent = "is_multiple_vouchers_per_user_allowed = false\ndo_not_resend_existing_voucher = false";
+        let all = [
+            series(1, ""),
+            series(2, "max_create = 10"),
+            series(3, resent),
+            series(4, "client_handling_type = \"DISC_CODE_PIN\""),
+        ];
+        app::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
+        let mut command = serve(&database);
+        change(&mut command);
+        (Self::start(&mut command), database)
+    }
+
+    fn request(&self, body: &Value) -> RequestBuilder {
+        let url = format!("http://{}/v2/coupon/bulk/issue", self.address);
+        reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(body)
+    }
+
+    async fn issue(&self, body: Value) -> Value {
+        self.request(&body).send().await.unwrap().json().await.unwrap()
+    }
+
+    async fn metrics(&self) -> String {
+        reqwest::get(format!("http://{}/metrics", self.metrics)).await.unwrap().text().await.unwrap()
+    }
+
+    async fn tells(&self, line: &str) {
+        eventually(line, async || self.metrics().await.lines().any(|told| told == line)).await;
+    }
+
+    /// Stops it as an operator does, and returns all that it has logged.
+    fn stop(mut self) -> Vec<String> {
+        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        self.log.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines of requests, by their status and the rest.
+fn answered(log: &[String]) -> Vec<Value> {
+    let lines = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line["message"] == "answered").collect()
+}
+
+/// An alert rule on a metric that is not there never fires.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
+    let (service, _) = Service::with_series(|_| {}).await;
+    service.tells("coupon_issuer_ready 1").await;
+    service.tells(r#"coupon_issuer_series_left{kind="cap",org_id="1",series_id="2"} 10"#).await;
+    let metrics = service.metrics().await;
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let named: BTreeSet<&str> =
+        ALERTS.split(|c: char| !is_name(c)).filter(|word| word.starts_with("coupon_issuer_")).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for name in named {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} is not in {metrics}");
+    }
+    for line in [
+        r#"coupon_issuer_entities_total{outcome="pool_empty"} 0"#,
+        r#"coupon_issuer_turned_away_total{reason="overload"} 0"#,
+        r#"coupon_issuer_requests_total{route="/v2/coupon/bulk/issue",status="503"} 0"#,
+        r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 0"#,
+        "coupon_issuer_coupons_in_doubt_total 0",
+        "coupon_issuer_database_up 1",
+    ] {
+        assert!(metrics.lines().any(|told| told == line), "{line} is not in {metrics}");
+    }
+    assert!(metrics.contains("process_resident_memory_bytes"), "{metrics}");
+    // Each is described.
+    let described = |name: &str| metrics.contains(&format!("# HELP {name} "));
+    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    assert_eq!(names.filter(|name| !described(name)).collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_line() {
+    let (service, _) = Service::with_series(|_| {}).await;
+    let body = json!({"seriesIds": [1, 2, 3], "customer": {"id": "c"}});
+    for expected in ["issued", "issued"] {
+        let answer = service.request(&body).header("Idempotency-Key", "k").send().await.unwrap();
+        assert_eq!(outcomes(&answer.json().await.unwrap()), [expected; 3]);
+    }
+    let answer = service.issue(json!({"seriesIds": [3, 4, 999], "customer": {"id": "c"}})).await;
+    assert_eq!(outcomes(&answer), ["resent", "5005", "707"]);
+    let wrong = service.request(&body).basic_auth("store.server", Some("hunter2")).send().await.unwrap();
+    assert_eq!(wrong.status(), 401);
+    for line in [
+        r#"coupon_issuer_entities_total{outcome="issued"} 3"#,
+        r#"coupon_issuer_entities_total{outcome="replayed"} 3"#,
+        r#"coupon_issuer_entities_total{outcome="resent"} 1"#,
+        r#"coupon_issuer_entities_refused_total{code="5005"} 1"#,
+        r#"coupon_issuer_entities_refused_total{code="707"} 1"#,
+        r#"coupon_issuer_authentications_total{scheme="basic",outcome="accepted"} 3"#,
+        r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 1"#,
+        r#"coupon_issuer_requests_refused_total{route="/v2/coupon/bulk/issue",code="401",reason="the secret is wrong"} 1"#,
+        r#"coupon_issuer_request_duration_seconds_count{route="/v2/coupon/bulk/issue"} 4"#,
+        r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 1"#,
+        "coupon_issuer_writer_connections 2",
+        r#"coupon_issuer_limited_series{kind="pool",state="used_up"} 1"#,
+    ] {
+        service.tells(line).await;
+    }
+    let lines = answered(&service.stop());
+    let told = |line: &Value| ["total", "issued", "resent", "replayed", "failures"].map(|key| line[key].as_u64());
+    let counts: Vec<_> = lines.iter().map(told).collect();
+    assert_eq!(counts[..3], [[3, 3, 0, 0, 0], [3, 0, 0, 3, 0], [3, 0, 1, 0, 2]].map(|line| line.map(Some)));
+    assert_eq!(lines[2]["refused"], "4:5005 999:707");
+    assert_eq!(lines[0]["till_id"], "store.server");
+}
+
+/// What an issuance is asked with and answered with: none of it is for the log, the metrics or the spans.
+async fn private_things(service: &Service) -> Vec<String> {
+    let body = json!({"seriesIds": [1], "customer": {"mobile": MOBILE, "email": EMAIL}, "metadata": {"notes": "of a private nature"}});
+    let answer =
+        service.request(&body).header("Idempotency-Key", "private-key-4711").header("traceparent", parent()).send();
+    let answer: Value = answer.await.unwrap().json().await.unwrap();
+    assert_eq!(outcomes(&answer), ["issued"]);
+    let code = answer["response"][0]["result"]["code"].as_str().unwrap().to_owned();
+    let wrong = service.request(&body).basic_auth("store.server", Some("hunter2-hunter2")).send().await.unwrap();
+    assert_eq!(wrong.status(), 401);
+    let url = format!("http://{}/v3/oauth/token/generate", service.address);
+    let token =
+        reqwest::Client::new().post(url).json(&json!({"key": "crm", "secret": "crm-secret"})).send().await.unwrap();
+    let token: Value = token.json().await.unwrap();
+    let token = token["data"]["accessToken"].as_str().unwrap().to_owned();
+    let by_token = service.request(&body).header("X-CAP-API-OAUTH-TOKEN", &token).send().await.unwrap();
+    assert_eq!(by_token.status(), 200);
+    let secrets =
+        ["server123", "hunter2-hunter2", "crm-secret", MOBILE, EMAIL, "of a private nature", "private-key-4711"];
+    secrets.map(str::to_owned).into_iter().chain([code, token]).collect()
+}
+
+fn parent() -> String {
+    format!("00-{TRACE}-b7ad6b7169203331-01")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_line_of_the_log_holds_what_is_private() {
+    // As much as can be logged of our own, and of what speaks to the database.
+    let verbose = |command: &mut Command| {
+        command.env("COUPON_ISSUER__LOG__FILTER", "trace");
+    };
+    let (service, _) = Service::with_series(verbose).await;
+    let private = private_things(&service).await;
+    let metrics = service.metrics().await;
+    let log = service.stop();
+    let own: Vec<&String> = log.iter().filter(|line| !line.contains("\"target\"")).collect();
+    for secret in &private {
+        let found: Vec<_> = own.iter().filter(|line| line.contains(secret)).collect();
+        assert!(found.is_empty() && !metrics.contains(secret), "{secret} is in {found:?}");
+    }
+    let lines = answered(&log);
+    let line = lines.iter().find(|line| line["trace_id"] == TRACE).unwrap();
+    assert_eq!((&line["status"], &line["issued"]), (&json!(200), &json!(1)));
+    assert!(lines.iter().any(|line| line["client"] == "crm"), "{lines:?}");
+}
+
+/// A collector of spans, and what it was sent.
+struct Collector {
+    endpoint: String,
+    bodies: Arc<Mutex<Vec<Bytes>>>,
+    serving: AbortHandle,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let take = async |State(bodies): State<Arc<Mutex<Vec<Bytes>>>>, body: Bytes| bodies.lock().unwrap().push(body);
+        let router = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&bodies));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await }).abort_handle();
+        Self { endpoint, bodies, serving }
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let bodies = self.bodies.lock().unwrap();
+        let requests = bodies.iter().map(|body| ExportTraceServiceRequest::decode(body.clone()).unwrap());
+        requests.flat_map(|one| one.resource_spans).flat_map(|one| one.scope_spans).flat_map(|one| one.spans).collect()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() {
+    let collector = Collector::start().await;
+    let endpoint = collector.endpoint.clone();
+    let (service, _) = Service::with_series(|command| {
+        // Only what callers ask to be traced.
+        command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", endpoint).env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "0");
+    })
+    .await;
+    let private = private_things(&service).await;
+    let unsampled = format!("00-{}-b7ad6b7169203331-00", "1".repeat(32));
+    let body = json!({"seriesIds": [2], "customer": {"id": "c"}});
+    assert_eq!(service.request(&body).header("traceparent", unsampled).send().await.unwrap().status(), 200);
+    let log = service.stop();
+
+    let spans = collector.spans();
+    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE), "{spans:#?}");
+    let named =
+        |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
+    let request = named("POST /v2/coupon/bulk/issue");
+    assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
+    for name in ["authenticate", "begin a keyed request", "find the customer", "read the facts", "write"] {
+        assert_eq!(named(name).parent_span_id, request.span_id, "{name}");
+    }
+    for name in ["wait in the queue", "write a batch"] {
+        assert_eq!(named(name).parent_span_id, named("write").span_id, "{name}");
+    }
+    for secret in &private {
+        let found = collector.bodies.lock().unwrap().iter().any(|body| String::from_utf8_lossy(body).contains(secret));
+        assert!(!found && !log.iter().any(|line| line.contains(secret)), "{secret} is told");
+    }
+    // The lines of the log are what they are without a collector, and every one says its request's id.
+    let line = answered(&log).into_iter().find(|line| line["trace_id"] == TRACE).unwrap();
+    assert_eq!((&line["route"], &line["issued"]), (&json!("/v2/coupon/bulk/issue"), &json!(1)));
+}
+
+/// Requests that are written together: each trace leads to the batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_linked_to_all_of_its_requests() {
+    let collector = Collector::start().await;
+    let endpoint = collector.endpoint.clone();
+    let (service, database) = Service::with_series(|command| {
+        command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", endpoint).env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "1");
+        command.env("COUPON_ISSUER__WRITER__TASKS", "1");
+    })
+    .await;
+    // While the first waits for a lock, two others gather.
+    let mut holder = sqlx::ConnectOptions::connect(&database).await.unwrap();
+    sqlx::raw_sql("select pg_advisory_lock(hashint8extended(2, 1))").execute(&mut holder).await.unwrap();
+    let ask = async |series: i64, customer: &str| {
+        service.issue(json!({"seriesIds": [series], "customer": {"id": customer}})).await
+    };
+    let waiting = async |count: usize| service.tells(&format!("coupon_issuer_queue_coupons {count}")).await;
+    let (first, second, third, ()) = tokio::join!(
+        ask(2, "a"),
+        async {
+            service.tells("coupon_issuer_requests_running 1").await;
+            ask(1, "b").await
+        },
+        async {
+            service.tells("coupon_issuer_requests_running 1").await;
+            ask(1, "c").await
+        },
+        async {
+            waiting(2).await;
+            crate::support::close(holder).await;
+        }
+    );
+    for answer in [first, second, third] {
+        assert_eq!(outcomes(&answer), ["issued"]);
+    }
+    service.stop();
+    let spans = collector.spans();
+    let batches: Vec<&Span> = spans.iter().filter(|span| span.name == "write a batch").collect();
+    let shared = batches.iter().find(|batch| !batch.links.is_empty()).unwrap_or_else(|| panic!("{spans:#?}"));
+    let other = spans.iter().find(|span| span.name == "write" && span.span_id == shared.links[0].span_id).unwrap();
+    assert_ne!(other.trace_id, shared.trace_id);
+    assert_eq!(other.links[0].span_id, shared.span_id, "and back");
+}
+
+/// A collector that swallows everything holds up nobody, and neither does one that is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_is_away_costs_no_request_anything() {
+    // It accepts, and never answers.
+    let black_hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for address in [black_hole.local_addr().unwrap(), nobody] {
+        let (service, _) = Service::with_series(|command| {
+            command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", format!("http://{address}"));
+            command.env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "1").env("OTEL_BSP_SCHEDULE_DELAY", "10");
+            command.env("OTEL_BSP_MAX_QUEUE_SIZE", "20").env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10");
+        })
+        .await;
+        for customer in 0..100 {
+            let answer = service.issue(json!({"seriesIds": [1], "customer": {"id": customer.to_string()}})).await;
+            assert_eq!(outcomes(&answer), ["issued"]);
+        }
+        let lines = answered(&service.stop());
+        assert_eq!(lines.len(), 100);
+        let slow = lines.iter().filter(|line| line["ms"].as_u64().unwrap() > 2_000).count();
+        assert_eq!(slow, 0, "{lines:#?}");
+    }
+}
