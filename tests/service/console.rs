@@ -163,7 +163,7 @@ async fn a_failure_is_found_by_its_request_and_its_series_and_tells_nothing_of_t
     let found = app.console("?series=99").await;
     assert!(found.0.contains("There is no series 99.") && found.failures().contains("99|707"));
     assert!(!found.failures().contains("98") && found.series_ids().is_empty());
-    assert!(app.console("?request=third").await.failures().contains("None that is kept."));
+    assert!(app.console("?request=third").await.failures().contains("None that is kept here"));
     for secret in ["THE-ONE-CODE", "9900000001", "somebody"] {
         assert!(!page.0.contains(secret), "{secret}");
     }
