@@ -10,6 +10,7 @@ mod docs;
 mod errors;
 mod health;
 mod idempotency;
+mod ids;
 mod issue;
 mod oauth;
 mod object;

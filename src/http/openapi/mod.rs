@@ -14,7 +14,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-pub(super) use texts::{ISSUE, ISSUING, RECEIPT, SERVICE, TOKEN, TOKENS};
+pub(super) use texts::{ISSUING, RECEIPT, SERVICE, TOKEN, TOKENS, issue};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi as Document, Ref, RefOr, Required, Schema, Server};
@@ -63,8 +63,8 @@ struct Api;
 /// When it cannot be written as JSON, which would be a mistake in it.
 pub fn document(of: &Described) -> Result<String, serde_json::Error> {
     let mut document = Api::openapi();
-    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    document.info.description = Some(texts::description());
+    document.info.version = String::from(env!("CARGO_PKG_VERSION"));
+    document.info.description = Some(texts::ABOUT.to_owned());
     document.servers = Some(vec![Server::new(of.public_url.as_deref().unwrap_or("/"))]);
     if !of.docs {
         document.paths.paths.retain(|path, _| !path.starts_with("/docs"));

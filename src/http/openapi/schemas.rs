@@ -130,6 +130,11 @@ described!(
     ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[ -~]{1,255}$")).examples([json!("bill-4711")])
 );
 described!(
+    DocsFile,
+    "What the page `/docs` is made of.",
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(crate::http::docs::FILES))
+);
+described!(
     Replayed,
     "The header `Idempotent-Replayed`.",
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["true"]))
