@@ -1,4 +1,4 @@
-//! Around every request: its id, one log line and its metrics.
+//! Around every request: its id, the headers of every answer, one log line and its metrics.
 //! No header or body is ever logged: either may hold a secret.
 
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::Http;
 use super::address::ClientAddress;
 use super::errors::Denied;
+use super::{Http, security_headers};
 use crate::model::Caller;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
@@ -45,6 +45,7 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
 
     let mut response = next.run(request).instrument(span).await;
 
+    security_headers::add(response.headers_mut(), http.public_url.as_deref());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CAP_REQUEST_ID, value.clone());
         response.headers_mut().insert(REQUEST_ID, value);
