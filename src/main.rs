@@ -175,6 +175,8 @@ Issue two coupons:
     -d '{{\"seriesIds\":[101,102],\"customer\":{{\"id\":\"566881933\"}}}}' \\
     http://{address}/v2/coupon/bulk/issue
 
+Or in a browser: http://{address}/docs
+
 Look at them:
 
   {psql} -c 'select series_id, customer_id, code, expires_on, xmin from coupon'

@@ -12,7 +12,11 @@ use utoipa_swagger_ui::Config;
 
 use super::Http;
 use super::errors::ApiError;
-use super::openapi::{self, failures};
+use super::openapi::{self, failures, schemas};
+
+/// The files that the page loads.
+pub(super) const FILES: [&str; 5] =
+    ["docs.js", "docs.css", "swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"];
 
 const PAGE: &str = include_str!("docs/page.html");
 const SCRIPT: &str = include_str!("docs/docs.js");
@@ -47,7 +51,7 @@ pub(super) async fn page(State(http): State<Arc<Http>>) -> Result<Response, ApiE
     operation_id = "docsFile",
     tag = openapi::SERVICE,
     summary = "What that page needs",
-    params(("file" = String, Path, description = "The name of a file")),
+    params(("file" = inline(schemas::DocsFile), Path, description = "The name of a file")),
     responses(
         (status = 200, description = "The file", content((String = "text/javascript"), (String = "text/css"), (Vec<u8> = "image/png"))),
         failures::File,
@@ -65,7 +69,7 @@ pub(super) async fn file(
     let mut response = match name.as_str() {
         "docs.js" => ([(CONTENT_TYPE, "text/javascript")], SCRIPT).into_response(),
         "docs.css" => ([(CONTENT_TYPE, "text/css")], STYLE).into_response(),
-        "swagger-ui-bundle.js" | "swagger-ui.css" | "favicon-32x32.png" => embedded(&name)?,
+        name if FILES.contains(&name) => embedded(name)?,
         _ => return Err(ApiError::NotFound),
     };
     response.headers_mut().insert(CACHE_CONTROL, FOR_AN_HOUR);

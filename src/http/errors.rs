@@ -26,7 +26,7 @@ use crate::seldom::Seldom;
 pub(super) struct Item {
     /// Always false.
     pub(super) status: bool,
-    /// One of those in the tables at the top; there may be more in a later version.
+    /// One of those that the description of `issueCoupons` lists; a later version may have more.
     pub(super) code: u16,
     /// For people.
     pub(super) message: String,

@@ -9,13 +9,14 @@ use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use jiff::tz::TimeZone;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Http;
 use super::body::{json_bytes, parse};
 use super::errors::{ApiError, Item};
 use super::idempotency::{self, fingerprint};
+use super::ids::{IdNumber, IdText};
 use super::object::Object;
 use super::openapi::{self, examples, failures, schemas};
 use super::request_log::{Counts, RequestId};
@@ -38,7 +39,7 @@ const MOST_REFUSED_TOLD: usize = 10;
 #[schema(as = IssueRequest)]
 pub(super) struct IssueBody {
     #[schema(schema_with = schemas::series_ids)]
-    series_ids: Vec<i64>,
+    series_ids: Vec<IdNumber>,
     #[schema(value_type = CustomerBody)]
     customer: Object<CustomerBody>,
     #[schema(value_type = Option<Metadata>)]
@@ -59,31 +60,6 @@ struct CustomerBody {
     email: Option<String>,
     #[schema(schema_with = schemas::external_id)]
     external_id: Option<String>,
-}
-
-/// An id that callers send as a string or as an integer.
-struct IdText(String);
-
-impl<'de> Deserialize<'de> for IdText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrInteger;
-        impl serde::de::Visitor<'_> for TextOrInteger {
-            type Value = IdText;
-            fn expecting(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-                formatter.write_str("a string or an integer")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<IdText, E> {
-                Ok(IdText(text.to_owned()))
-            }
-            fn visit_u64<E>(self, number: u64) -> Result<IdText, E> {
-                Ok(IdText(number.to_string()))
-            }
-            fn visit_i64<E>(self, number: i64) -> Result<IdText, E> {
-                Ok(IdText(number.to_string()))
-            }
-        }
-        deserializer.deserialize_any(TextOrInteger)
-    }
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -184,7 +160,7 @@ struct ResultBody {
     operation_id = "issueCoupons",
     tag = openapi::ISSUING,
     summary = "Issue one coupon per series to one customer",
-    description = openapi::ISSUE,
+    description = openapi::issue(),
     params(IssueQuery, ("Idempotency-Key" = inline(schemas::RequestKey), Header, description = "Names the request; see above")),
     request_body(content = IssueBody, examples(
         ("Two series" = (summary = "Two series, one of which does not exist", value = json!(examples::by_id()))),
@@ -204,7 +180,7 @@ struct ResultBody {
             )),
         failures::Issue,
     ),
-    security(("till" = []), ("oauth2" = ["coupon:issue"]), ("bearer" = []), ("capToken" = [])),
+    security(("basic" = []), ("oauth2" = ["coupon:issue"]), ("bearer" = []), ("capToken" = [])),
 )]
 pub(super) async fn issue_bulk(
     State(http): State<Arc<Http>>,
@@ -246,7 +222,7 @@ pub(super) async fn issue_bulk(
         (status = 200, description = "What is known of it", body = ReceiptBody, example = json!(examples::receipt())),
         failures::Receipt,
     ),
-    security(("till" = []), ("oauth2" = []), ("bearer" = []), ("capToken" = [])),
+    security(("basic" = []), ("oauth2" = []), ("bearer" = []), ("capToken" = [])),
 )]
 pub(super) async fn receipt(
     State(http): State<Arc<Http>>,
@@ -277,11 +253,11 @@ fn parse_query(uri: &Uri) -> Result<(Source, Option<String>), ApiError> {
     Ok((source, text("accountId", query.account_id, LONGEST_ID)?))
 }
 
-fn series_ids(given: Vec<i64>, most: usize) -> Result<Vec<SeriesId>, ApiError> {
+fn series_ids(given: Vec<IdNumber>, most: usize) -> Result<Vec<SeriesId>, ApiError> {
     match given.len() {
         0 => Err(ApiError::BadRequest("seriesIds: at least one id is required".to_owned())),
         count if count > most => Err(ApiError::TooManyIds { given: count, most }),
-        _ => Ok(given.into_iter().map(SeriesId).collect()),
+        _ => Ok(given.into_iter().map(|id| SeriesId(id.0)).collect()),
     }
 }
 

@@ -12,6 +12,7 @@ mod docs;
 mod errors;
 mod health;
 mod idempotency;
+mod ids;
 mod issue;
 mod oauth;
 mod object;
@@ -115,7 +116,7 @@ pub fn router(http: Http) -> Router {
         .route_layer(from_fn_with_state(Arc::clone(&http), authenticate::authenticate))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer((security_headers::layer(http.public_url.as_deref()), CatchPanicLayer::custom(errors::after_panic)))
+        .layer(CatchPanicLayer::custom(errors::after_panic))
         .layer(from_fn_with_state(Arc::clone(&http), request_log::request_log))
         .with_state(http)
 }

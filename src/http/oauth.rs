@@ -107,7 +107,7 @@ struct Form {
             example = json!(examples::token_refused("invalid_client", "the client or its secret is not valid"))),
         failures::Token,
     ),
-    security(("client" = []), ()),
+    security(("oauthClient" = []), ()),
 )]
 pub(super) async fn token(
     State(http): State<Arc<Http>>,

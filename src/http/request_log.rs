@@ -1,4 +1,4 @@
-//! Around every request: its id, one log line and its metrics.
+//! Around every request: its id, the headers of every answer, one log line and its metrics.
 //! No header or body is ever logged: either may hold a secret.
 
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::Http;
 use super::address::ClientAddress;
 use super::counts::Route;
 use super::errors::{Denied, Failure};
+use super::{Http, security_headers};
 use crate::model::{Caller, Credential};
 use crate::traces::RequestTrace;
 
@@ -58,6 +58,7 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
         None => work.await,
     };
 
+    security_headers::add(response.headers_mut(), http.public_url.as_deref());
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(CAP_REQUEST_ID, value.clone());
         response.headers_mut().insert(REQUEST_ID, value);

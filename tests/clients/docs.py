@@ -5,6 +5,7 @@ python docs.py http://127.0.0.1:8080 [directory for screenshots]      needs play
 
 import json
 import os
+import re
 import sys
 from urllib.parse import urlsplit
 
@@ -17,10 +18,10 @@ trouble = []
 
 def authorize(page, scheme, fields):
     page.get_by_role("button", name="Authorize").first.click()
-    box = page.locator(".modal-ux .auth-container").filter(has=page.locator("h4", has_text=scheme))
+    box = page.locator(".modal-ux .auth-container").filter(has=page.locator("h4", has_text=re.compile(f"^{scheme}\\b")))
     for name, value in fields.items():
-        box.get_by_label(name, exact=True).fill(value)
-    box.locator("button[type=submit]").click()
+        box.locator(f"input[name={name}], input[data-name={name}]").fill(value)
+    box.locator("button.authorize").click()
     box.locator("button", has_text="Logout").wait_for()
     page.locator(".modal-ux .close-modal").click()
 
@@ -32,13 +33,13 @@ def issue(page):
         operation.locator(".opblock-summary-control").click()
     if operation.locator(".try-out__btn.cancel").count() == 0:
         operation.locator(".try-out__btn").click()
-    with page.expect_response(lambda response: response.url.endswith("/v2/coupon/bulk/issue")) as answered:
+    with page.expect_response(lambda response: urlsplit(response.url).path == "/v2/coupon/bulk/issue") as answered:
         operation.locator("button.execute").click()
     operation.locator(".live-responses-table .response-col_status", has_text=str(answered.value.status)).wait_for()
     return answered.value.status, answered.value.json()
 
 
-def visit(browser, width, scheme, fields, refused=False):
+def visit(browser, width, scheme, fields):
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
@@ -61,8 +62,8 @@ def visit(browser, width, scheme, fields, refused=False):
 
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
-    visit(browser, 1280, "till", {"Username:": "store.server", "Password:": "server123"})
-    visit(browser, 390, "oauth2", {"client_id:": "crm", "client_secret:": "crm-secret"})
+    visit(browser, 1280, "basic", {"username": "store.server", "password": "server123"})
+    visit(browser, 390, "oauth2", {"clientId": "crm", "clientSecret": "crm-secret"})
     browser.close()
 if trouble:
     sys.exit("\n".join(trouble))

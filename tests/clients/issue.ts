@@ -9,7 +9,7 @@ const api = createClient<paths>({ baseUrl: base });
 
 const token = await api.POST("/oauth/token", {
   body: { grant_type: "client_credentials", client_id: "crm", client_secret: "crm-secret" },
-  bodySerializer: (body) => new URLSearchParams(body as Record<string, string>),
+  headers: { "Content-Type": "application/x-www-form-urlencoded" },
 });
 if (!token.data) throw new Error(JSON.stringify(token.error));
 

@@ -120,6 +120,7 @@ async fn series_ids_must_be_integers() {
         (with_ids(r#"["101"]"#), "seriesIds[0]"),
         (with_ids("[101,null]"), "seriesIds[1]"),
         (with_ids("[101,101,1.5]"), "seriesIds[2]"),
+        (with_ids("[9007199254740993.0]"), "seriesIds[0]"),
         (with_ids("[[101]]"), "seriesIds[0]"),
         (with_ids("[9223372036854775808]"), "seriesIds[0]"),
         (with_ids("[-9223372036854775809]"), "seriesIds[0]"),

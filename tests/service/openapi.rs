@@ -93,7 +93,7 @@ fn rows(heading: &str) -> Vec<Vec<&'static str>> {
 #[test]
 fn every_code_of_the_contract_is_in_it() {
     let document = document();
-    let told = document["info"]["description"].as_str().unwrap();
+    let told = document["paths"]["/v2/coupon/bulk/issue"]["post"]["description"].as_str().unwrap();
     for row in rows("A request that fails as a whole") {
         for status in row[1].split(", ") {
             assert!(told.contains(&format!("\n| {status} | ")), "{status}");
@@ -128,7 +128,9 @@ fn examples(at: &str, value: &Value, found: &mut Vec<(String, Value, Value)>) {
     }
     match value {
         Value::Object(members) => {
-            members.iter().for_each(|(key, value)| examples(&format!("{at}/{key}"), value, found))
+            for (key, value) in members {
+                examples(&format!("{at}/{key}"), value, found);
+            }
         }
         Value::Array(items) => items.iter().for_each(|value| examples(at, value, found)),
         _ => {}
@@ -173,6 +175,8 @@ async fn its_schema_of_a_request_is_what_the_service_takes() {
         (of(json!({"id": "", "mobile": null, "email": " \t\u{a0}"})), false),
         (of(json!({"id": true})), false),
         (of(json!({"id": 1.5})), false),
+        (of(json!({"id": 17.0})), true),
+        (json!({"seriesIds": [1.0, -4.0], "customer": {"id": "c"}}), true),
         (of(json!({"id": long})), false),
         (of(json!({"id": "a\u{0}"})), false),
         (of(json!({"mobile": "123456789012345678901"})), false),

@@ -192,7 +192,7 @@ macro_rules! failures_of {
             fn responses() -> Responses {
                 let mut responses = Responses::new();
                 $(add_shared_ref(&mut responses, $shared);)*
-                $(add(&mut responses, $description, $own);)*
+                $(add(&mut responses, $description, &$own);)*
                 responses
             }
         }
@@ -224,9 +224,9 @@ fn add_shared_ref(responses: &mut Responses, name: &str) {
     }
 }
 
-fn add(responses: &mut Responses, description: &str, failures: Vec<Named>) {
+fn add(responses: &mut Responses, description: &str, failures: &[Named]) {
     if let Some((_, failure)) = failures.first() {
-        responses.insert(failure.body().0.as_str().to_owned(), response(description, &failures).into());
+        responses.insert(failure.body().0.as_str().to_owned(), response(description, failures).into());
     }
 }
 

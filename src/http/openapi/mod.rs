@@ -14,9 +14,9 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-pub(super) use texts::{ISSUE, ISSUING, RECEIPT, SERVICE, TOKEN, TOKENS};
+pub(super) use texts::{ISSUING, RECEIPT, SERVICE, TOKEN, TOKENS, issue};
 use utoipa::OpenApi;
-use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi as Document, Ref, RefOr, Required, Schema, Server};
 
 use super::{Http, HttpLimits};
@@ -63,8 +63,8 @@ struct Api;
 /// When it cannot be written as JSON, which would be a mistake in it.
 pub fn document(of: &Described) -> Result<String, serde_json::Error> {
     let mut document = Api::openapi();
-    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    document.info.description = Some(texts::description());
+    document.info.version = String::from(env!("CARGO_PKG_VERSION"));
+    document.info.description = Some(texts::ABOUT.to_owned());
     document.servers = Some(vec![Server::new(of.public_url.as_deref().unwrap_or("/"))]);
     if !of.docs {
         document.paths.paths.retain(|path, _| !path.starts_with("/docs"));
@@ -83,10 +83,8 @@ fn add_to_every_operation(document: &mut Document) {
     for operation in document.paths.paths.values_mut().flat_map(operations) {
         let parameters = operation.parameters.get_or_insert_default();
         for parameter in parameters.iter_mut() {
-            if let RefOr::T(parameter) = parameter
-                && parameter.parameter_in == ParameterIn::Header
-            {
-                parameter.required = Required::False;
+            if let RefOr::T(parameter) = parameter {
+                complete(parameter);
             }
         }
         parameters
@@ -99,8 +97,19 @@ fn add_to_every_operation(document: &mut Document) {
     }
 }
 
+/// No header is required, and what the schema says of a value is said of its parameter.
+fn complete(parameter: &mut Parameter) {
+    if parameter.parameter_in == ParameterIn::Header {
+        parameter.required = Required::False;
+    }
+    if let (None, Some(RefOr::T(Schema::Object(schema)))) = (&parameter.description, &mut parameter.schema) {
+        parameter.description = schema.description.take();
+    }
+}
+
 fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut path.get, &mut path.post].into_iter().flatten()
+    let PathItem { get, put, post, delete, patch, .. } = path;
+    [get, put, post, delete, patch].into_iter().flatten()
 }
 
 /// An object among the schemas of the components.

@@ -16,6 +16,8 @@ use crate::model::Source;
 
 /// Whatever Unicode calls white space.
 const BLANK: &str = r"[\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]";
+/// What separates scopes.
+const SPACE: &str = r"[\u0009\u000A\u000C\u000D ]";
 const NO_NUL: &str = r"^[^\u0000]*$";
 
 /// A key as it is in a header: in quotes, where only a quote and a backslash are escaped, or as it is.
@@ -79,7 +81,7 @@ pub(in crate::http) fn source() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some("Where the customer was; stored with the coupon. Empty: as if left out."))
-        .enum_values(Some(Source::ALL.map(Source::name)))
+        .enum_values(Some(Source::ALL.map(Source::name).into_iter().chain([""])))
         .default(Some(json!(Source::default().name())))
         .build()
 }
@@ -98,7 +100,8 @@ pub(in crate::http) fn grant_type() -> Object {
 pub(in crate::http) fn scope() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .enum_values(Some([SCOPE]))
+        .pattern(Some(format!("^{SPACE}*(?:{SCOPE}(?:{SPACE}+{SCOPE})*{SPACE}*)?$")))
+        .examples([json!(SCOPE)])
         .description(Some("Left out: what the client may have."))
         .build()
 }
@@ -128,6 +131,11 @@ described!(
     PathKey,
     "The same in a path, where no quotes are taken off.",
     ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[ -~]{1,255}$")).examples([json!("bill-4711")])
+);
+described!(
+    DocsFile,
+    "What the page `/docs` is made of.",
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(crate::http::docs::FILES))
 );
 described!(
     Replayed,

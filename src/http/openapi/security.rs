@@ -15,8 +15,8 @@ pub(super) fn add_schemes(components: &mut Components, base: &str) {
     let bearer = http(HttpAuthScheme::Bearer, "A token of this service, or of an outside issuer that is trusted.");
     let flow = ClientCredentials::new(format!("{base}/oauth/token"), Scopes::one(SCOPE, "issue coupons"));
     let schemes = [
-        ("till", basic("A till and its password, or the md5 of that in hex.")),
-        ("client", basic("An OAuth client's key and secret, form-encoded as RFC 6749, 2.3.1, says.")),
+        ("basic", basic("A till and its password, or the md5 of that in hex.")),
+        ("oauthClient", basic("An OAuth client's key and secret, form-encoded as RFC 6749, 2.3.1, says.")),
         (
             "oauth2",
             SecurityScheme::OAuth2(OAuth2::with_description(

@@ -1,4 +1,4 @@
-//! What the OpenAPI document tells in words. The tables of errors are made of the errors themselves.
+//! What the OpenAPI document tells in words. Its tables of errors are made of the errors themselves.
 //! README, "The contract", has the whole of it.
 
 use std::fmt::Write;
@@ -12,8 +12,7 @@ pub(in crate::http) const TOKENS: &str = "Tokens";
 /// The tag of what is about the service.
 pub(in crate::http) const SERVICE: &str = "Service";
 
-/// Of `issueCoupons`.
-pub(in crate::http) const ISSUE: &str = "\
+const ISSUE: &str = "\
 Each coupon is issued in its own transaction. The answer is 200 whenever the request was processed, even if every entity \
 failed: look at `failureCount`, and at the `errors` of each entity. The caller needs write access.
 
@@ -31,7 +30,8 @@ pub(in crate::http) const TOKEN: &str = "\
 RFC 6749, client credentials. The client authenticates by Basic (`client_secret_basic`), or by `client_id` and `client_secret` \
 in the form (`client_secret_post`), not by both. The token goes into `Authorization: Bearer`.";
 
-const ABOUT: &str = "\
+/// Of the whole document.
+pub(super) const ABOUT: &str = "\
 Issues coupons: one of each series to one customer, each in its own transaction.
 
 Tills authenticate with Basic, with their password or its md5 (32 hex digits). OAuth clients do with a token, which they get \
@@ -40,10 +40,10 @@ from `/oauth/token` or `/v3/oauth/token/generate`. Where a request has both, the
 Every answer has `X-CAP-REQUEST-ID` and `X-Request-Id`: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
 new one. The service's log has it too. Unknown fields of a request are ignored; answers may get new ones.";
 
-/// Of the whole document.
-pub(super) fn description() -> String {
+/// Of `issueCoupons`: the errors that callers meet, too.
+pub(in crate::http) fn issue() -> String {
     let mut text = format!(
-        "{ABOUT}\n\n### Requests that fail as a whole\n\n| HTTP | code | message | may succeed later |\n|---|---|---|---|\n"
+        "{ISSUE}\n\n### Requests that fail as a whole\n\n| HTTP | code | message | may succeed later |\n|---|---|---|---|\n"
     );
     for (_, failure) in failures::all() {
         let (status, body) = failure.body();
