@@ -2,6 +2,7 @@
 //! mobile or an e-mail.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -132,8 +133,8 @@ async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
     assert!(metrics.contains("process_resident_memory_bytes"), "{metrics}");
     // Each is described.
     let described = |name: &str| metrics.contains(&format!("# HELP {name} "));
-    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    assert_eq!(names.filter(|name| !described(name)).collect::<Vec<_>>(), Vec::<&str>::new());
+    let told = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    assert_eq!(told.filter(|name| !described(name)).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,7 +252,10 @@ impl Drop for Collector {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
