@@ -28,11 +28,12 @@ macro_rules! span {
 pub(crate) use span;
 
 tokio::task_local! {
-    /// What the caller of the request at hand has sent along.
-    static CALLERS: Context;
+    /// Of the request at hand, where there is something to be said of its trace.
+    static AT_HAND: RequestTrace;
 }
 
 /// A request, as it is traced.
+#[derive(Debug, Clone)]
 pub struct RequestTrace {
     span: Span,
     callers: Option<Context>,
@@ -68,12 +69,17 @@ impl RequestTrace {
 
     /// Does the work of the request.
     pub async fn of<F: Future>(&self, work: F) -> F::Output {
-        let work = work.instrument(self.span.clone());
-        match &self.callers {
-            None => work.await,
-            // Few callers trace: the others do not carry its state about.
-            Some(callers) => Box::pin(CALLERS.scope(callers.clone(), work)).await,
+        if self.span.is_disabled() && self.callers.is_none() {
+            return work.await;
         }
+        // Where nobody traces, nobody carries its state about.
+        Box::pin(AT_HAND.scope(self.clone(), work.instrument(self.span.clone()))).await
+    }
+
+    /// That of the request at hand, to be taken along into a task of its own; `None`: there is nothing to take.
+    #[must_use]
+    pub fn at_hand() -> Option<Self> {
+        AT_HAND.try_with(Clone::clone).ok()
     }
 
     /// It is answered.
@@ -113,7 +119,7 @@ pub fn handed_on() -> HeaderMap {
     let here = Span::current().context();
     let context = match valid(&here) {
         Some(_) => Some(here),
-        None => CALLERS.try_with(Clone::clone).ok(),
+        None => RequestTrace::at_hand().and_then(|request| request.callers),
     };
     if let Some(context) = context {
         TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(&mut headers));
