@@ -31,6 +31,7 @@ use crate::activity::{Activity, Kind, Told};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
 use crate::store::writer::{Writer, WriterUse};
 use crate::store::{Beginnings, Store, StoreError};
+use crate::traces::RequestTrace;
 
 /// Keyed requests that are forgotten in one transaction, and the pause before the next.
 const FORGET_AT_ONCE: i64 = 500;
@@ -255,7 +256,11 @@ impl Issuer {
             }
             result
         };
-        match self.running.spawn(task.in_current_span()).await {
+        let running = match RequestTrace::at_hand() {
+            None => self.running.spawn(task.in_current_span()),
+            Some(trace) => self.running.spawn(async move { trace.of(task).await }.in_current_span()),
+        };
+        match running.await {
             Ok(issuance) => issuance,
             Err(error) => Err(IssueError::Internal(format!("an issuance broke off: {error}"))),
         }

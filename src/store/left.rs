@@ -3,7 +3,7 @@
 
 use jiff::civil::Date;
 use jiff_sqlx::ToSqlx;
-use sqlx::Row;
+use sqlx::{Connection, Row};
 
 use super::{Store, StoreError};
 use crate::model::{OrgId, SeriesId};
@@ -54,8 +54,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked, or takes too long.
     pub async fn series_left(&self, today: Date, most: u32) -> Result<Vec<SeriesLeft>, StoreError> {
-        let rows =
-            sqlx::query(LEFT).bind(today.to_sqlx()).bind(i64::from(most)).fetch_all(&mut *self.lease().await?).await?;
+        let mut connection = self.lease().await?;
+        let mut transaction = connection.begin().await?;
+        // Where reading a table as a whole counts as dear, as it does here, compiling the statement would take most of its time.
+        sqlx::query("set local jit = off").execute(&mut *transaction).await?;
+        let query = sqlx::query(LEFT).bind(today.to_sqlx()).bind(i64::from(most));
+        let rows = query.fetch_all(&mut *transaction).await?;
+        transaction.rollback().await?;
         rows.iter()
             .map(|row| {
                 let is_cap: bool = row.try_get("is_cap")?;
@@ -79,18 +84,19 @@ const LEFT: &str = r#"
     with living as (
         select s.org_id, s.series_id, s.max_create, s.client_handling_type = 'DISC_CODE_PIN' as is_pool
           from series s where s.valid_till_date >= $1 and not s.externally_managed),
-    pool as (
-        select l.org_id, l.series_id, n.given,
+    given as materialized (
+        select l.org_id, l.series_id,
+               coalesce((select g.given from pool_counter g
+                          where g.org_id = l.org_id and g.series_id = l.series_id
+                          order by g.given desc limit 1), 0) as given
+          from living l where l.is_pool),
+    pool as materialized (
+        select n.org_id, n.series_id, n.given,
                -- Only behind what was given: before it lie those that were deleted.
                coalesce((select p.place from pool_code p
-                          where p.org_id = l.org_id and p.series_id = l.series_id and p.place > n.given
+                          where p.org_id = n.org_id and p.series_id = n.series_id and p.place > n.given
                           order by p.place desc limit 1), n.given) as last
-          from living l
-         cross join lateral (
-               select coalesce((select g.given from pool_counter g
-                                 where g.org_id = l.org_id and g.series_id = l.series_id
-                                 order by g.given desc limit 1), 0) as given) n
-         where l.is_pool),
+          from given n),
     limited as materialized (
         select true as is_cap, l.org_id, l.series_id, l.max_create as of,
                greatest(l.max_create - coalesce((select c.issued from series_counter c
@@ -101,8 +107,9 @@ const LEFT: &str = r#"
         select false, p.org_id, p.series_id, p.last, p.last - p.given
           from pool p
          where p.last > 0
-            or not exists (select from pool_code c
-                            where c.org_id = p.org_id and c.series_id = p.series_id and c.customer_id is not null)),
+            -- By a scalar query: a join may be planned as a walk over all codes.
+            or (select c.code from pool_code c
+                 where c.org_id = p.org_id and c.series_id = p.series_id and c.customer_id is not null limit 1) is null),
     counted as (
         select is_cap, "left" = 0 as is_used_up, count(*) as series, count(distinct org_id) as organisations
           from limited group by 1, 2),

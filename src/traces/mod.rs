@@ -28,11 +28,12 @@ macro_rules! span {
 pub(crate) use span;
 
 tokio::task_local! {
-    /// What the caller of the request at hand has sent along.
-    static CALLERS: Context;
+    /// Of the request at hand, where there is something to be said of its trace.
+    static AT_HAND: RequestTrace;
 }
 
 /// A request, as it is traced.
+#[derive(Debug, Clone)]
 pub struct RequestTrace {
     span: Span,
     callers: Option<Context>,
@@ -68,12 +69,17 @@ impl RequestTrace {
 
     /// Does the work of the request.
     pub async fn of<F: Future>(&self, work: F) -> F::Output {
-        let work = work.instrument(self.span.clone());
-        match &self.callers {
-            None => work.await,
-            // Few callers trace: the others do not carry its state about.
-            Some(callers) => Box::pin(CALLERS.scope(callers.clone(), work)).await,
+        if self.span.is_disabled() && self.callers.is_none() {
+            return work.await;
         }
+        // Where nobody traces, nobody carries its state about.
+        Box::pin(AT_HAND.scope(self.clone(), work.instrument(self.span.clone()))).await
+    }
+
+    /// That of the request at hand, to be taken along into a task of its own; `None`: there is nothing to take.
+    #[must_use]
+    pub fn at_hand() -> Option<Self> {
+        AT_HAND.try_with(Clone::clone).ok()
     }
 
     /// It is answered.
@@ -94,8 +100,8 @@ impl RequestTrace {
 /// What a caller has sent along, if it is well formed. What comes twice is none.
 fn callers(headers: &HeaderMap) -> Option<Context> {
     let mut given = headers.get_all("traceparent").iter();
-    given.next()?;
-    if given.next().is_some() {
+    let value = given.next()?.to_str().ok()?;
+    if given.next().is_some() || !value.split('-').map(str::len).take(4).eq([2, 32, 16, 2]) {
         return None;
     }
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
@@ -113,7 +119,7 @@ pub fn handed_on() -> HeaderMap {
     let here = Span::current().context();
     let context = match valid(&here) {
         Some(_) => Some(here),
-        None => CALLERS.try_with(Clone::clone).ok(),
+        None => RequestTrace::at_hand().and_then(|request| request.callers),
     };
     if let Some(context) = context {
         TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(&mut headers));

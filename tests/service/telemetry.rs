@@ -68,9 +68,13 @@ impl Service {
         (Self::start(&mut command), database)
     }
 
-    fn request(&self, body: &Value) -> RequestBuilder {
+    fn bare(&self, body: &Value) -> RequestBuilder {
         let url = format!("http://{}/v2/coupon/bulk/issue", self.address);
-        reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(body)
+        reqwest::Client::new().post(url).json(body)
+    }
+
+    fn request(&self, body: &Value) -> RequestBuilder {
+        self.bare(body).basic_auth("store.server", Some("server123"))
     }
 
     async fn issue(&self, body: Value) -> Value {
@@ -147,7 +151,7 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
     }
     let answer = service.issue(json!({"seriesIds": [3, 4, 999], "customer": {"id": "c"}})).await;
     assert_eq!(outcomes(&answer), ["resent", "5005", "707"]);
-    let wrong = service.request(&body).basic_auth("store.server", Some("hunter2")).send().await.unwrap();
+    let wrong = service.bare(&body).basic_auth("store.server", Some("hunter2")).send().await.unwrap();
     assert_eq!(wrong.status(), 401);
     for line in [
         r#"coupon_issuer_entities_total{outcome="issued"} 3"#,
@@ -181,14 +185,14 @@ async fn private_things(service: &Service) -> Vec<String> {
     let answer: Value = answer.await.unwrap().json().await.unwrap();
     assert_eq!(outcomes(&answer), ["issued"]);
     let code = answer["response"][0]["result"]["code"].as_str().unwrap().to_owned();
-    let wrong = service.request(&body).basic_auth("store.server", Some("hunter2-hunter2")).send().await.unwrap();
+    let wrong = service.bare(&body).basic_auth("store.server", Some("hunter2-hunter2")).send().await.unwrap();
     assert_eq!(wrong.status(), 401);
     let url = format!("http://{}/v3/oauth/token/generate", service.address);
     let token =
         reqwest::Client::new().post(url).json(&json!({"key": "crm", "secret": "crm-secret"})).send().await.unwrap();
     let token: Value = token.json().await.unwrap();
     let token = token["data"]["accessToken"].as_str().unwrap().to_owned();
-    let by_token = service.request(&body).header("X-CAP-API-OAUTH-TOKEN", &token).send().await.unwrap();
+    let by_token = service.bare(&body).header("X-CAP-API-OAUTH-TOKEN", &token).send().await.unwrap();
     assert_eq!(by_token.status(), 200);
     let secrets =
         ["server123", "hunter2-hunter2", "crm-secret", MOBILE, EMAIL, "of a private nature", "private-key-4711"];
@@ -274,9 +278,9 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let log = service.stop();
 
     let spans = collector.spans();
-    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE), "{spans:#?}");
-    let named =
-        |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
+    let names: Vec<_> = spans.iter().map(|span| (span.name.as_str(), hex(&span.trace_id))).collect();
+    assert!(names.iter().all(|(_, trace_id)| trace_id == TRACE), "{names:#?}");
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {names:?}"));
     let request = named("POST /v2/coupon/bulk/issue");
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
     for name in ["authenticate", "begin a keyed request", "find the customer", "read the facts", "write"] {
