@@ -386,11 +386,11 @@ async fn shows_its_own_activity() {
     let app = start(|settings| settings.activity.flush = std::time::Duration::from_millis(20)).await;
     for (tenant, times) in [(A, 2), (B, 3)] {
         let caller = Caller::new(&app, tenant, By::Password).await;
-        for _ in 0..times {
+        for number in 0..times {
             let body = json!({"seriesIds": [1, 14, 15], "customer": {"id": "c"}});
             let request = app.client().post(app.url("/v2/coupon/bulk/issue")).json(&body);
             let request = request.header(caller.credential.0, &caller.credential.1);
-            request.header("X-Request-Id", format!("of-{}", tenant.mark)).send().await.unwrap();
+            request.header("X-Request-Id", format!("of-{}-{number}", tenant.mark)).send().await.unwrap();
         }
     }
     for by in EVERY_WAY {
@@ -402,7 +402,7 @@ async fn shows_its_own_activity() {
             };
             let counts = format!("{issued} coupons issued, most of them at 10:00 ({issued}); {refused} refused.");
             eventually("its counts", async || ask("").await.contains(&counts)).await;
-            let theirs = format!("request=of-{}", tenant.other().mark);
+            let theirs = format!("request=of-{}-1", tenant.other().mark);
             for query in ["", "?series=1,14,15", &format!("?{theirs}"), "?after=idle.0", "?org=2&org_id=2"] {
                 let page = ask(query).await.replace(&format!("value=\"{}\"", &theirs[8..]), "");
                 assert!(
