@@ -278,9 +278,9 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let log = service.stop();
 
     let spans = collector.spans();
-    let names: Vec<_> = spans.iter().map(|span| (span.name.as_str(), hex(&span.trace_id))).collect();
-    assert!(names.iter().all(|(_, trace_id)| trace_id == TRACE), "{names:#?}");
-    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {names:?}"));
+    let told: Vec<_> = spans.iter().map(|span| (span.name.as_str(), hex(&span.trace_id))).collect();
+    assert!(told.iter().all(|(_, trace_id)| trace_id == TRACE), "{told:#?}");
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {told:?}"));
     let request = named("POST /v2/coupon/bulk/issue");
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
     for name in ["authenticate", "begin a keyed request", "find the customer", "read the facts", "write"] {
