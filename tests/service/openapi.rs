@@ -79,7 +79,9 @@ fn spelled_out(path: &str) -> String {
 
 #[test]
 fn every_route_is_in_it() {
-    let routes: BTreeSet<_> = routes().into_iter().map(|(method, path)| (method, spelled_out(&path))).collect();
+    // But for the console: a page for people, which no client calls.
+    let routes = routes().into_iter().filter(|(_, path)| path != "console::PATH");
+    let routes: BTreeSet<_> = routes.map(|(method, path)| (method, spelled_out(&path))).collect();
     assert_eq!(documented(&document()), routes, "the route table has other routes than the OpenAPI document");
 }
 
