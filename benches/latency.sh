@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # How long a request for one coupon takes: at 25, 50 and 75 % of the peak rate (k6, at a constant rate, whatever becomes of the
 # requests), this service's and the plain way's (plain_way.rs), each of its own peak; and for a client that is alone (wrk, one
-# connection); beside how long the disk takes to flush. The service and Postgres have all cores but one, the load has that one:
-# else it is the load's own use of them that is measured. Prints three tables; takes about two minutes. Needs k6 (K6=path/to/k6)
-# and taskset.
+# connection). The service and Postgres have all cores but one, the load has that one: else it is the load's own use of them that
+# is measured. Prints two tables; takes about two minutes. Needs k6 (K6=path/to/k6) and taskset.
 #
 #   benches/latency.sh target/release/coupon-issuer        SECONDS_EACH=3 ROUNDS=3
 set -euo pipefail
