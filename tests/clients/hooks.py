@@ -5,9 +5,10 @@ Idempotency-Key that was used for another request, 400 with code 721 for identif
 """
 
 import schemathesis
-from schemathesis.specs.openapi import checks
+from schemathesis.checks import CHECKS
 
-of_schemathesis = checks.positive_data_acceptance
+of_schemathesis = CHECKS.get_one("positive_data_acceptance")
+CHECKS.unregister("positive_data_acceptance")
 
 
 @schemathesis.check

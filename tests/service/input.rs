@@ -222,6 +222,19 @@ async fn any_one_identifier_will_do() {
     assert_taken(&app, &customers.map(with_customer)).await;
 }
 
+/// JSON has one kind of number, and some libraries write all of them with a fraction.
+#[tokio::test]
+async fn a_whole_number_may_have_a_fraction_of_zero() {
+    let app = start().await;
+    let bodies = [with_ids("[101.0]"), with_ids("[1.01e2]"), with_customer(r#"{"id":2251799813685247.0}"#)];
+    assert_taken(&app, &bodies).await;
+    assert_eq!(app.count("select from coupon where series_id = 101 and customer_id = 'c'").await, 2);
+    assert_eq!(app.count("select from coupon where customer_id = '2251799813685247'").await, 1);
+    // Its neighbour is the same floating-point number: nobody can tell which one is meant.
+    let (status, ..) = failure(app.post(with_customer(r#"{"id":9007199254740992.0}"#)).send().await.unwrap()).await;
+    assert_eq!(status, 400);
+}
+
 #[tokio::test]
 async fn fields_that_nobody_knows_are_ignored() {
     let app = start().await;

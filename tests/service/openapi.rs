@@ -178,6 +178,7 @@ async fn its_schema_of_a_request_is_what_the_service_takes() {
         (of(json!({"id": true})), false),
         (of(json!({"id": 1.5})), false),
         (of(json!({"id": 17.0})), true),
+        (of(json!({"id": 2_251_799_813_685_247.0_f64})), true),
         (json!({"seriesIds": [1.0, -4.0], "customer": {"id": "c"}}), true),
         (of(json!({"id": long})), false),
         (of(json!({"id": "a\u{0}"})), false),
