@@ -1,13 +1,14 @@
 //! Requests that were answered, counted by route and status. The handles are kept: a request that goes well makes no label.
 //! A path that is no route has no counter of its own: a caller chooses it.
 
-use std::sync::{LazyLock, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::extract::MatchedPath;
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::{Counter, Histogram, SharedString, counter, histogram};
 
-use super::{ISSUE_PATH, PUBLIC, READING};
+use super::ISSUE_PATH;
 use crate::meters;
 
 /// The statuses that are answered; another would be counted all the same, only less cheaply.
@@ -22,15 +23,15 @@ pub(super) static OVERLOAD: LazyLock<Counter> =
 pub(super) static TOO_MANY_CONNECTIONS: LazyLock<Counter> =
     LazyLock::new(|| counter!(meters::TURNED_AWAY.name, "reason" => "connections"));
 
-static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
-    let others = READING.into_iter().chain(PUBLIC).chain([UNMATCHED]);
-    std::iter::once(ISSUE_PATH).chain(others).map(Route::new).collect()
-});
+/// The route that most requests are for.
+static ISSUE: LazyLock<Arc<Route>> = LazyLock::new(|| Arc::new(Route::new(ISSUE_PATH)));
+/// The others, from their first request on.
+static OTHERS: RwLock<BTreeMap<String, Arc<Route>>> = RwLock::new(BTreeMap::new());
 const UNMATCHED: &str = "unmatched";
 
 /// A route, and what is counted of it.
 pub(super) struct Route {
-    pub(super) name: &'static str,
+    pub(super) name: SharedString,
     duration: Histogram,
     answered: [OnceLock<Counter>; STATUSES.len()],
 }
@@ -39,25 +40,30 @@ pub(super) struct Route {
 pub(super) fn start() {
     LazyLock::force(&OVERLOAD);
     LazyLock::force(&TOO_MANY_CONNECTIONS);
-    if let Some(issue) = ROUTES.first() {
-        for status in FROM_THE_START {
-            issue.count(status, 0);
-        }
+    for status in FROM_THE_START {
+        ISSUE.count(status, 0);
     }
-    // Of no use but to be there: what a request was refused for is not known before.
-    counter!(meters::REQUESTS_REFUSED.name, "route" => ISSUE_PATH, "code" => "500", "reason" => "").increment(0);
 }
 
 impl Route {
-    fn new(name: &'static str) -> Self {
-        let duration = histogram!(meters::REQUEST_DURATION.name, "route" => name);
+    fn new(name: impl Into<SharedString>) -> Self {
+        let name = name.into();
+        let duration = histogram!(meters::REQUEST_DURATION.name, "route" => name.clone());
         Self { name, duration, answered: [const { OnceLock::new() }; STATUSES.len()] }
     }
 
     /// That of a request.
-    pub(super) fn of(path: Option<&MatchedPath>) -> Option<&'static Self> {
+    pub(super) fn of(path: Option<&MatchedPath>) -> Arc<Self> {
         let name = path.map_or(UNMATCHED, MatchedPath::as_str);
-        ROUTES.iter().find(|route| route.name == name).or_else(|| ROUTES.last())
+        if name == ISSUE_PATH {
+            return Arc::clone(&ISSUE);
+        }
+        if let Some(route) = OTHERS.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Arc::clone(route);
+        }
+        let mut others = OTHERS.write().unwrap_or_else(PoisonError::into_inner);
+        let route = others.entry(name.to_owned()).or_insert_with(|| Arc::new(Self::new(name.to_owned())));
+        Arc::clone(route)
     }
 
     /// A request of this route was answered.
@@ -67,7 +73,7 @@ impl Route {
     }
 
     fn count(&self, status: u16, times: u64) {
-        let counter = || counter!(meters::REQUESTS.name, "route" => self.name, "status" => status.to_string());
+        let counter = || counter!(meters::REQUESTS.name, "route" => self.name.clone(), "status" => status.to_string());
         match STATUSES.iter().position(|known| *known == status) {
             Some(index) => self.answered[index].get_or_init(counter).increment(times),
             None => counter().increment(times),
@@ -76,7 +82,7 @@ impl Route {
 
     /// It failed as a whole.
     pub(super) fn refused(&self, code: u16, reason: &'static str) {
-        let labels = [("route", self.name.into()), ("code", code.to_string().into()), ("reason", reason.into())];
-        counter!(meters::REQUESTS_REFUSED.name, &labels as &[(&'static str, metrics::SharedString)]).increment(1);
+        let (route, code) = (self.name.clone(), code.to_string());
+        counter!(meters::REQUESTS_REFUSED.name, "route" => route, "code" => code, "reason" => reason).increment(1);
     }
 }

@@ -49,9 +49,8 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
     // Orchestrators ask every few seconds; their questions are no news.
-    let route_name = route.map_or("", |route| route.name);
-    let is_news = !matches!(route_name, "/healthz" | "/readyz");
-    let trace = is_news.then(|| RequestTrace::begin(request.headers(), method.as_str(), route_name, &id));
+    let is_news = !matches!(&*route.name, "/healthz" | "/readyz");
+    let trace = is_news.then(|| RequestTrace::begin(request.headers(), method.as_str(), &route.name, &id));
     let work = next.run(request).instrument(span);
     let mut response = match &trace {
         Some(trace) => trace.of(work).await,
@@ -67,10 +66,8 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
         // Callers that keep their connection are to go on elsewhere.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(route) = route {
-        count(route, &response, started);
-    }
-    let line = Line { request_id: &id, method: method.as_str(), route: route_name, from: address, started };
+    count(&route, &response, started);
+    let line = Line { request_id: &id, method: method.as_str(), route: &route.name, from: address, started };
     line.log(&response, trace.as_ref());
     response
 }
@@ -90,7 +87,7 @@ fn count(route: &Route, response: &Response, started: Instant) {
 struct Line<'a> {
     request_id: &'a str,
     method: &'a str,
-    route: &'static str,
+    route: &'a str,
     from: ClientAddress,
     started: Instant,
 }

@@ -42,7 +42,7 @@ pub struct RequestTrace {
 impl RequestTrace {
     /// Begins below what the caller says, and is sampled if the caller's trace is.
     #[must_use]
-    pub fn begin(headers: &HeaderMap, method: &str, route: &'static str, request_id: &str) -> Self {
+    pub fn begin(headers: &HeaderMap, method: &str, route: &str, request_id: &str) -> Self {
         let callers = callers(headers);
         let span = span!(
             parent: None,

@@ -9,6 +9,7 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::http::StatusCode;
 use axum::{Json, Router, routing::get};
 use jsonwebtoken::jwk::Jwk;
@@ -27,6 +28,8 @@ struct Served {
     is_down: bool,
     delay: Duration,
     times_asked: usize,
+    /// What the last who asked said of its trace.
+    traceparent: Option<String>,
 }
 
 /// An authorisation server of somebody else's.
@@ -126,10 +129,11 @@ impl Issuer {
     }
 }
 
-async fn keys_of(State(served): State<Arc<Mutex<Served>>>) -> Result<Json<Value>, StatusCode> {
+async fn keys_of(State(served): State<Arc<Mutex<Served>>>, headers: HeaderMap) -> Result<Json<Value>, StatusCode> {
     let (keys, delay, is_down) = {
         let mut served = served.lock().unwrap();
         served.times_asked += 1;
+        served.traceparent = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
         (served.keys.clone(), served.delay, served.is_down)
     };
     tokio::time::sleep(delay).await;
@@ -365,4 +369,17 @@ async fn a_key_withdrawn_while_nobody_asked_is_not_believed() {
     let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000, "jti": "2"}));
     assert_eq!(status(&app, &old.sign(&later, |_| {})).await, 401);
     assert_eq!(status(&app, &new.sign(&later, |_| {})).await, 200);
+}
+
+/// Whoever looks for what made a request slow finds the issuer's part of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_issuer_is_told_the_trace_of_the_request_that_its_keys_are_fetched_for() {
+    let key = Key::new(Algorithm::ES256, "k");
+    let issuer = Issuer::start(&[&key]).await;
+    let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let request = app.bare(r#"{"seriesIds":[1],"customer":{"id":"c"}}"#).header("Content-Type", "application/json");
+    let request = request.bearer_auth(key.sign(&issuer.claims(), |_| {})).header("traceparent", traceparent);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    assert_eq!(issuer.served.lock().unwrap().traceparent.as_deref(), Some(traceparent));
 }

@@ -4,9 +4,11 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use coupon_issuer::app::{self, Event, ImportState, Outside};
 use coupon_issuer::model::OsEntropy;
+use coupon_issuer::store::{LimitKind, ReadLimits, Store};
 use serde_json::Value;
 use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
@@ -294,4 +296,46 @@ async fn the_commands_say_what_they_did() {
         "{told}"
     );
     assert_eq!(text(binary(&app, &["codes", "status", "--org", "2"]).stdout), "no series gives out uploaded codes\n");
+}
+
+/// The metrics' view: what is nearest to its end comes first, and what has come there is no longer in its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_series_have_left_is_told_of_those_that_have_the_least() {
+    let app = TestApp::start(&[
+        series(1, "max_create = 10"),
+        series(2, "max_create = 4"),
+        series(3, "max_create = 1"),
+        series(4, "max_create = 1000"),
+        series(5, POOL),
+        series(6, &format!("{POOL}\nmax_create = 5")),
+        series(7, POOL),
+        series(8, "max_create = 1\nvalid_till_date = \"2026-11-20\""),
+        series(9, ""),
+    ])
+    .await;
+    import(&app, 5, &many("A", 20)).await;
+    import(&app, 7, &file("code,customer\nOWN,somebody\n")).await;
+    for customer in ["a", "b", "c"] {
+        app.issue(customer, &[1, 2, 3, 5]).await;
+    }
+    let second = Duration::from_secs(30);
+    let limits = ReadLimits { max_connections: 1, acquire_timeout: second, statement_timeout: second };
+    let store = Store::new(app.connect.clone(), limits);
+    let left = async |most| {
+        let left = store.series_left("2026-11-21".parse().unwrap(), most).await.unwrap();
+        let told = |kind, is_used_up: bool| {
+            let of = left.iter().filter(|one| one.kind == kind && (one.left == 0) == is_used_up);
+            of.map(|one| (one.series_id.0, one.left, one.of, one.series)).collect::<Vec<_>>()
+        };
+        [(LimitKind::Cap, false), (LimitKind::Cap, true), (LimitKind::Pool, false), (LimitKind::Pool, true)]
+            .map(|(kind, is_used_up)| told(kind, is_used_up))
+    };
+    let [caps, used_up, pools, empty] = left(20).await;
+    assert_eq!(caps, [(2, 1, 4, 4), (1, 7, 10, 4), (6, 5, 5, 4), (4, 1000, 1000, 4)]);
+    assert_eq!(used_up, [(3, 0, 1, 1)], "and not the one whose time is over");
+    assert_eq!(pools, [(5, 17, 20, 1)]);
+    assert_eq!(empty, [(6, 0, 0, 1)], "and not the one with codes for somebody alone");
+    let [caps, used_up, ..] = left(1).await;
+    assert_eq!((caps, used_up), (vec![(2, 1, 4, 4)], vec![(3, 0, 1, 1)]), "the totals stay what they are");
+    store.close().await;
 }
