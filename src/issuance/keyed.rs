@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, within};
 use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
-use crate::store::writer::{KeyedEntity, Work, Written};
+use crate::store::writer::{Beginning, KeyedEntity, Work, Written};
 use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon};
+use crate::traces;
 
 /// How much longer than its time an attempt is believed to be at work, where it does not say that it is over.
 const HELD_LONGER: SignedDuration = SignedDuration::from_secs(5);
@@ -38,43 +40,89 @@ pub struct RequestKey {
 
 /// One attempt at a keyed request.
 pub(super) struct Attempt {
-    new: NewAttempt,
-    is_first: bool,
+    new: Arc<NewAttempt>,
+    stage: Stage,
+}
+
+/// How far an attempt is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It may begin with its first coupon, in that coupon's transaction.
+    Ahead,
+    /// It did not begin so, or a crash has taken that back: it has to begin before anything is written.
+    Unbegun,
+    /// It begins with what is on its way.
+    Beginning,
+    /// It has begun.
+    Begun,
 }
 
 impl Attempt {
-    /// Begins one, unless another is at work.
-    pub(super) async fn begin(issuer: &Issuer, request: &IssueRequest, key: &RequestKey) -> Result<Self, IssueError> {
-        let keyed = KeyedRequest { org_id: request.caller.org_id, key: Arc::clone(&key.key) };
-        let id = issuer.entropy.uuid()?;
+    /// One that is to be begun.
+    pub(super) fn new(issuer: &Issuer, request: &IssueRequest, key: &RequestKey) -> Result<Self, IssueError> {
         let now = issuer.clock.now();
         let time = SignedDuration::try_from(issuer.limits.timeout).unwrap_or(SignedDuration::MAX);
         let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
         let new = NewAttempt {
-            request: keyed,
+            request: KeyedRequest { org_id: request.caller.org_id, key: Arc::clone(&key.key) },
             fingerprint: key.fingerprint,
             series_ids: request.series_ids.as_slice().into(),
-            attempt: id,
+            attempt: issuer.entropy.uuid()?,
             now,
             held_until,
         };
-        let mut attempt = Self { new, is_first: false };
-        attempt.is_first = attempt.begin_again(issuer).await? == Begun::New;
-        Ok(attempt)
+        Ok(Self { new: Arc::new(new), stage: Stage::Ahead })
     }
 
-    /// Begins it once more: a crash of the database may have taken its beginning back. What was issued meanwhile counts.
-    pub(super) async fn begin_again(&self, issuer: &Issuer) -> Result<Begun, IssueError> {
-        match issuer.beginnings.begin(self.new.clone()).await? {
-            Begun::Running => Err(IssueError::StillRunning),
-            Begun::Another => Err(IssueError::KeyReused),
-            begun => Ok(begun),
+    /// Begins it at once, unless another is at work. Whether the request was seen before: whatever was issued then counts.
+    pub(super) async fn begin(&mut self, issuer: &Issuer) -> Result<bool, IssueError> {
+        let begin = issuer.beginnings.begin(&self.new).instrument(traces::span!("begin a keyed request"));
+        let was_seen = match begin.await? {
+            Begun::Running => return Err(IssueError::StillRunning),
+            Begun::Another => return Err(IssueError::KeyReused),
+            Begun::New => false,
+            Begun::Known => true,
+        };
+        self.stage = Stage::Begun;
+        Ok(was_seen)
+    }
+
+    /// Has it begin with the first of these coupons, which are all that the request asks for.
+    pub(super) fn begin_with(&mut self, works: &mut [Work]) {
+        let coupon = |work| match work {
+            &mut Work::Issue(ref mut coupon) => Some(coupon),
+            Work::Confirm(_) => None,
+        };
+        let mut coupons: Vec<_> = works.iter_mut().filter_map(coupon).collect();
+        // As the writer goes through them.
+        coupons.sort_by_key(|coupon| coupon.series_id.0);
+        let mut beginning = Beginning::Here(Arc::clone(&self.new));
+        for keyed in coupons.into_iter().filter_map(|coupon| coupon.keyed.as_mut()) {
+            keyed.beginning = std::mem::replace(&mut beginning, Beginning::Elsewhere(self.new.attempt));
+        }
+        self.stage = Stage::Beginning;
+    }
+
+    /// None of what was on its way is written.
+    pub(super) fn nothing_written(&mut self) {
+        if self.stage == Stage::Beginning {
+            self.unbegun();
         }
     }
 
-    /// Whether no attempt was made before.
-    pub(super) const fn is_first(&self) -> bool {
-        self.is_first
+    /// Its beginning was refused or taken back.
+    pub(super) const fn unbegun(&mut self) {
+        self.stage = Stage::Unbegun;
+    }
+
+    /// Whether it may begin with what is written first.
+    pub(super) const fn is_ahead(&self) -> bool {
+        matches!(self.stage, Stage::Ahead)
+    }
+
+    /// Whether it has to be begun before anything is written.
+    pub(super) const fn is_unbegun(&self) -> bool {
+        matches!(self.stage, Stage::Unbegun)
     }
 
     /// Under what its coupons are recorded.
@@ -86,7 +134,7 @@ impl Attempt {
     pub(super) async fn end(self, issuer: &Issuer, result: &Result<Issuance, IssueError>) {
         let told = result.as_ref().ok().map(|issuance| untaken(&issuance.entities));
         // All of it is issued: the records say so themselves.
-        if told.as_ref().is_some_and(Vec::is_empty) {
+        if matches!(self.stage, Stage::Ahead | Stage::Unbegun) || told.as_ref().is_some_and(Vec::is_empty) {
             return;
         }
         let told = told.and_then(|told| serde_json::to_value(told).ok());
@@ -141,7 +189,7 @@ impl Ledger {
     /// Names an entity, to be recorded with its coupon.
     pub(super) fn entity(&self, place: usize, series: &Series) -> KeyedEntity {
         let (request_key, face) = (Arc::clone(&self.request.key), Arc::clone(&series.face));
-        KeyedEntity { request_key, entity: self.number(place, series.id), face }
+        KeyedEntity { request_key, entity: self.number(place, series.id), face, beginning: Beginning::Before }
     }
 }
 

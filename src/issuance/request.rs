@@ -31,9 +31,8 @@ pub(super) async fn process(
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
     let Some(key) = &request.key else { return run(issuer, request, None, deadline).await };
-    let begin = Attempt::begin(issuer, request, key).instrument(traces::span!("begin a keyed request"));
-    let attempt = Box::pin(within(deadline, begin)).await?;
-    let result = run(issuer, request, Some(&attempt), deadline).await;
+    let mut attempt = Attempt::new(issuer, request, key)?;
+    let result = run(issuer, request, Some(&mut attempt), deadline).await;
     Box::pin(attempt.end(issuer, &result)).await;
     result
 }
@@ -41,13 +40,27 @@ pub(super) async fn process(
 async fn run(
     issuer: &Issuer,
     request: &IssueRequest,
-    attempt: Option<&Attempt>,
+    mut attempt: Option<&mut Attempt>,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
-    let (organisation, customer_id) = within(deadline, identify(issuer, request)).await?;
+    let mut recorded = false;
+    let organisation = within(deadline, remembered(issuer, request)).await?;
+    let known = customers::as_given(organisation.customer_policy, &request.customer);
+    let (organisation, customer_id) = if let Some(customer_id) = known {
+        (organisation, customer_id)
+    } else {
+        // This may make a customer, and refuse one: not for a key that was used for something else.
+        if let Some(attempt) = attempt.as_deref_mut() {
+            recorded = Box::pin(within(deadline, attempt.begin(issuer))).await?;
+        }
+        within(deadline, identify(issuer, request)).await?
+    };
     let slots = request.series_ids.iter().map(|id| Slot::new(*id)).collect();
-    let ledger = attempt.map(Attempt::ledger).or_else(|| natural_ledger(request, &organisation, &customer_id));
-    let recorded = ledger.is_some() && !attempt.is_some_and(Attempt::is_first);
+    let ledger = match &attempt {
+        Some(attempt) => Some(attempt.ledger()),
+        None => natural_ledger(request, &organisation, &customer_id),
+    };
+    recorded |= attempt.is_none() && ledger.is_some();
     let mut course = Course {
         issuer,
         request,
@@ -59,7 +72,6 @@ async fn run(
         slots,
         paused: false,
         recorded,
-        unbegun: false,
         read_since: Instant::now(),
     };
     while course.is_open() {
@@ -79,17 +91,19 @@ fn natural_ledger(request: &IssueRequest, organisation: &Organisation, customer_
     Ledger::natural(organisation, customer_id, request.metadata.as_ref()?)
 }
 
-/// The organisation and the customer. Remembered settings are good enough for a customer who needs no look-up; whoever is
-/// refused, or made, is so under the settings as they are now.
+fn missing() -> IssueError {
+    IssueError::Internal("the caller's organisation is missing".to_owned())
+}
+
+/// The organisation, as remembered: good enough for a customer who needs no look-up.
+async fn remembered(issuer: &Issuer, request: &IssueRequest) -> Result<Arc<Organisation>, IssueError> {
+    issuer.directory.organisation(request.caller.org_id).await?.ok_or_else(missing)
+}
+
+/// The organisation and the customer: who is refused, or made, is so under the settings as they are now.
 async fn identify(issuer: &Issuer, request: &IssueRequest) -> Result<(Arc<Organisation>, CustomerId), IssueError> {
-    let org_id = request.caller.org_id;
-    let missing = || IssueError::Internal("the caller's organisation is missing".to_owned());
-    let remembered = issuer.directory.organisation(org_id).await?.ok_or_else(missing)?;
-    if let Some(customer_id) = customers::as_given(remembered.customer_policy, &request.customer) {
-        return Ok((remembered, customer_id));
-    }
     let identify = async {
-        let current = issuer.directory.organisation_now(org_id).await?.ok_or_else(missing)?;
+        let current = issuer.directory.organisation_now(request.caller.org_id).await?.ok_or_else(missing)?;
         let customer_id = customers::identify(&issuer.store, &*issuer.entropy, &current, &request.customer).await?;
         Ok((current, customer_id))
     };
@@ -101,7 +115,7 @@ struct Course<'a> {
     issuer: &'a Issuer,
     request: &'a IssueRequest,
     /// Where it has a key of its own.
-    attempt: Option<&'a Attempt>,
+    attempt: Option<&'a mut Attempt>,
     /// Where it has a key, its own or a natural one.
     ledger: Option<Ledger>,
     organisation: Arc<Organisation>,
@@ -112,8 +126,6 @@ struct Course<'a> {
     paused: bool,
     /// Some of it may have been issued before, under the same key: the next turn has to look which.
     recorded: bool,
-    /// The beginning of the attempt was taken back: the next turn has to begin it again.
-    unbegun: bool,
     /// When this turn began to read.
     read_since: Instant,
 }
@@ -178,17 +190,17 @@ impl Course<'_> {
     async fn turn(&mut self) -> Result<(), IssueError> {
         let deadline = self.deadline;
         self.read_since = Instant::now();
-        if let (true, Some(attempt)) = (std::mem::take(&mut self.unbegun), self.attempt) {
-            Box::pin(within(deadline, attempt.begin_again(self.issuer))).await?;
-            self.recorded = true;
+        if let Some(attempt) = self.attempt.as_deref_mut().filter(|attempt| attempt.is_unbegun()) {
+            self.recorded |= Box::pin(within(deadline, attempt.begin(self.issuer))).await?;
         }
         while std::mem::take(&mut self.recorded) {
             let recall = self.recall().instrument(traces::span!("read what was issued before"));
             Box::pin(within(deadline, recall)).await?;
         }
         let Some(views) = within(deadline, self.look()).await? else { return Ok(()) };
-        let (sent, works) = self.decide(&views);
-        if works.is_empty() {
+        let (sent, mut works) = self.decide(&views);
+        let is_known = self.begin(&mut works).await?;
+        if is_known || works.is_empty() {
             return Ok(());
         }
         let write = self.issuer.writer.write(works, deadline).instrument(traces::span!("write", coupons = sent.len()));
@@ -196,7 +208,27 @@ impl Course<'_> {
         for (sent, written) in sent.into_iter().zip(written) {
             self.record(sent, written);
         }
+        if let Some(attempt) = self.attempt.as_deref_mut()
+            && self.slots.iter().all(|slot| slot.outcome.is_none())
+        {
+            attempt.nothing_written();
+        }
         Ok(())
+    }
+
+    /// Begins an attempt that is still to be begun: with these works if they are all that is asked for, else at once. True: the
+    /// request was seen before, and has to be decided by what was issued then.
+    async fn begin(&mut self, works: &mut [Work]) -> Result<bool, IssueError> {
+        let Some(attempt) = self.attempt.as_deref_mut().filter(|attempt| attempt.is_ahead()) else { return Ok(false) };
+        if works.len() == self.slots.len() && works.iter().all(|work| matches!(work, Work::Issue(_))) {
+            attempt.begin_with(works);
+            return Ok(false);
+        }
+        self.recorded = Box::pin(within(self.deadline, attempt.begin(self.issuer))).await?;
+        if self.recorded {
+            self.slots.iter_mut().for_each(|slot| slot.outcome = None);
+        }
+        Ok(self.recorded)
     }
 
     /// Looks what was issued before under the same key.
@@ -251,8 +283,7 @@ impl Course<'_> {
     /// The organisation was changed: another zone, another policy for customers. Starts from there.
     async fn follow_change(&mut self) -> Result<(), IssueError> {
         let current = self.issuer.directory.organisation_now(self.organisation.id).await?;
-        self.organisation =
-            current.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
+        self.organisation = current.ok_or_else(missing)?;
         let customer = &self.request.customer;
         self.customer_id =
             customers::identify(&self.issuer.store, &*self.issuer.entropy, &self.organisation, customer).await?;
@@ -387,7 +418,9 @@ impl Course<'_> {
                 None
             }
             Written::Unbegun => {
-                self.unbegun = true;
+                if let Some(attempt) = self.attempt.as_deref_mut() {
+                    attempt.unbegun();
+                }
                 None
             }
             Written::Collision => {

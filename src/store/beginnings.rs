@@ -1,4 +1,5 @@
-//! Attempts at keyed requests begin together: those who ask while a statement is on its way share the next one, and its commit.
+//! Attempts at keyed requests that cannot begin with their first coupon ([`Beginning::Here`](super::writer::Beginning)) begin
+//! together: those who ask while a statement is on its way share the next one, and its commit.
 //!
 //! Like the writer, but nothing depends on it: whose statement fails asks again alone.
 
@@ -41,7 +42,7 @@ pub struct NewAttempt {
 }
 
 struct Ask {
-    new: NewAttempt,
+    new: Arc<NewAttempt>,
     answer: oneshot::Sender<Begun>,
 }
 
@@ -65,21 +66,21 @@ impl Beginnings {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn begin(&self, new: NewAttempt) -> Result<Begun, StoreError> {
+    pub async fn begin(&self, new: &Arc<NewAttempt>) -> Result<Begun, StoreError> {
         let (answer, answered) = oneshot::channel();
-        if self.queue.try_send(Ask { new: new.clone(), answer }).is_ok()
+        if self.queue.try_send(Ask { new: Arc::clone(new), answer }).is_ok()
             && let Ok(begun) = answered.await
         {
             return Ok(begun);
         }
-        let begun = self.store.begin_requests(&[&new]).await?;
+        let begun = self.store.begin_requests(&[new]).await?;
         begun.first().copied().ok_or(StoreError::Failed(sqlx::Error::RowNotFound))
     }
 }
 
 async fn run(store: Store, mut asks: mpsc::Receiver<Ask>) {
     while let Some(taken) = waiting::take(&mut asks, AT_ONCE, |_| 1).await {
-        let new: Vec<&NewAttempt> = taken.iter().map(|ask| &ask.new).collect();
+        let new: Vec<&NewAttempt> = taken.iter().map(|ask| &*ask.new).collect();
         match timeout(PATIENCE, store.begin_requests(&new)).await {
             Ok(Ok(begun)) => {
                 for (ask, begun) in taken.into_iter().zip(begun) {
@@ -136,7 +137,6 @@ async fn begin(
         .bind(new.iter().map(|one| one.request.org_id.0).collect::<Vec<_>>())
         .bind(new.iter().map(|one| &*one.request.key).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.fingerprint.as_slice()).collect::<Vec<_>>())
-        // Arrays of one length each are no array of arrays.
         .bind(new.iter().map(|one| array(&one.series_ids)).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.attempt).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.now.to_sqlx()).collect::<Vec<_>>())
@@ -146,7 +146,8 @@ async fn begin(
     Ok(rows.into_iter().collect())
 }
 
-fn array(series_ids: &[SeriesId]) -> String {
+/// As Postgres writes an array: several of different lengths are no array of arrays.
+pub(super) fn array(series_ids: &[SeriesId]) -> String {
     let ids: Vec<String> = series_ids.iter().map(|id| id.0.to_string()).collect();
     format!("{{{}}}", ids.join(","))
 }

@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::{Backend, Connector, WriterConnection};
-use super::{Code, Meters, NewCoupon, Work, Written};
+use super::{Beginning, Code, KeyedEntity, Meters, NewCoupon, Work, Written};
 use crate::seldom::Seldom;
-use crate::store::{StoreError, no_answer};
+use crate::store::beginnings::array;
+use crate::store::{NewAttempt, StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After a deadline, the time that is left to find out what a broken call has committed.
@@ -287,6 +288,23 @@ fn uuid(request_id: &str) -> Option<Uuid> {
     (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
 }
 
+/// The attempt without whose beginning it is not to be issued.
+fn attempt(keyed: &KeyedEntity) -> Option<Uuid> {
+    match &keyed.beginning {
+        Beginning::Before => None,
+        Beginning::Here(new) => Some(new.attempt),
+        Beginning::Elsewhere(attempt) => Some(*attempt),
+    }
+}
+
+/// The attempt that begins with this coupon.
+fn begins(coupon: &NewCoupon) -> Option<&NewAttempt> {
+    match &coupon.keyed.as_ref()?.beginning {
+        Beginning::Here(new) => Some(new),
+        Beginning::Before | Beginning::Elsewhere(_) => None,
+    }
+}
+
 /// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expect {
@@ -303,7 +321,7 @@ fn issue_coupons<'q>(
     let keyed = if coupons.iter().any(|coupon| coupon.keyed.is_some()) { coupons } else { &[] };
     sqlx::query(
         "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-                            $20, $21, $22, $23, $24, null::smallint[], null::text[])",
+                            $20, $21, $22, $23, $24, $25, $26, $27, $28, null::smallint[], null::text[])",
     )
     .bind(column(coupons, |c| c.org_id.0))
     .bind(column(coupons, |c| c.revision.0))
@@ -331,5 +349,9 @@ fn issue_coupons<'q>(
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
+    .bind(column(keyed, |c| c.keyed.as_ref().and_then(attempt)))
+    .bind(column(keyed, |c| begins(c).map(|new| new.fingerprint.as_slice())))
+    .bind(column(keyed, |c| begins(c).map(|new| array(&new.series_ids))))
+    .bind(column(keyed, |c| begins(c).map(|new| new.held_until.to_sqlx())))
     .bind(durability)
 }

@@ -23,7 +23,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::backlog::Backlog;
-use super::waiting;
+use super::{NewAttempt, waiting};
 use crate::meters::{self, Level};
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
 use crate::traces::{self, Waiting};
@@ -53,6 +53,19 @@ pub struct KeyedEntity {
     pub entity: i64,
     /// What is shown of the series, to be shown again: see [`RecordedCoupon`](crate::store::RecordedCoupon).
     pub face: Arc<Face>,
+    /// How far the attempt at the request is.
+    pub beginning: Beginning,
+}
+
+/// How the attempt that a coupon belongs to begins.
+#[derive(Debug, Clone)]
+pub enum Beginning {
+    /// It has begun, or is never begun: see [`Beginnings`](crate::store::Beginnings).
+    Before,
+    /// With this coupon, in its transaction, if nobody has used the key.
+    Here(Arc<NewAttempt>),
+    /// This attempt begins with another coupon of the same [`Writer::write`], of a series with a lower id or before it.
+    Elsewhere(Uuid),
 }
 
 /// A coupon as it was decided: what to store, and under which guards.
@@ -117,7 +130,7 @@ pub enum Written {
     Collision,
     /// Another attempt at the same keyed request has issued this entity. Nothing more is stored.
     Recorded,
-    /// A crash has taken back the beginning of its keyed request, which must begin again. Nothing is stored.
+    /// Its keyed request has not begun: the key was used before, or a crash has taken the beginning back. Nothing is stored.
     Unbegun,
     /// The database failed on this coupon alone. Nothing is stored.
     Failed,
