@@ -1,5 +1,4 @@
 -- A keyed request needs no journey of its own to begin: its beginning is stored with its first coupon, in that coupon's transaction.
--- And a batch may leave its flush to somebody else, so that the next is written meanwhile.
 
 -- As in 0007, whose procedure the version before this one goes on calling during an upgrade. What is new:
 --
@@ -7,9 +6,6 @@
 -- as one that was first seen at issued_ats[i] (begin_keyed_request); if there is one of this key, the outcome is 10, and the caller
 -- has to begin in the other way, which tells what it has found. attempts[i] is null where the request has begun before; else the
 -- coupon is recorded only under a beginning of this attempt, and the outcome is 10 where another has begun, or none.
---
--- durability is null where the caller sees to the flush: nothing that comes back is to be told before. It must be made over a
--- connection that was there before the call, so that no crash in between goes unnoticed.
 create procedure issue_coupons(
     org_ids bigint[], revisions bigint[], series_ids bigint[], customer_ids text[], ordinals integer[],
     codes text[], shared boolean[], expiries date[], issued_ats timestamptz[], issue_ids uuid[],
@@ -170,14 +166,12 @@ begin
         perform pg_advisory_unlock(locked_key);
     end if;
 
-    if durability is not null then
-        ignored := set_config('synchronous_commit', durability, true);
-        ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
-        commit;
-        -- A timeout that strikes while a commit waits for a standby makes it succeed with no more than a warning.
-        if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
-            raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
-        end if;
+    ignored := set_config('synchronous_commit', durability, true);
+    ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
+    commit;
+    -- A timeout that strikes while a commit waits for a standby makes it succeed with no more than a warning.
+    if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
+        raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
     end if;
     ignored := pg_advisory_unlock_all();
 end
