@@ -16,7 +16,7 @@ use cli::{
     ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
-use coupon_issuer::config::Settings;
+use coupon_issuer::config::{LogFormat, Settings};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry::{self, SpanExport};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -135,7 +135,9 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let mut settings = Settings::load(None)?;
     settings.http.drain = Duration::ZERO;
     settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
-    let collector = telemetry::start_logs(&settings.log.filter, false, span_export(&settings).as_ref())?;
+    // A demo is for people, unless it is told otherwise.
+    let as_json = settings.log.format == LogFormat::Json;
+    let collector = telemetry::start_logs(&settings.log.filter, as_json, span_export(&settings).as_ref())?;
     let stops = stop_signals()?;
     let listener = bind(args.listen)?;
     println!("Starting a private Postgres in {} ...", args.data_dir.display());
@@ -161,8 +163,15 @@ async fn serve_demo(
     app::create_database(&connect).await?;
     app::migrate(&connect).await?;
     println!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?);
+    let metrics = telemetry::start_metrics()?;
     let app = App::build(settings, &connect, Outside::default()).await?;
     println!("{}", welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
+    // A demo beside a Prometheus, or beside another demo, goes on without.
+    if let Some(address) = settings.metrics.listen
+        && let Err(error) = app::serve_metrics(address, metrics).await
+    {
+        tracing::warn!("metrics are not served: {error:#}");
+    }
     app.serve(listener, stops).await
 }
 

@@ -63,8 +63,13 @@ impl RequestTrace {
     /// The trace that it belongs to: the caller's, or one of its own where it is told to a collector.
     #[must_use]
     pub fn trace_id(&self) -> Option<TraceId> {
-        let callers = || self.callers.as_ref().map(|callers| callers.span().span_context().trace_id());
-        if self.span.is_disabled() { callers() } else { valid(&self.span.context()).map(|context| context.trace_id()) }
+        if let Some(callers) = &self.callers {
+            return Some(callers.span().span_context().trace_id());
+        }
+        if self.span.is_disabled() {
+            return None;
+        }
+        valid(&self.span.context()).filter(SpanContext::is_sampled).map(|context| context.trace_id())
     }
 
     /// Does the work of the request.

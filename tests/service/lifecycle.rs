@@ -116,6 +116,30 @@ async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_serves_metrics_where_it_can() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let dir = fresh_dir("demo-metrics");
+    let start = || {
+        let mut demo = demo(&dir);
+        demo.env("COUPON_ISSUER__METRICS__LISTEN", port.to_string()).env("COUPON_ISSUER__LOG__FORMAT", "json");
+        Running::start(&mut demo)
+    };
+    let running = start();
+    let warned = running.printed.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    assert_eq!(warned.map(|line| line["level"].clone()).collect::<Vec<_>>(), ["WARN"], "{:?}", running.printed);
+    running.signal("-TERM");
+    assert_eq!(running.wait().code(), Some(0));
+
+    drop(taken);
+    let running = start();
+    let metrics = reqwest::get(format!("http://{port}/metrics")).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("coupon_issuer_entities_total{outcome=\"issued\"} 0"), "{metrics}");
+    running.signal("-TERM");
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_postgres_the_demo_says_what_to_do() {
     let output = demo(&fresh_dir("none")).env("COUPON_ISSUER_PG_BIN", "/nonexistent").output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -275,6 +275,8 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let unsampled = format!("00-{}-b7ad6b7169203331-00", "1".repeat(32));
     let body = json!({"seriesIds": [2], "customer": {"id": "c"}});
     assert_eq!(service.request(&body).header("traceparent", unsampled).send().await.unwrap().status(), 200);
+    let of_no_trace = service.request(&body).header("X-Request-Id", "of-no-trace").send().await.unwrap();
+    assert_eq!(of_no_trace.status(), 200);
     let log = service.stop();
 
     let spans = collector.spans();
@@ -296,6 +298,8 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     // The lines of the log are what they are without a collector, and every one says its request's id.
     let line = answered(&log).into_iter().find(|line| line["trace_id"] == TRACE).unwrap();
     assert_eq!((&line["route"], &line["issued"]), (&json!("/v2/coupon/bulk/issue"), &json!(1)));
+    let line = answered(&log).into_iter().find(|line| line["request_id"] == "of-no-trace").unwrap();
+    assert_eq!(line["trace_id"], Value::Null, "a trace that nobody was sent is not told");
 }
 
 /// Requests that are written together: each trace leads to the batch.

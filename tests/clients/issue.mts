@@ -1,6 +1,6 @@
 // A client of openapi-fetch on the types that openapi-typescript makes of the document, as they are, issues a coupon.
 //
-// npx openapi-typescript ../openapi.json -o api.d.ts && npx tsc --noEmit && npx tsx issue.ts http://127.0.0.1:8080
+// npx openapi-typescript ../openapi.json -o api.d.ts && npx tsc -p . && npx tsx issue.mts http://127.0.0.1:8080
 import createClient from "openapi-fetch";
 import type { paths } from "./api";
 
