@@ -233,8 +233,8 @@ pub enum SettingsError {
     #[error("no database: set DATABASE_URL, or database.url or database.url_file in the configuration")]
     NoDatabase,
     /// The file with the URL cannot be read.
-    #[error("database.url_file: {0}")]
-    UrlFile(#[source] std::io::Error),
+    #[error("database.url_file: {0}: {1}")]
+    UrlFile(String, #[source] std::io::Error),
     /// The URL is none. It holds a password, so it is not shown.
     #[error("the database URL is not valid; it looks like postgres://user:password@host:5432/database")]
     Url,
@@ -319,7 +319,10 @@ impl DatabaseSettings {
     /// # Errors
     /// When no database is named, or its URL cannot be read.
     pub fn connect_options(&self, url: Option<&SecretString>) -> Result<PgConnectOptions, SettingsError> {
-        let from_file = || std::fs::read_to_string(&self.url_file).map_err(SettingsError::UrlFile);
+        let from_file = || {
+            std::fs::read_to_string(&self.url_file)
+                .map_err(|error| SettingsError::UrlFile(self.url_file.clone(), error))
+        };
         let url = match url {
             Some(url) => url.clone(),
             None if !self.url.expose_secret().is_empty() => self.url.clone(),

@@ -35,8 +35,8 @@ pub enum KeyError {
     #[error("the signing key {0} cannot be read")]
     Unreadable(String),
     /// The file with the keys cannot be read.
-    #[error("auth.signing_keys_file: {0}")]
-    File(#[source] std::io::Error),
+    #[error("auth.signing_keys_file: {0}: {1}")]
+    File(String, #[source] std::io::Error),
     /// There is no key where keys should be.
     #[error("{0} holds no RSA private key of at least 2048 bits as PKCS#8 PEM (\"BEGIN PRIVATE KEY\")")]
     None(&'static str),
@@ -95,7 +95,9 @@ impl SigningKeys {
         let rows = match &self.source {
             KeySource::Database => self.stored().await?,
             KeySource::File(path) => {
-                let text = SecretString::from(fs::read_to_string(path).map_err(KeyError::File)?);
+                let text =
+                    fs::read_to_string(path).map_err(|error| KeyError::File(path.display().to_string(), error))?;
+                let text = SecretString::from(text);
                 rows_of(&text, "the file of auth.signing_keys_file")?
             }
             KeySource::Value(text) => rows_of(text, "auth.signing_keys")?,
