@@ -18,8 +18,9 @@ put() { # file, user id
 postgres=$(id -u postgres) # the image's own
 [ -s /secrets/postgres/postgres-password ] || random | put /secrets/postgres/postgres-password "$postgres"
 [ -s /secrets/grafana/admin-password ] || random | put /secrets/grafana/admin-password 472
-# The service's password is in two files, of one run: whether it is there is told by the one that is written last.
-if [ ! -s /secrets/service/database-url ]; then
+# The service's password is in two files, of one run: if one of them is missing (a run broke off, a volume was removed), both are
+# made anew.
+if [ ! -s /secrets/service/database-url ] || [ ! -s /secrets/postgres/coupon-issuer-password ]; then
     password=$(random)
     printf '%s' "$password" | put /secrets/postgres/coupon-issuer-password "$postgres"
     printf 'postgres://coupon_issuer:%s@postgres:5432/coupon_issuer' "$password" | put /secrets/service/database-url 65532
