@@ -211,6 +211,9 @@ fn server(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.idle_timeout)
+        // Nothing is read while a request is at work: it runs to its end even if its caller is gone, and a second buffer for each
+        // would be half of what a connection takes.
+        .half_close(true)
         .max_buf_size(CONNECTION_BUFFER);
     Ok(server)
 }

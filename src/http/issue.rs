@@ -191,12 +191,23 @@ pub(super) async fn issue_bulk(
     if http.issuer.is_overloaded() {
         return Err(ApiError::Overloaded);
     }
+    let request = read(&http, caller, request_id, request).await?;
+    Ok(answer(&http.issuer.issue(request).await?))
+}
+
+/// What is asked for. Of the request as it came nothing is kept.
+async fn read(
+    http: &Http,
+    caller: Arc<Caller>,
+    request_id: Arc<str>,
+    request: Request,
+) -> Result<IssueRequest, ApiError> {
     let (head, body) = request.into_parts();
     let (source, account_id) = parse_query(&head.uri)?;
     let key = idempotency::key(&head.headers)?;
     let bytes = json_bytes(&head.headers, body, &http.limits).await?;
     let body: IssueBody = parse(&bytes)?;
-    let request = IssueRequest {
+    Ok(IssueRequest {
         key: key.map(|key| RequestKey { key, fingerprint: fingerprint(&bytes, source, account_id.as_deref()) }),
         caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
@@ -205,8 +216,7 @@ pub(super) async fn issue_bulk(
         source,
         account_id,
         request_id,
-    };
-    Ok(answer(&http.issuer.issue(request).await?))
+    })
 }
 
 /// `GET /v2/coupon/bulk/issue/{key}` (contract 6).

@@ -164,7 +164,7 @@ impl From<EntropyError> for IssueError {
     }
 }
 
-/// What a read finds, if that is by the deadline.
+/// What a read finds, if that is by the deadline. A large one is handed over pinned: what is handed over as it is takes its room twice.
 async fn within<T, E: Into<IssueError>>(
     deadline: Instant,
     read: impl Future<Output = Result<T, E>>,

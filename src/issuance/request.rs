@@ -5,6 +5,7 @@
 //! them need is boxed, so that the others do not carry its state about.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ async fn run(
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
     let mut recorded = false;
-    let organisation = within(deadline, remembered(issuer, request)).await?;
+    let organisation = within(deadline, pin!(remembered(issuer, request))).await?;
     let known = customers::as_given(organisation.customer_policy, &request.customer);
     let (organisation, customer_id) = if let Some(customer_id) = known {
         (organisation, customer_id)
@@ -197,7 +198,7 @@ impl Course<'_> {
             let recall = self.recall().instrument(traces::span!("read what was issued before"));
             Box::pin(within(deadline, recall)).await?;
         }
-        let Some(views) = within(deadline, self.look()).await? else { return Ok(()) };
+        let Some(views) = within(deadline, pin!(self.look())).await? else { return Ok(()) };
         let (sent, mut works) = self.decide(&views);
         let is_known = self.begin(&mut works).await?;
         if is_known || works.is_empty() {
