@@ -9,16 +9,15 @@ mod connection;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use metrics::{Counter, Histogram};
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::{Mutex, Notify, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -27,11 +26,6 @@ use super::{NewAttempt, waiting};
 use crate::meters::{self, Level};
 use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
 use crate::traces::{self, Waiting};
-
-/// While another batch is being written, one that is smaller than this waits to grow, for no longer than this: a fuller batch
-/// costs less for each. Who is alone never waits.
-const FULL_ENOUGH: usize = 32;
-const GROW_WITHIN: Duration = Duration::from_millis(2);
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -278,13 +272,11 @@ impl Queue {
         let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
         let backlog = Arc::new(Backlog::new(limits.tasks));
-        let at_work = Arc::new(AtWork::default());
         let tasks = (0..limits.tasks)
             .map(|_| {
                 let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
                 let batches = batch::Batches::new(connector, meters.clone());
-                let taking = Taking { jobs: Arc::clone(&jobs), at_work: Arc::clone(&at_work), limit: limits.batch };
-                tokio::spawn(run(taking, Arc::clone(&backlog), batches))
+                tokio::spawn(run(Arc::clone(&jobs), limits.batch, Arc::clone(&backlog), batches))
             })
             .collect();
         (Self { jobs: sender, backlog }, tasks)
@@ -314,61 +306,15 @@ impl Queue {
     }
 }
 
-/// The batches that are being written.
-#[derive(Debug, Default)]
-struct AtWork {
-    batches: AtomicUsize,
-    /// One of them was written.
-    done: Notify,
+/// Takes a batch off the queue. One task at a time waits there.
+async fn take(jobs: &Mutex<mpsc::Receiver<Job>>, limit: usize) -> Option<VecDeque<Job>> {
+    waiting::take(&mut *jobs.lock().await, limit, |job| job.works.len()).await
 }
 
-impl AtWork {
-    fn begin(&self) {
-        self.batches.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        self.batches.fetch_sub(1, Ordering::Relaxed);
-        self.done.notify_one();
-    }
-
-    fn any(&self) -> bool {
-        self.batches.load(Ordering::Relaxed) > 0
-    }
-}
-
-/// How a task takes its next batch off the queue.
-struct Taking {
-    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
-    at_work: Arc<AtWork>,
-    limit: usize,
-}
-
-impl Taking {
-    async fn batch(&self) -> Option<VecDeque<Job>> {
-        let mut jobs = self.jobs.lock().await;
-        let size = |job: &Job| job.works.len();
-        let mut taken = waiting::take(&mut jobs, self.limit, size).await?;
-        let mut taken_size: usize = taken.iter().map(size).sum();
-        let until = Instant::now() + GROW_WITHIN;
-        while taken_size < FULL_ENOUGH.min(self.limit) && self.at_work.any() {
-            let job = tokio::select! {
-                biased;
-                Some(job) = jobs.recv() => job,
-                () = self.at_work.done.notified() => continue,
-                () = sleep_until(until) => break,
-            };
-            taken_size += size(&job);
-            taken.push_back(job);
-        }
-        Some(taken)
-    }
-}
-
-async fn run(taking: Taking, backlog: Arc<Backlog>, mut batches: batch::Batches) {
+async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, limit: usize, backlog: Arc<Backlog>, mut batches: batch::Batches) {
     // The first batch connects: that says nothing of how long another would take.
     let mut is_warm = false;
-    while let Some(mut taken) = taking.batch().await {
+    while let Some(mut taken) = take(&jobs, limit).await {
         let now = Instant::now();
         if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
             batches.meters().wait.record(now - first.queued_at);
@@ -390,9 +336,7 @@ async fn run(taking: Taking, backlog: Arc<Backlog>, mut batches: batch::Batches)
             works.extend(job.works);
         }
         batches.meters().size.record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
-        taking.at_work.begin();
         let mut written = batches.write(&works, deadline).instrument(span).await.into_iter();
-        taking.at_work.end();
         if std::mem::replace(&mut is_warm, true) {
             backlog.written(works.len(), now.elapsed());
         }
