@@ -4,11 +4,11 @@
 # connection). The service and Postgres have all cores but one, the load has that one: else it is the load's own use of them that
 # is measured. Prints two tables; takes about two minutes. Needs k6 (K6=path/to/k6) and taskset.
 #
-#   benches/latency.sh target/release/coupon-issuer        SECONDS_EACH=3 ROUNDS=3
+#   benches/latency.sh target/release/coupon-issuer        SECONDS_EACH=4 ROUNDS=3
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
-seconds=${SECONDS_EACH:-3}
+seconds=${SECONDS_EACH:-4}
 rounds=${ROUNDS:-3}
 last=$(($(nproc) - 1))
 pin_service="taskset -c 0-$((last > 0 ? last - 1 : 0))"

@@ -1,11 +1,16 @@
 -- A keyed request needs no journey of its own to begin: its beginning is stored with its first coupon, in that coupon's transaction.
+-- And a series that a batch has locked is counted once for the batch.
 
 -- As in 0007, whose procedure the version before this one goes on calling during an upgrade. What is new:
 --
--- fingerprints[i], key_series[i] and held_untils[i] are null but for the coupon that begins its request, which then is recorded
--- as one that was first seen at issued_ats[i] (begin_keyed_request); if there is one of this key, the outcome is 10, and the caller
--- has to begin in the other way, which tells what it has found. attempts[i] is null where the request has begun before; else the
--- coupon is recorded only under a beginning of this attempt, and the outcome is 10 where another has begun, or none.
+-- key_series[i] and held_untils[i] are null but for the coupon that begins its request, which then is recorded as one that was
+-- first seen at issued_ats[i] (begin_keyed_request); if there is one of this key, the outcome is 10, and the caller has to begin
+-- in the other way, which tells what it has found. The other coupons of such an attempt come after it, if they are in order of
+-- their series. attempts[i] is null where the request has begun before; else the coupon is recorded only under a beginning of
+-- this attempt. In either case, only under one with fingerprints[i]. Where there is none, the outcome is 10.
+-- The seven arrays of keyed requests may be empty.
+--
+-- What count_up (0001) does is done here: the count is looked up once for as long as the series stays locked, and is known then.
 create procedure issue_coupons(
     org_ids bigint[], revisions bigint[], series_ids bigint[], customer_ids text[], ordinals integer[],
     codes text[], shared boolean[], expiries date[], issued_ats timestamptz[], issue_ids uuid[],
@@ -22,11 +27,14 @@ declare
     this_revision bigint;                   -- null while the organisation is being changed
     series_key bigint;
     locked_key bigint;
+    counted_series bigint;                  -- whose count is known: it has stayed locked since
+    so_far bigint;
     -- In conditions, plain variables: a plan is kept for those, and made anew each time for an element of an array.
     this_key text;
     this_series bigint;
     this_entity bigint;
     this_attempt uuid;
+    this_fingerprint bytea;
     is_begun boolean;
     given text;
     outcome smallint;
@@ -40,6 +48,7 @@ begin
         if org_ids[i] is distinct from this_org then
             this_org := org_ids[i];
             this_revision := null;
+            counted_series := null;
             if pg_try_advisory_lock_shared(20191, hashint8(this_org)) then
                 select o.revision into this_revision from organisation o where o.org_id = this_org;
             end if;
@@ -67,6 +76,7 @@ begin
             if locked_key is not null and (exclusive[i] or locked_key is distinct from series_key) then
                 perform pg_advisory_unlock(locked_key);
                 locked_key := null;
+                counted_series := null;
             end if;
             if series_key is not null and not exclusive[i] and locked_key is null then
                 perform pg_advisory_lock(series_key);
@@ -85,15 +95,16 @@ begin
                 if not found then outcome := 9; end if;
             else
                 this_attempt := attempts[i];
-                if fingerprints[i] is not null then
+                this_fingerprint := fingerprints[i];
+                if held_untils[i] is not null then
                     insert into keyed_request (org_id, request_key, fingerprint, series_ids, started_at, attempt, held_until)
-                    values (this_org, this_key, fingerprints[i], key_series[i]::bigint[], issued_ats[i], this_attempt, held_untils[i])
+                    values (this_org, this_key, this_fingerprint, key_series[i]::bigint[], issued_ats[i], this_attempt, held_untils[i])
                     on conflict do nothing;
                     is_begun := found;
                 else
                     is_begun := exists (
                         select from keyed_request r
-                         where r.org_id = this_org and r.request_key = this_key
+                         where r.org_id = this_org and r.request_key = this_key and r.fingerprint = this_fingerprint
                            and r.series_ids[(this_entity + 1)::integer] = this_series
                            and (this_attempt is null or r.attempt = this_attempt));
                 end if;
@@ -128,9 +139,24 @@ begin
                     perform pg_advisory_xact_lock(series_key);
                 end if;
             end if;
-            if outcome = 1 and caps[i] is not null and not count_up(this_org, series_ids[i], caps[i]) then
-                outcome := 3;
-            elsif outcome = 1 and given is null then
+            if outcome = 1 and caps[i] is not null then
+                this_series := series_ids[i];
+                if counted_series is distinct from this_series then
+                    select c.issued into so_far from series_counter c
+                     where c.org_id = this_org and c.series_id = this_series order by c.issued desc limit 1;
+                end if;
+                counted_series := null;
+                if so_far is null or so_far >= caps[i] then
+                    outcome := 3;
+                else
+                    insert into series_counter (org_id, series_id, issued) values (this_org, this_series, so_far + 1);
+                    if so_far % 100 = 0 then
+                        delete from series_counter c
+                         where c.org_id = this_org and c.series_id = this_series and c.issued between so_far - 100 and so_far;
+                    end if;
+                end if;
+            end if;
+            if outcome = 1 and given is null then
                 given := take_pool_code(this_org, series_ids[i], customer_ids[i]);
                 issued_codes[i] := given;
                 if given is null then outcome := 7; end if;
@@ -146,6 +172,10 @@ begin
             on conflict do nothing;
             if found then
                 commit;
+                if locked_key is not null and caps[i] is not null then
+                    counted_series := this_series;
+                    so_far := so_far + 1;
+                end if;
                 continue;
             end if;
             outcome := case when exists (

@@ -18,10 +18,11 @@ put() { # file, user id
 postgres=$(id -u postgres) # the image's own
 [ -s /secrets/postgres/postgres-password ] || random | put /secrets/postgres/postgres-password "$postgres"
 [ -s /secrets/grafana/admin-password ] || random | put /secrets/grafana/admin-password 472
-# The service's password is in two files, of one run: if one of them is missing (a run broke off, a volume was removed), both are
-# made anew.
+# The service's password is in two files: if one of them is missing (a run broke off, a volume was removed), it is that of the
+# URL, which the service has been using; without a URL a new one.
 if [ ! -s /secrets/service/database-url ] || [ ! -s /secrets/postgres/coupon-issuer-password ]; then
-    password=$(random)
+    password=$(sed -n 's,^postgres://[^:]*:\([^@]*\)@.*,\1,p' /secrets/service/database-url 2> /dev/null || true)
+    [ -n "$password" ] || password=$(random)
     printf '%s' "$password" | put /secrets/postgres/coupon-issuer-password "$postgres"
     printf 'postgres://coupon_issuer:%s@postgres:5432/coupon_issuer' "$password" | put /secrets/service/database-url 65532
 fi

@@ -94,25 +94,25 @@ impl Attempt {
             Work::Confirm(_) => None,
         };
         let mut coupons: Vec<_> = works.iter_mut().filter_map(coupon).collect();
-        // As the writer goes through them.
+        // As the writer goes through them, unless it has to settle a batch that broke.
         coupons.sort_by_key(|coupon| coupon.series_id.0);
-        let mut beginning = Beginning::Here(Arc::clone(&self.new));
+        let mut begins = Beginning::Here;
         for keyed in coupons.into_iter().filter_map(|coupon| coupon.keyed.as_mut()) {
-            keyed.beginning = std::mem::replace(&mut beginning, Beginning::Elsewhere(self.new.attempt));
+            keyed.attempt = Some((Arc::clone(&self.new), std::mem::replace(&mut begins, Beginning::Elsewhere)));
         }
         self.stage = Stage::Beginning;
     }
 
-    /// None of what was on its way is written.
-    pub(super) fn nothing_written(&mut self) {
-        if self.stage == Stage::Beginning {
-            self.unbegun();
-        }
-    }
-
-    /// Its beginning was refused or taken back.
-    pub(super) const fn unbegun(&mut self) {
-        self.stage = Stage::Unbegun;
+    /// Learns from what became of its coupons whether it has begun.
+    pub(super) fn learn(&mut self, written: &[Written]) {
+        self.stage = match self.stage {
+            Stage::Beginning if written.iter().any(|one| matches!(one, Written::Issued(_))) => Stage::Begun,
+            Stage::Beginning if written.contains(&Written::InDoubt) => Stage::Beginning,
+            Stage::Beginning => Stage::Unbegun,
+            // A crash has taken it back.
+            Stage::Begun if written.contains(&Written::Unbegun) => Stage::Unbegun,
+            stage => stage,
+        };
     }
 
     /// Whether it may begin with what is written first.
@@ -127,7 +127,7 @@ impl Attempt {
 
     /// Under what its coupons are recorded.
     pub(super) fn ledger(&self) -> Ledger {
-        Ledger { request: self.new.request.clone(), is_natural: false }
+        Ledger { request: self.new.request.clone(), attempt: Some(Arc::clone(&self.new)) }
     }
 
     /// Ends it. Where that cannot be stored, it ends when its time is over.
@@ -149,7 +149,8 @@ impl Attempt {
 #[derive(Clone)]
 pub(super) struct Ledger {
     request: KeyedRequest,
-    is_natural: bool,
+    /// None: the key is a natural one.
+    attempt: Option<Arc<NewAttempt>>,
 }
 
 impl Ledger {
@@ -167,12 +168,12 @@ impl Ledger {
         }
         // No key of a request begins so: a header holds no line feed.
         let key = format!("\n{}", URL_SAFE_NO_PAD.encode(hash.finalize()));
-        Some(Self { request: KeyedRequest { org_id: organisation.id, key: key.into() }, is_natural: true })
+        Some(Self { request: KeyedRequest { org_id: organisation.id, key: key.into() }, attempt: None })
     }
 
     /// Whether the key is a natural one.
     pub(super) const fn is_natural(&self) -> bool {
-        self.is_natural
+        self.attempt.is_none()
     }
 
     /// What was issued before, by the entities' numbers. Committed, and not to be told before it is flushed.
@@ -183,13 +184,14 @@ impl Ledger {
 
     /// Under which number an entity is recorded.
     pub(super) fn number(&self, place: usize, series_id: SeriesId) -> i64 {
-        if self.is_natural { series_id.0 } else { i64::try_from(place).unwrap_or(i64::MAX) }
+        if self.is_natural() { series_id.0 } else { i64::try_from(place).unwrap_or(i64::MAX) }
     }
 
     /// Names an entity, to be recorded with its coupon.
     pub(super) fn entity(&self, place: usize, series: &Series) -> KeyedEntity {
         let (request_key, face) = (Arc::clone(&self.request.key), Arc::clone(&series.face));
-        KeyedEntity { request_key, entity: self.number(place, series.id), face, beginning: Beginning::Before }
+        let attempt = self.attempt.clone().map(|attempt| (attempt, Beginning::Before));
+        KeyedEntity { request_key, entity: self.number(place, series.id), face, attempt }
     }
 }
 

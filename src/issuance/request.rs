@@ -206,22 +206,21 @@ impl Course<'_> {
         }
         let write = self.issuer.writer.write(works, deadline).instrument(traces::span!("write", coupons = sent.len()));
         let written = write.await.map_err(|_| IssueError::Overloaded)?;
+        if let Some(attempt) = self.attempt.as_deref_mut() {
+            attempt.learn(&written);
+        }
         for (sent, written) in sent.into_iter().zip(written) {
             self.record(sent, written);
-        }
-        if let Some(attempt) = self.attempt.as_deref_mut()
-            && self.slots.iter().all(|slot| slot.outcome.is_none())
-        {
-            attempt.nothing_written();
         }
         Ok(())
     }
 
-    /// Begins an attempt that is still to be begun: with these works if they are all that is asked for, else at once. True: the
-    /// request was seen before, and has to be decided by what was issued then.
+    /// Begins an attempt that is still to be begun: with these works if they are all that is asked for, and will hardly wait for
+    /// anybody; else at once. True: the request was seen before, and has to be decided by what was issued then.
     async fn begin(&mut self, works: &mut [Work]) -> Result<bool, IssueError> {
         let Some(attempt) = self.attempt.as_deref_mut().filter(|attempt| attempt.is_ahead()) else { return Ok(false) };
-        if works.len() == self.slots.len() && works.iter().all(|work| matches!(work, Work::Issue(_))) {
+        let is_swift = |work: &Work| matches!(work, Work::Issue(coupon) if !coupon.is_exclusive);
+        if works.len() == self.slots.len() && works.iter().all(is_swift) && !self.issuer.writer.is_held_up() {
             attempt.begin_with(works);
             return Ok(false);
         }
@@ -418,12 +417,7 @@ impl Course<'_> {
                 self.recorded = true;
                 None
             }
-            Written::Unbegun => {
-                if let Some(attempt) = self.attempt.as_deref_mut() {
-                    attempt.unbegun();
-                }
-                None
-            }
+            Written::Unbegun => None,
             Written::Collision => {
                 slot.collisions += 1;
                 (slot.collisions >= MOST_COLLISIONS).then_some(Err(Refusal::Failed))

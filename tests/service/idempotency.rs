@@ -191,18 +191,22 @@ async fn a_retry_of_what_is_issued_waits_for_nobody() {
     let first = send(&app, "k", body).await.text().await.unwrap();
     let mut holder = app.connect.connect().await.unwrap();
     holder.execute("select pg_advisory_lock(hashint8extended(2, 1))").await.unwrap();
-    let stuck: Vec<_> = (0..20)
-        .map(|number| tokio::spawn(keyed(&app, &format!("stuck-{number}"), &body.replace("[1]", "[2]")).send()))
-        .collect();
-    eventually("every writer waits for the series", async || {
-        app.count(
-            "select from pg_locks where locktype = 'advisory' and not granted
-                                and database = (select oid from pg_database where datname = current_database())",
-        )
-        .await
-            > 0
-    })
-    .await;
+    let mut stuck = Vec::new();
+    for number in 1..=4 {
+        let request = keyed(&app, &format!("stuck-{number}"), &body.replace("[1]", "[2]"));
+        stuck.push(tokio::spawn(request.send()));
+        eventually("another writer waits for the series", async || {
+            app.count(
+                "select from pg_locks where locktype = 'advisory' and not granted
+                                    and database = (select oid from pg_database where datname = current_database())",
+            )
+            .await
+                == number
+        })
+        .await;
+    }
+    // Every writer does, and has for as long as to be known for it.
+    tokio::time::sleep(Duration::from_millis(150)).await;
     let again = send(&app, "k", body).await;
     assert_eq!(again.text().await.unwrap(), first);
     assert!(stuck.iter().all(|request| !request.is_finished()));
@@ -285,6 +289,64 @@ async fn of_64_who_send_the_same_at_once_one_issues_and_the_others_learn_of_it()
         assert!(told.keys().all(|told| told.starts_with('{') || told == "409 Conflict"), "{told:?}");
     }
     assert_eq!(app.count("select from coupon").await, 40);
+}
+
+/// Nobody has looked which of them was there first: the key's first coupon decides.
+#[tokio::test]
+async fn of_two_bodies_under_one_key_at_once_one_is_issued_and_the_other_is_422() {
+    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let another = BODY.replace("\"c\"", "\"d\"");
+    for round in 0..20 {
+        let key = format!("k-{round}");
+        let mut asking = tokio::task::JoinSet::new();
+        for number in 0..32 {
+            asking.spawn(keyed(&app, &key, if number % 2 == 0 { BODY } else { &another }).send());
+        }
+        let mut told = Vec::new();
+        for answer in asking.join_all().await {
+            let answer = answer.unwrap();
+            told.push(if answer.status() == 200 { answer.text().await.unwrap() } else { answer.status().to_string() });
+        }
+        let told = tally(told);
+        assert_eq!(told.keys().filter(|told| told.starts_with('{')).count(), 1, "{told:?}");
+        assert_eq!(told.get("422 Unprocessable Entity"), Some(&16), "{told:?}");
+        assert_eq!(app.count("select from coupon").await, 2 * (round + 1));
+        assert_eq!(app.count("select from coupon group by issued_at, customer_id, request_uuid").await, round + 1);
+    }
+}
+
+/// The series that goes first runs out under them: the others are issued all the same, each under its own key.
+#[tokio::test]
+async fn a_first_coupon_that_is_refused_as_it_is_written_takes_no_other_with_it() {
+    let app = TestApp::start(&[series(1, "max_create = 5"), series(2, "")]).await;
+    let mut asking = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        asking.spawn(keyed(&app, &format!("k-{number}"), BODY).send());
+    }
+    let mut told = Vec::new();
+    for answer in asking.join_all().await {
+        told.push(format!("{:?}", outcomes(&json_of(answer.unwrap()).await)));
+    }
+    let told = tally(told);
+    assert_eq!(
+        told.into_iter().collect::<Vec<_>>(),
+        [("[\"5001\", \"issued\"]".to_owned(), 59), ("[\"issued\", \"issued\"]".to_owned(), 5)]
+    );
+    assert_eq!(app.count("select from keyed_request").await, 64);
+    for number in 0..64 {
+        assert!(is_replayed(&send(&app, &format!("k-{number}"), BODY).await));
+    }
+    assert_eq!(app.count("select from coupon").await, 69);
+}
+
+#[tokio::test]
+async fn a_key_that_was_used_for_something_else_makes_no_customer() {
+    let app = TestApp::start(&[series(1, "")]).await;
+    let body = |mobile: &str| format!(r#"{{"seriesIds":[1],"customer":{{"mobile":"{mobile}"}}}}"#);
+    let first = send(&app, "k", &body("919876543210")).await.text().await.unwrap();
+    assert_eq!(send(&app, "k", &body("919876543211")).await.status(), 422);
+    assert_eq!(send(&app, "k", &body("919876543210")).await.text().await.unwrap(), first);
+    assert_eq!((app.count("select from customer").await, app.count("select from coupon").await), (1, 1));
 }
 
 #[tokio::test]

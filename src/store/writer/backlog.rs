@@ -12,6 +12,8 @@ const SETTLED: Duration = Duration::from_millis(50);
 /// What was the pace before counts a part of so many less with each batch that was slower. A fast one counts at once: a batch
 /// that had to connect, or to wait for a moment, says little of the next.
 const FORGOTTEN: u64 = 16;
+/// A batch that takes longer than any that waits for nobody but a disk.
+const HELD_UP_MICROS: u64 = 100_000;
 
 /// What is waiting.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(super) struct Backlog {
     taken_up_to: AtomicU64,
     /// What one task writes in a second, lately; 0: nothing is known of it.
     pace: AtomicU64,
+    /// Since when each task is at work on a batch, in microseconds since the start; 0: it is not.
+    at_work_since: Box<[AtomicU64]>,
 }
 
 impl Backlog {
@@ -33,7 +37,32 @@ impl Backlog {
             works: AtomicUsize::new(0),
             taken_up_to: AtomicU64::new(0),
             pace: AtomicU64::new(0),
+            at_work_since: (0..tasks).map(|_| AtomicU64::new(0)).collect(),
         }
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.start).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// This task begins a batch.
+    pub(super) fn begins(&self, task: usize, at: Instant) {
+        if let Some(since) = self.at_work_since.get(task) {
+            since.store(self.micros(at).max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// This task has ended its batch.
+    pub(super) fn ends(&self, task: usize) {
+        if let Some(since) = self.at_work_since.get(task) {
+            since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a task has been at work on one batch for so long that it must be waiting for something.
+    pub(super) fn is_held_up(&self, now: Instant) -> bool {
+        let held_up_since = self.micros(now).saturating_sub(HELD_UP_MICROS);
+        self.at_work_since.iter().any(|since| (1..held_up_since).contains(&since.load(Ordering::Relaxed)))
     }
 
     /// So many are about to be queued.
@@ -56,8 +85,7 @@ impl Backlog {
     }
 
     fn taken_up_to(&self, at: Instant) {
-        let micros = u64::try_from((at - self.start).as_micros()).unwrap_or(u64::MAX);
-        self.taken_up_to.fetch_max(micros, Ordering::Relaxed);
+        self.taken_up_to.fetch_max(self.micros(at), Ordering::Relaxed);
     }
 
     /// A task has written so many, in this time.
@@ -104,6 +132,18 @@ mod tests {
         assert_eq!(backlog.wait(start + 5001 * MS), MS, "since it was queued, not since the start");
         backlog.taken(10, start + 5000 * MS);
         assert_eq!(backlog.wait(start + 9000 * MS), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_batch_that_takes_a_tenth_of_a_second_is_held_up() {
+        let backlog = Backlog::new(2);
+        let start = backlog.start;
+        backlog.begins(1, start + MS);
+        assert!(!backlog.is_held_up(start + 101 * MS));
+        assert!(backlog.is_held_up(start + 102 * MS));
+        backlog.ends(1);
+        backlog.begins(0, start + 1000 * MS);
+        assert!(!backlog.is_held_up(start + 1050 * MS));
     }
 
     #[test]

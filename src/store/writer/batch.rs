@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::connection::{Backend, Connector, WriterConnection};
-use super::{Beginning, Code, KeyedEntity, Meters, NewCoupon, Work, Written};
+use super::{Beginning, Code, Meters, NewCoupon, Work, Written};
 use crate::seldom::Seldom;
 use crate::store::beginnings::array;
 use crate::store::{NewAttempt, StoreError, no_answer};
@@ -228,7 +228,7 @@ impl Batches {
         Err(error)
     }
 
-    /// Gives back the locks that a failed call leaves with its session (migrations/0007, `issue_coupons`).
+    /// Gives back the locks that a failed call leaves with its session (migrations/0009, `issue_coupons`).
     async fn unlock(&mut self) -> bool {
         let patience = self.patience();
         let Some(writer) = &mut self.current else { return false };
@@ -288,21 +288,10 @@ fn uuid(request_id: &str) -> Option<Uuid> {
     (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
 }
 
-/// The attempt without whose beginning it is not to be issued.
-fn attempt(keyed: &KeyedEntity) -> Option<Uuid> {
-    match &keyed.beginning {
-        Beginning::Before => None,
-        Beginning::Here(new) => Some(new.attempt),
-        Beginning::Elsewhere(attempt) => Some(*attempt),
-    }
-}
-
-/// The attempt that begins with this coupon.
-fn begins(coupon: &NewCoupon) -> Option<&NewAttempt> {
-    match &coupon.keyed.as_ref()?.beginning {
-        Beginning::Here(new) => Some(new),
-        Beginning::Before | Beginning::Elsewhere(_) => None,
-    }
+/// The attempt that a coupon belongs to, if that begins so.
+fn attempt(coupon: &NewCoupon, begins: Beginning) -> Option<&NewAttempt> {
+    let (attempt, beginning) = coupon.keyed.as_ref()?.attempt.as_ref()?;
+    (*beginning == begins).then_some(&**attempt)
 }
 
 /// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
@@ -349,9 +338,9 @@ fn issue_coupons<'q>(
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
-    .bind(column(keyed, |c| c.keyed.as_ref().and_then(attempt)))
-    .bind(column(keyed, |c| begins(c).map(|new| new.fingerprint.as_slice())))
-    .bind(column(keyed, |c| begins(c).map(|new| array(&new.series_ids))))
-    .bind(column(keyed, |c| begins(c).map(|new| new.held_until.to_sqlx())))
+    .bind(column(keyed, |c| attempt(c, Beginning::Elsewhere).or(attempt(c, Beginning::Here)).map(|new| new.attempt)))
+    .bind(column(keyed, |c| c.keyed.as_ref()?.attempt.as_ref().map(|(new, _)| new.fingerprint.as_slice())))
+    .bind(column(keyed, |c| attempt(c, Beginning::Here).map(|new| array(&new.series_ids))))
+    .bind(column(keyed, |c| attempt(c, Beginning::Here).map(|new| new.held_until.to_sqlx())))
     .bind(durability)
 }

@@ -47,19 +47,19 @@ pub struct KeyedEntity {
     pub entity: i64,
     /// What is shown of the series, to be shown again: see [`RecordedCoupon`](crate::store::RecordedCoupon).
     pub face: Arc<Face>,
-    /// How far the attempt at the request is.
-    pub beginning: Beginning,
+    /// The attempt at the request, and how it begins. A natural key has none.
+    pub attempt: Option<(Arc<NewAttempt>, Beginning)>,
 }
 
 /// How the attempt that a coupon belongs to begins.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// It has begun, or is never begun: see [`Beginnings`](crate::store::Beginnings).
+    /// It, or another at the same request, has begun: see [`Beginnings`](crate::store::Beginnings).
     Before,
     /// With this coupon, in its transaction, if nobody has used the key.
-    Here(Arc<NewAttempt>),
-    /// This attempt begins with another coupon of the same [`Writer::write`], of a series with a lower id or before it.
-    Elsewhere(Uuid),
+    Here,
+    /// With another coupon of the same [`Writer::write`], of a series with a lower id, or of the same one and before it.
+    Elsewhere,
 }
 
 /// A coupon as it was decided: what to store, and under which guards.
@@ -124,7 +124,8 @@ pub enum Written {
     Collision,
     /// Another attempt at the same keyed request has issued this entity. Nothing more is stored.
     Recorded,
-    /// Its keyed request has not begun: the key was used before, or a crash has taken the beginning back. Nothing is stored.
+    /// Its keyed request has not begun: the key was used before, the coupon that it was to begin with was not issued, or a crash has
+    /// taken the beginning back. Nothing is stored.
     Unbegun,
     /// The database failed on this coupon alone. Nothing is stored.
     Failed,
@@ -239,7 +240,13 @@ impl Writer {
         self.coupons.backlog.wait(Instant::now())
     }
 
-    /// Has these done, in any order, and returns what became of each.
+    /// Whether what is written now is waiting for something: others had better not wait behind it if they need not.
+    #[must_use]
+    pub fn is_held_up(&self) -> bool {
+        self.coupons.backlog.is_held_up(Instant::now())
+    }
+
+    /// Has these done, and returns what became of each.
     ///
     /// It always answers: within `deadline` and the time the database may take for a batch.
     ///
@@ -273,10 +280,11 @@ impl Queue {
         let jobs = Arc::new(Mutex::new(jobs));
         let backlog = Arc::new(Backlog::new(limits.tasks));
         let tasks = (0..limits.tasks)
-            .map(|_| {
+            .map(|task| {
                 let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
                 let batches = batch::Batches::new(connector, meters.clone());
-                tokio::spawn(run(Arc::clone(&jobs), limits.batch, Arc::clone(&backlog), batches))
+                let taking = Taking { jobs: Arc::clone(&jobs), limit: limits.batch };
+                tokio::spawn(run(task, taking, Arc::clone(&backlog), batches))
             })
             .collect();
         (Self { jobs: sender, backlog }, tasks)
@@ -306,15 +314,22 @@ impl Queue {
     }
 }
 
-/// Takes a batch off the queue. One task at a time waits there.
-async fn take(jobs: &Mutex<mpsc::Receiver<Job>>, limit: usize) -> Option<VecDeque<Job>> {
-    waiting::take(&mut *jobs.lock().await, limit, |job| job.works.len()).await
+/// How a task takes a batch off the queue: one task at a time waits there.
+struct Taking {
+    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
+    limit: usize,
 }
 
-async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, limit: usize, backlog: Arc<Backlog>, mut batches: batch::Batches) {
+impl Taking {
+    async fn batch(&self) -> Option<VecDeque<Job>> {
+        waiting::take(&mut *self.jobs.lock().await, self.limit, |job| job.works.len()).await
+    }
+}
+
+async fn run(task: usize, taking: Taking, backlog: Arc<Backlog>, mut batches: batch::Batches) {
     // The first batch connects: that says nothing of how long another would take.
     let mut is_warm = false;
-    while let Some(mut taken) = take(&jobs, limit).await {
+    while let Some(mut taken) = taking.batch().await {
         let now = Instant::now();
         if let (Some(first), Some(last)) = (taken.front(), taken.back()) {
             batches.meters().wait.record(now - first.queued_at);
@@ -336,7 +351,9 @@ async fn run(jobs: Arc<Mutex<mpsc::Receiver<Job>>>, limit: usize, backlog: Arc<B
             works.extend(job.works);
         }
         batches.meters().size.record(f64::from(u32::try_from(works.len()).unwrap_or(u32::MAX)));
+        backlog.begins(task, now);
         let mut written = batches.write(&works, deadline).instrument(span).await.into_iter();
+        backlog.ends(task);
         if std::mem::replace(&mut is_warm, true) {
             backlog.written(works.len(), now.elapsed());
         }
