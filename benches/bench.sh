@@ -3,7 +3,7 @@
 # latency, growth, cost. Prints their tables and how they compare with what is wanted, keeps both in target/bench, and draws
 # benches/chart.svg. About ten minutes; SECONDS_EACH and ROUNDS change it, GROWTH=10 adds ten million coupons stored.
 #
-#   benches/bench.sh target/release/coupon-issuer        GROWTH=10 K6=path/to/k6
+#   benches/bench.sh target/release/coupon-issuer        GROWTH=10
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1

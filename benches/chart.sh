@@ -75,9 +75,9 @@ function throughput(    count, i, step, value, most, name, who, x, y, from_x, fr
 function height(ms) { return bottom - (bottom - top) * (log(ms) - log(least)) / (log(most_ms) - log(least)) }
 function latency(    who, figure, percent, i, j, most, step, value, x, y, from_x, from_y, name, f) {
     frame(670, "Latency: lower is better", "requests per second", "milliseconds (logarithmic)")
-    split("p50 p99 p999", figure, " "); split("25 50 75", percent, " ")
+    split("p50 p99", figure, " "); split("25 50 75", percent, " ")
     least = 1e9; most_ms = 0; most = 0
-    for (who in colour) for (i = 1; i <= 3; i++) for (j = 1; j <= 3; j++) {
+    for (who in colour) for (i = 1; i <= 3; i++) for (j = 1; j <= 2; j++) {
         value = mid["latency." who "." percent[i] "." figure[j]]
         if (value < least) least = value
         most_ms = max(most_ms, value)
@@ -90,7 +90,7 @@ function latency(    who, figure, percent, i, j, most, step, value, x, y, from_x
     }
     step = step_of(most)
     for (value = 0; value <= most * 1.02; value += step) text(left + (right - left) * value / (most * 1.05), bottom + 20, "middle", grey, 13, value)
-    for (who in colour) for (j = 1; j <= 3; j++) {
+    for (who in colour) for (j = 1; j <= 2; j++) {
         for (i = 1; i <= 3; i++) {
             name = "latency." who "." percent[i] "." figure[j]
             x = left + (right - left) * mid["peak." who] * percent[i] / 100 / (most * 1.05)
@@ -100,7 +100,7 @@ function latency(    who, figure, percent, i, j, most, step, value, x, y, from_x
             from_x = x; from_y = y
         }
         label(x + 9, y, colour[who], shown[j])
-        if (j == 3) write_labels()
+        if (j == 2) write_labels()
     }
     x = left + 80
     for (who in colour) {

@@ -6,6 +6,7 @@
 --   CALLERS        instead of it: a file with one such header a line, of which each request has another
 --   KEYED          where it is set, each request has an Idempotency-Key
 --   FIRST          the number of the first customer: below 2^33, and not one that was used before
+--   THINK          where it is set, each connection waits so many milliseconds on average before each request: between none and twice
 --   CUSTOMERS      where it is set, there are so many customers, who come again and again
 --
 -- The last line it prints: requests, microseconds, failures of any kind, median and 99th percentile in microseconds.
@@ -46,6 +47,11 @@ function init()
     heads[place] = "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
       .. "\r\nContent-Type: application/json\r\nAuthorization: " .. authorization .. "\r\n"
   end
+end
+
+if os.getenv("THINK") then
+  local longest = 2 * tonumber(os.getenv("THINK"))
+  function delay() return math.random(0, longest) end
 end
 
 function request()
