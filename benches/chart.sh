@@ -99,7 +99,7 @@ function latency(    who, figure, percent, i, j, most, step, value, x, y, from_x
             if (i > 1) line(from_x, from_y, x, y, colour[who], 2.5, dash[j])
             from_x = x; from_y = y
         }
-        label(x + 9, y, colour[who], shown[j])
+        label(x + 9, y, colour[who], figure[j])
         if (j == 2) write_labels()
     }
     x = left + 80
@@ -115,8 +115,7 @@ BEGIN {
     grey = "#777777"; green = "#2f9e55"
     colour["service"] = "#3b82f6"; colour["plain"] = "#e8710a"
     title["service"] = "this service"; title["plain"] = "the plain way"
-    dash[2] = "7 4"; dash[3] = "2 4"
-    split("p50 p99 p99.9", shown, " ")
+    dash[2] = "7 4"
 }
 END {
     print "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1180 370\" font-family=\"system-ui, sans-serif\" fill=\"none\" role=\"img\">"

@@ -27,7 +27,7 @@ echo "peak of 32 connections: $peak requests/s of fifty coupons each; $(memory) 
 echo "| asked for | requests/s | answered/s | 503/s | failed | median, p99, longest of the answered (ms) | memory (MiB) |"
 echo "|---|---|---|---|---|---|---|"
 row() { # name, rate, seconds
-    CALLERS=2000 RATE=$2 k6_load "$3"
+    RATE=$2 k6_load "$3"
     [ "$unsent" = 0 ] || echo "the load could not send $unsent of them" >&2
     echo "| $1 | $2 | $((answered / $3)) | $((turned_away / $3)) | $failed | $p50, $p99, $longest | $(memory) |"
 }

@@ -170,12 +170,12 @@ bare() { # seconds: sets inserted, rows a second that pgbench inserts, each in a
 }
 command -v "${bin}pgbench" > /dev/null || fail "pgbench is missing: install Postgres' contrib package"
 
-# k6 with load.js: RATE requests a second, or as many as CALLERS (128) can do one after the other. Sets answered, turned_away,
-# failed, unsent; p50, p99, p999 and longest, in milliseconds, of the answered.
+# k6 with load.js: RATE requests a second. Sets answered, turned_away, failed, unsent; p50, p99 and longest, in milliseconds, of
+# the answered.
 k6_load() { # seconds
     FIRST=$(fresh) SECONDS_LONG=$1 TO=${TO:-$listen} K6_NO_USAGE_REPORT=true \
         ${pin_load:-} "$k6" run --quiet --log-output=none "$here/load.js" > "$data/k6" || fail "k6: $(cat "$data/k6")"
-    read -r answered turned_away failed unsent p50 p99 p999 longest < "$data/k6"
+    read -r answered turned_away failed unsent p50 p99 longest < "$data/k6"
 }
 find_k6() { # sets k6: K6, that on the PATH, or that of `make k6`
     k6=${K6:-$(command -v k6 || echo "$here/../target/k6/bin/k6")}

@@ -326,10 +326,8 @@ fn answer(issuance: &Issuance) -> Response {
     let answer = IssueAnswer::of(&issuance.entities, &issuance.zone);
     let failures = answer.failure_count;
     let refused = (failures > 0).then(|| refused(&answer.response));
-    let granted = || issuance.entities.iter().filter_map(|entity| entity.outcome.as_ref().ok());
-    let replayed = granted().filter(|granted| granted.replayed).count();
-    let resent = granted().filter(|granted| granted.resent && !granted.replayed).count();
-    let issued = answer.total_count - failures - replayed - resent;
+    let of = |name| issuance.entities.iter().filter(|entity| entity.name() == name).count();
+    let (issued, resent, replayed) = (of("issued"), of("resent"), of("replayed"));
     let counts = Counts { total: answer.total_count, issued, resent, replayed, failures, refused };
     let mut answer = Json(answer).into_response();
     if issuance.is_replayed() {

@@ -3,16 +3,13 @@
 
 use metrics::{Counter, counter};
 
-use super::{Granted, Refusal};
+use super::{Entity, Refusal};
 use crate::meters;
 
 /// The counters of entities.
 pub(super) struct Counts {
-    issued: Counter,
-    resent: Counter,
-    replayed: Counter,
-    /// By outcome and by code, in the order of [`Refusal::EACH`].
-    refused: Vec<(&'static str, Counter, Counter)>,
+    /// By [`Entity::name`]; of a refusal by its code as well.
+    outcomes: Vec<(&'static str, Counter, Option<Counter>)>,
     /// Keyed requests that were forgotten.
     pub(super) forgotten: Counter,
 }
@@ -20,29 +17,20 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn new() -> Self {
         let outcome = |name: &'static str| counter!(meters::ENTITIES.name, "outcome" => name);
-        let refused = |refusal: Refusal| {
+        let granted = ["issued", "resent", "replayed"].map(|name| (name, outcome(name), None));
+        let refused = Refusal::EACH.map(|refusal| {
             let by_code = counter!(meters::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
-            (refusal.name(), outcome(refusal.name()), by_code)
-        };
-        Self {
-            issued: outcome("issued"),
-            resent: outcome("resent"),
-            replayed: outcome("replayed"),
-            refused: Refusal::EACH.into_iter().map(refused).collect(),
-            forgotten: counter!(meters::FORGOTTEN.name),
-        }
+            (refusal.name(), outcome(refusal.name()), Some(by_code))
+        });
+        Self { outcomes: granted.into_iter().chain(refused).collect(), forgotten: counter!(meters::FORGOTTEN.name) }
     }
 
-    /// One entity is about to be answered.
-    pub(super) fn answered(&self, outcome: &Result<Granted, Refusal>) {
-        match outcome {
-            Ok(Granted { replayed: true, .. }) => self.replayed.increment(1),
-            Ok(Granted { resent: true, .. }) => self.resent.increment(1),
-            Ok(_) => self.issued.increment(1),
-            Err(refusal) => {
-                let counters = self.refused.iter().find(|(name, ..)| *name == refusal.name());
-                if let Some((_, by_outcome, by_code)) = counters {
-                    by_outcome.increment(1);
+    /// These are about to be answered.
+    pub(super) fn answered(&self, entities: &[Entity]) {
+        for entity in entities {
+            if let Some((_, by_outcome, by_code)) = self.outcomes.iter().find(|(name, ..)| *name == entity.name()) {
+                by_outcome.increment(1);
+                if let Some(by_code) = by_code {
                     by_code.increment(1);
                 }
             }

@@ -45,7 +45,7 @@ pub(super) struct Attempt {
 }
 
 /// How far an attempt is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Stage {
     /// It may begin with its first coupon, in that coupon's transaction.
     Ahead,
@@ -89,16 +89,17 @@ impl Attempt {
 
     /// Has it begin with the first of these coupons, which are all that the request asks for.
     pub(super) fn begin_with(&mut self, works: &mut [Work]) {
-        let coupon = |work| match work {
-            &mut Work::Issue(ref mut coupon) => Some(coupon),
-            Work::Confirm(_) => None,
-        };
-        let mut coupons: Vec<_> = works.iter_mut().filter_map(coupon).collect();
+        let mut keyed = Vec::new();
+        for work in works {
+            if let Work::Issue(coupon) = work {
+                keyed.extend(coupon.keyed.as_mut().map(|keyed| (coupon.series_id, keyed)));
+            }
+        }
         // As the writer goes through them, unless it has to settle a batch that broke.
-        coupons.sort_by_key(|coupon| coupon.series_id.0);
-        let mut begins = Beginning::Here;
-        for keyed in coupons.into_iter().filter_map(|coupon| coupon.keyed.as_mut()) {
-            keyed.attempt = Some((Arc::clone(&self.new), std::mem::replace(&mut begins, Beginning::Elsewhere)));
+        keyed.sort_by_key(|(series_id, _)| series_id.0);
+        for (place, (_, keyed)) in keyed.into_iter().enumerate() {
+            let begins = if place == 0 { Beginning::Here } else { Beginning::Elsewhere };
+            keyed.attempt = Some((Arc::clone(&self.new), begins));
         }
         self.stage = Stage::Beginning;
     }

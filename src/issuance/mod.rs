@@ -87,16 +87,25 @@ pub struct Entity {
 }
 
 impl Entity {
+    /// The name under which it is counted: `issued`, `resent`, `replayed`, or that of a refusal.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match &self.outcome {
+            Ok(Granted { replayed: true, .. }) => "replayed",
+            Ok(Granted { resent: true, .. }) => "resent",
+            Ok(_) => "issued",
+            Err(refusal) => refusal.name(),
+        }
+    }
+
     /// What its caller is told, for the activity.
-    fn told(&self) -> Told {
-        let (outcome, kind) = match &self.outcome {
-            Ok(Granted { replayed: true, .. }) => ("replayed", Kind::Granted),
-            Ok(Granted { resent: true, .. }) => ("resent", Kind::Granted),
-            Ok(_) => ("issued", Kind::Granted),
-            Err(Refusal::UnknownSeries) => (Refusal::UnknownSeries.name(), Kind::NoSuchSeries),
-            Err(refusal) => (refusal.name(), Kind::Refused),
+    const fn told(&self) -> Told {
+        let kind = match &self.outcome {
+            Ok(_) => Kind::Granted,
+            Err(Refusal::UnknownSeries) => Kind::NoSuchSeries,
+            Err(_) => Kind::Refused,
         };
-        Told { series_id: self.series_id, outcome, kind }
+        Told { series_id: self.series_id, outcome: self.name(), kind }
     }
 }
 
@@ -251,6 +260,7 @@ impl Issuer {
         let task = async move {
             let result = request::process(&issuer, &request, deadline).await;
             if let Ok(issuance) = &result {
+                issuer.counts.answered(&issuance.entities);
                 let told = issuance.entities.iter().map(Entity::told);
                 issuer.activity.note(request.caller.org_id, &request.request_id, told);
             }

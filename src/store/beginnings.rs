@@ -41,6 +41,14 @@ pub struct NewAttempt {
     pub held_until: Timestamp,
 }
 
+impl NewAttempt {
+    /// Its entities as Postgres writes an array: several of different lengths are no array of arrays.
+    pub(super) fn series_array(&self) -> String {
+        let ids: Vec<String> = self.series_ids.iter().map(|id| id.0.to_string()).collect();
+        format!("{{{}}}", ids.join(","))
+    }
+}
+
 struct Ask {
     new: Arc<NewAttempt>,
     answer: oneshot::Sender<Begun>,
@@ -137,17 +145,11 @@ async fn begin(
         .bind(new.iter().map(|one| one.request.org_id.0).collect::<Vec<_>>())
         .bind(new.iter().map(|one| &*one.request.key).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.fingerprint.as_slice()).collect::<Vec<_>>())
-        .bind(new.iter().map(|one| array(&one.series_ids)).collect::<Vec<_>>())
+        .bind(new.iter().map(|one| one.series_array()).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.attempt).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.now.to_sqlx()).collect::<Vec<_>>())
         .bind(new.iter().map(|one| one.held_until.to_sqlx()).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
     Ok(rows.into_iter().collect())
-}
-
-/// As Postgres writes an array: several of different lengths are no array of arrays.
-pub(super) fn array(series_ids: &[SeriesId]) -> String {
-    let ids: Vec<String> = series_ids.iter().map(|id| id.0.to_string()).collect();
-    format!("{{{}}}", ids.join(","))
 }

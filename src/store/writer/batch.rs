@@ -15,7 +15,6 @@ use uuid::Uuid;
 use super::connection::{Backend, Connector, WriterConnection};
 use super::{Beginning, Code, Meters, NewCoupon, Work, Written};
 use crate::seldom::Seldom;
-use crate::store::beginnings::array;
 use crate::store::{NewAttempt, StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -288,10 +287,10 @@ fn uuid(request_id: &str) -> Option<Uuid> {
     (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
 }
 
-/// The attempt that a coupon belongs to, if that begins so.
-fn attempt(coupon: &NewCoupon, begins: Beginning) -> Option<&NewAttempt> {
+/// The attempt that a coupon belongs to, if it begins in one of these ways.
+fn attempt<'c>(coupon: &'c NewCoupon, begins: &[Beginning]) -> Option<&'c NewAttempt> {
     let (attempt, beginning) = coupon.keyed.as_ref()?.attempt.as_ref()?;
-    (*beginning == begins).then_some(&**attempt)
+    begins.contains(beginning).then_some(&**attempt)
 }
 
 /// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
@@ -306,7 +305,11 @@ fn issue_coupons<'q>(
     expect: Expect,
     durability: &'q str,
 ) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
+    use Beginning::{Before, Elsewhere, Here};
     // Arrays that are shorter than the others count as filled up with null.
+    let uuids = column(coupons, |c| uuid(&c.request_id));
+    let request_ids: Vec<Option<&str>> =
+        coupons.iter().zip(&uuids).map(|(c, uuid)| uuid.is_none().then_some(&*c.request_id)).collect();
     let keyed = if coupons.iter().any(|coupon| coupon.keyed.is_some()) { coupons } else { &[] };
     sqlx::query(
         "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
@@ -333,14 +336,14 @@ fn issue_coupons<'q>(
     .bind(column(coupons, |c| c.source.name()))
     .bind(column(coupons, |c| c.account_id.as_deref()))
     .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
-    .bind(column(coupons, |c| uuid(&c.request_id).is_none().then_some(&*c.request_id)))
-    .bind(column(coupons, |c| uuid(&c.request_id)))
+    .bind(request_ids)
+    .bind(uuids)
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
     .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
-    .bind(column(keyed, |c| attempt(c, Beginning::Elsewhere).or(attempt(c, Beginning::Here)).map(|new| new.attempt)))
-    .bind(column(keyed, |c| c.keyed.as_ref()?.attempt.as_ref().map(|(new, _)| new.fingerprint.as_slice())))
-    .bind(column(keyed, |c| attempt(c, Beginning::Here).map(|new| array(&new.series_ids))))
-    .bind(column(keyed, |c| attempt(c, Beginning::Here).map(|new| new.held_until.to_sqlx())))
+    .bind(column(keyed, |c| attempt(c, &[Here, Elsewhere]).map(|new| new.attempt)))
+    .bind(column(keyed, |c| attempt(c, &[Before, Here, Elsewhere]).map(|new| new.fingerprint.as_slice())))
+    .bind(column(keyed, |c| attempt(c, &[Here]).map(NewAttempt::series_array)))
+    .bind(column(keyed, |c| attempt(c, &[Here]).map(|new| new.held_until.to_sqlx())))
     .bind(durability)
 }
