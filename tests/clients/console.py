@@ -1,18 +1,10 @@
 """/console in a real browser: who only looks signs in, and sees a coupon within seconds of its being issued; nothing leaves the machine, and
 nothing is complained of.
 
-python console.py http://127.0.0.1:8080 [directory for screenshots]      needs playwright and Chromium ($CHROMIUM)
+python console.py http://127.0.0.1:8080 [directory for screenshots]      needs what browser.py does
 """
 
-import os
-import sys
-from urllib.parse import urlsplit
-
-from playwright.sync_api import sync_playwright
-
-base = sys.argv[1]
-shots = sys.argv[2] if len(sys.argv) > 2 else None
-trouble = []
+from browser import assert_fits, base, chromium, shoot, watched
 
 
 def issue(playwright):
@@ -35,10 +27,7 @@ def number(page):
 def visit(playwright, browser, width, scheme):
     desk = {"username": "office.desk", "password": "office123"}
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, http_credentials=desk)
-    page = context.new_page()
-    page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: urlsplit(request.url).netloc in (urlsplit(base).netloc, "") or trouble.append(request.url))
+    page = watched(context.new_page())
     answer = page.goto(f"{base}/console")
     assert answer.status == 200, answer.status
     page.get_by_role("heading", name="Demo Retail").wait_for()
@@ -47,28 +36,21 @@ def visit(playwright, browser, width, scheme):
     # The page asks again by itself: counts reach the database within 5 seconds, and the page within 10 more.
     page.locator("#live code", has_text=request_id).wait_for(timeout=30_000)
     assert number(page) >= before + issued, f"{before} and {issued} are {number(page)}"
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= width, f"{wide} px wide on a screen of {width}"
-    if shots:
-        page.screenshot(path=f"{shots}/console-{width}-{scheme}.png", full_page=True)
+    assert_fits(page, width)
+    shoot(page, f"console-{width}-{scheme}")
     page.get_by_role("button", name="Pause updates").click()
     page.get_by_text("Updates are paused.").wait_for()
     page.get_by_label("Series id").fill("104, 4711")
     page.get_by_role("button", name="Find").click()
     page.get_by_text("There is no series 4711.").wait_for()
     assert page.locator("#series-104").count() == 1 and page.locator("#series-101").count() == 0
-    if shots:
-        page.screenshot(path=f"{shots}/found-{width}-{scheme}.png", full_page=True)
+    shoot(page, f"found-{width}-{scheme}")
     context.close()
     print(f"{width} px, {scheme}: {issued} issued and told, with the failures of {request_id}")
 
 
-with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
+with chromium() as (playwright, browser):
     stranger = browser.new_context().request.get(f"{base}/console")
     assert stranger.status == 401 and "Basic" in stranger.headers["www-authenticate"], stranger.status
     for width, scheme in (1280, "light"), (390, "dark"):
         visit(playwright, browser, width, scheme)
-    browser.close()
-if trouble:
-    sys.exit("\n".join(trouble))

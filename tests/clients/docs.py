@@ -1,19 +1,13 @@
 """/docs in a real browser: credentials are entered, a coupon is issued; nothing leaves the machine, and nothing is complained of.
 
-python docs.py http://127.0.0.1:8080 [directory for screenshots]      needs playwright and Chromium ($CHROMIUM)
+python docs.py http://127.0.0.1:8080 [directory for screenshots]      needs what browser.py does
 """
 
 import json
-import os
 import re
-import sys
 from urllib.parse import urlsplit
 
-from playwright.sync_api import sync_playwright
-
-base = sys.argv[1]
-shots = sys.argv[2] if len(sys.argv) > 2 else None
-trouble = []
+from browser import assert_fits, base, chromium, shoot, watched
 
 
 def authorize(page, scheme, fields):
@@ -40,30 +34,20 @@ def issue(page):
 
 
 def visit(browser, width, scheme, fields):
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda message: trouble.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda request: urlsplit(request.url).netloc in (urlsplit(base).netloc, "") or trouble.append(request.url))
+    page = watched(browser.new_page(viewport={"width": width, "height": 900}))
     page.goto(f"{base}/docs")
     page.locator("#operations-Issuing-issueCoupons").wait_for()
-    if shots:
-        page.screenshot(path=f"{shots}/docs-{width}.png", full_page=True)
+    shoot(page, f"docs-{width}")
     authorize(page, scheme, fields)
     status, body = issue(page)
     codes = [entity["result"]["code"] for entity in body["response"] if "result" in entity]
     assert status == 200 and len(codes) == 1, json.dumps(body)
-    wide = page.evaluate("document.documentElement.scrollWidth")
-    assert wide <= width, f"{wide} px wide on a screen of {width}"
-    if shots:
-        page.screenshot(path=f"{shots}/issued-{width}.png", full_page=True)
+    assert_fits(page, width)
+    shoot(page, f"issued-{width}")
     page.close()
     print(f"{width} px, {scheme}: a coupon was issued")
 
 
-with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=["--no-sandbox"])
+with chromium() as (_, browser):
     visit(browser, 1280, "basic", {"username": "store.server", "password": "server123"})
     visit(browser, 390, "oauth2", {"clientId": "crm", "clientSecret": "crm-secret"})
-    browser.close()
-if trouble:
-    sys.exit("\n".join(trouble))
