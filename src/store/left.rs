@@ -3,7 +3,7 @@
 
 use jiff::civil::Date;
 use jiff_sqlx::ToSqlx;
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
 use super::{Store, StoreError};
 use crate::model::{OrgId, SeriesId};
@@ -54,13 +54,8 @@ impl Store {
     /// # Errors
     /// When the database cannot be asked, or takes too long.
     pub async fn series_left(&self, today: Date, most: u32) -> Result<Vec<SeriesLeft>, StoreError> {
-        let mut connection = self.lease().await?;
-        let mut transaction = connection.begin().await?;
-        // Where reading a table as a whole counts as dear, as it does here, compiling the statement would take most of its time.
-        sqlx::query("set local jit = off").execute(&mut *transaction).await?;
         let query = sqlx::query(LEFT).bind(today.to_sqlx()).bind(i64::from(most));
-        let rows = query.fetch_all(&mut *transaction).await?;
-        transaction.rollback().await?;
+        let rows = query.fetch_all(&mut *self.lease().await?).await?;
         rows.iter()
             .map(|row| {
                 let is_cap: bool = row.try_get("is_cap")?;

@@ -80,9 +80,9 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// A setting for sessions that read and write by key: a table that has filled up since it was last analysed would else be
-/// read as a whole.
-const LOOK_UPS_ONLY: (&str, &str) = ("enable_seqscan", "off");
+/// Settings for sessions that read and write by key: a table that has filled up since it was last analysed would else be read as
+/// a whole. Where that counts as dear, compiling would seem worth it for the smallest of tables, at fifty milliseconds a statement.
+const LOOK_UPS_ONLY: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
 
 /// What is read after a lock was waited for must be what holds by then, whatever the database's default.
 const READ_COMMITTED: &str = "set session characteristics as transaction isolation level read committed";
@@ -130,7 +130,7 @@ impl Store {
     #[must_use]
     pub fn new(connect: PgConnectOptions, limits: ReadLimits) -> Self {
         let statement_timeout = format!("{}ms", limits.statement_timeout.as_millis());
-        let connect = connect.options([("statement_timeout", statement_timeout.as_str()), LOOK_UPS_ONLY]);
+        let connect = connect.options([("statement_timeout", statement_timeout.as_str())]).options(LOOK_UPS_ONLY);
         let pool = PgPoolOptions::new()
             .max_connections(limits.max_connections)
             .acquire_timeout(limits.acquire_timeout)

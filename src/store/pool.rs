@@ -79,7 +79,7 @@ impl CodeUpload {
         series_id: SeriesId,
         file_sha256: Vec<u8>,
     ) -> Result<Option<Self>, StoreError> {
-        let mut connection = connect.connect().await?;
+        let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
         // The session's, until it ends: two uploads at once would give out the same places. (No customer's lock has this
         // seed: theirs is the organisation, which is never negative.)
         let is_mine: bool =
@@ -93,8 +93,6 @@ impl CodeUpload {
         }
         // Each statement must see what was committed before it.
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
-        let look_ups_only = sqlx::query("select set_config($1, $2, false)").bind(LOOK_UPS_ONLY.0).bind(LOOK_UPS_ONLY.1);
-        look_ups_only.execute(&mut connection).await?;
         sqlx::query(
             "create temporary table uploaded (line bigint not null, code text not null, customer_id text) on commit delete rows",
         )

@@ -39,8 +39,8 @@ pub(super) struct Backend {
 
 impl Connector {
     /// Connections that are made count as up for as long as they are kept.
-    pub(super) const fn new(options: PgConnectOptions, statement_timeout: Duration, up: Level) -> Self {
-        Self { options, statement_timeout, up }
+    pub(super) fn new(options: PgConnectOptions, statement_timeout: Duration, up: Level) -> Self {
+        Self { options: options.options(LOOK_UPS_ONLY), statement_timeout, up }
     }
 
     /// How long to wait for an answer before the connection counts as broken.
@@ -62,12 +62,9 @@ impl Connector {
         // The commits within a batch share the flush of its last transaction (migrations/0003, issue_coupons).
         sqlx::query(
             "select set_config('synchronous_commit', 'off', false), set_config('statement_timeout', $1, false),
-                    set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false),
-                    set_config($2, $3, false)",
+                    set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false)",
         )
         .bind(format!("{}ms", self.statement_timeout.as_millis()))
-        .bind(LOOK_UPS_ONLY.0)
-        .bind(LOOK_UPS_ONLY.1)
         .execute(&mut connection)
         .await?;
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
