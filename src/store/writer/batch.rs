@@ -6,16 +6,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use jiff_sqlx::ToSqlx;
-use sqlx::types::Json;
-use sqlx::{Postgres, Row};
+use sqlx::Row;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use uuid::Uuid;
 
+use super::call::{Expect, issue_coupons, meaning};
 use super::connection::{Backend, Connector, WriterConnection};
-use super::{Beginning, Code, Meters, NewCoupon, Work, Written};
+use super::{Meters, NewCoupon, Work, Written};
 use crate::seldom::Seldom;
-use crate::store::{NewAttempt, StoreError, no_answer};
+use crate::store::{StoreError, no_answer};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After a deadline, the time that is left to find out what a broken call has committed.
@@ -188,7 +187,7 @@ impl Batches {
             let codes: Vec<Option<String>> = row.try_get("issued_codes")?;
             let mut written = vec![Written::InDoubt; coupons.len()];
             for (place, (outcome, code)) in places.into_iter().zip(outcomes.into_iter().zip(codes)) {
-                written[place] = meaning(outcome, code);
+                written[place] = meaning(coupons[place], outcome, code);
             }
             Ok(written)
         });
@@ -227,7 +226,7 @@ impl Batches {
         Err(error)
     }
 
-    /// Gives back the locks that a failed call leaves with its session (migrations/0009, `issue_coupons`).
+    /// Gives back the locks that a failed call leaves with its session (migrations/0010, `issue_coupons`).
     async fn unlock(&mut self) -> bool {
         let patience = self.patience();
         let Some(writer) = &mut self.current else { return false };
@@ -264,86 +263,6 @@ fn merge(works: &[Work], mut written: impl Iterator<Item = Written>, flushed_sin
         .collect()
 }
 
-/// The outcomes of procedure `issue_coupons`, which lists them.
-fn meaning(outcome: i16, code: Option<String>) -> Written {
-    match (outcome, code) {
-        (1, Some(code)) => Written::Issued(code),
-        (5, _) => Written::Collision,
-        (8, _) => Written::Paused,
-        (9, _) => Written::Recorded,
-        (10, _) => Written::Unbegun,
-        (2..=4 | 6 | 7, _) => Written::Stale,
-        _ => Written::Failed,
-    }
-}
-
 fn column<'c, T: 'c>(coupons: &[&'c NewCoupon], value: impl Fn(&'c NewCoupon) -> T) -> Vec<T> {
     coupons.iter().map(|coupon| value(coupon)).collect()
-}
-
-/// The UUID that this is, if it is written as one is: it can be stored in less, and be told again letter by letter.
-fn uuid(request_id: &str) -> Option<Uuid> {
-    let uuid = Uuid::try_parse(request_id).ok()?;
-    (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
-}
-
-/// The attempt that a coupon belongs to, if it begins in one of these ways.
-fn attempt<'c>(coupon: &'c NewCoupon, begins: &[Beginning]) -> Option<&'c NewAttempt> {
-    let (attempt, beginning) = coupon.keyed.as_ref()?.attempt.as_ref()?;
-    begins.contains(beginning).then_some(&**attempt)
-}
-
-/// Which coupons a call is prepared to see refused. Any other that is breaks the call, and is then sent again alone.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Expect {
-    Guarded,
-    All,
-}
-
-fn issue_coupons<'q>(
-    coupons: &[&NewCoupon],
-    expect: Expect,
-    durability: &'q str,
-) -> sqlx::query::Query<'q, Postgres, sqlx::postgres::PgArguments> {
-    use Beginning::{Before, Elsewhere, Here};
-    // Arrays that are shorter than the others count as filled up with null.
-    let uuids = column(coupons, |c| uuid(&c.request_id));
-    let request_ids: Vec<Option<&str>> =
-        coupons.iter().zip(&uuids).map(|(c, uuid)| uuid.is_none().then_some(&*c.request_id)).collect();
-    let keyed = if coupons.iter().any(|coupon| coupon.keyed.is_some()) { coupons } else { &[] };
-    sqlx::query(
-        "call issue_coupons($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-                            $20, $21, $22, $23, $24, $25, $26, $27, $28, null::smallint[], null::text[])",
-    )
-    .bind(column(coupons, |c| c.org_id.0))
-    .bind(column(coupons, |c| c.revision.0))
-    .bind(column(coupons, |c| c.series_id.0))
-    .bind(column(coupons, |c| c.customer_id.0.as_str()))
-    .bind(column(coupons, |c| c.ordinal))
-    .bind(column(coupons, |c| match &c.code {
-        Code::Unique(code) | Code::Shared(code) => Some(code.as_str()),
-        Code::FromPool => None,
-    }))
-    .bind(column(coupons, |c| matches!(c.code, Code::Shared(_))))
-    .bind(column(coupons, |c| c.expires_on.to_sqlx()))
-    .bind(column(coupons, |c| c.issued_at.to_sqlx()))
-    .bind(column(coupons, |c| c.issue_id))
-    .bind(column(coupons, |c| expect == Expect::All || c.is_guarded()))
-    .bind(column(coupons, |c| c.max_create))
-    .bind(column(coupons, |c| c.is_exclusive))
-    .bind(column(coupons, |c| c.caller.till_id.as_str()))
-    .bind(column(coupons, |c| c.caller.store_id.0))
-    .bind(column(coupons, |c| c.source.name()))
-    .bind(column(coupons, |c| c.account_id.as_deref()))
-    .bind(column(coupons, |c| c.metadata.as_ref().map(Json)))
-    .bind(request_ids)
-    .bind(uuids)
-    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| &*keyed.request_key)))
-    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| keyed.entity)))
-    .bind(column(keyed, |c| c.keyed.as_ref().map(|keyed| Json(&*keyed.face))))
-    .bind(column(keyed, |c| attempt(c, &[Here, Elsewhere]).map(|new| new.attempt)))
-    .bind(column(keyed, |c| attempt(c, &[Before, Here, Elsewhere]).map(|new| new.fingerprint.as_slice())))
-    .bind(column(keyed, |c| attempt(c, &[Here]).map(NewAttempt::series_array)))
-    .bind(column(keyed, |c| attempt(c, &[Here]).map(|new| new.held_until.to_sqlx())))
-    .bind(durability)
 }

@@ -5,6 +5,7 @@
 
 mod backlog;
 mod batch;
+mod call;
 mod connection;
 
 use std::collections::VecDeque;
@@ -88,13 +89,6 @@ pub struct NewCoupon {
     pub is_exclusive: bool,
     /// Whether it is to be expected that the code exists already. Where it is not, finding out costs more.
     pub may_collide: bool,
-}
-
-impl NewCoupon {
-    /// Whether anything but a change of settings is expected to refuse it.
-    const fn is_guarded(&self) -> bool {
-        self.is_exclusive || self.may_collide || self.max_create.is_some() || self.ordinal.is_some()
-    }
 }
 
 /// One thing for the writer to do.
