@@ -44,6 +44,7 @@ pub(super) fn meaning(coupon: &NewCoupon, outcome: i16, from_pool: Option<String
 
 /// A value of the type `new_coupon`: its fields, in order.
 #[derive(sqlx::Encode)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields of the type")]
 struct Value<'c> {
     place: i32,
     org_id: i64,
