@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Coupons a second, durably issued over HTTP (fsync on, 128 connections, 32 for fifty series) at 1, 2, 10 and 50 series a request:
-# this service, and the plain way (plain_way.rs); beside pgbench inserting the same row with the same indexes on the same server.
+# Coupons a second, durably issued over HTTP (fsync on; 256 connections, 128 for ten series, 32 for fifty) at 1, 2, 10 and 50
+# series a request: this service, and the plain way (plain_way.rs); beside pgbench inserting the same row with the same indexes on
+# the same server.
 # Prints a table; takes about three minutes.
 #
 #   benches/throughput.sh target/release/coupon-issuer        SECONDS_EACH=2 ROUNDS=5
@@ -17,8 +18,9 @@ serve "$port"
 serve_plain_way
 
 issue() { # who, series a request
-    local to=$listen connections=128
+    local to=$listen connections=256
     [ "$1" = service ] || to=$plain_listen
+    [ "$2" -lt 10 ] || connections=128
     [ "$2" -lt 50 ] || connections=32
     # Fifty series are the ten there are, five times over.
     TO=$to CONNECTIONS=$connections SERIES=$(for i in $(seq 0 $(($2 - 1))); do echo $((1001 + i % 10)); done | paste -sd, -) \
