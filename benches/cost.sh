@@ -54,15 +54,18 @@ exec 4<> "$data/silence"
 for _ in $(seq $((3 * rounds))); do start_up; done
 
 # Per coupon: on a database for each, which holds nothing else.
-whats=(service1 service10 plain1)
-declare -A at name=([service1]="this service, 1 series a request" [service10]="this service, 10 series" [plain1]="the plain way, 1 series")
+whats=(service1 service10 keyed1 plain1)
+declare -A at name=([service1]="this service, 1 series a request" [service10]="this service, 10 series"
+    [keyed1]="this service, 1 series with an Idempotency-Key" [plain1]="the plain way, 1 series")
 for what in "${whats[@]}"; do
     database "$what"
     at[$what]=$url
 done
 use() { # what: starts it
     url=${at[$1]}
+    unset KEYED
     case $1 in
+        keyed1) export KEYED=1 && serve "$port"; process=$service; series=1; to=$listen ;;
         service*) serve "$port"; process=$service; series=${1#service}; to=$listen ;;
         plain1) serve_plain_way; process=$plain_service; series=1; to=$plain_listen ;;
     esac
@@ -94,6 +97,7 @@ for what in "${whats[@]}"; do
 done
 
 # Memory under load: the most of it that was seen.
+unset KEYED
 ulimit -n "$(ulimit -Hn)"
 database memory
 serve "$port"

@@ -121,6 +121,11 @@ impl Attempt {
         matches!(self.stage, Stage::Ahead)
     }
 
+    /// Whether it is known to have begun: else the key may have been used before.
+    pub(super) const fn is_begun(&self) -> bool {
+        matches!(self.stage, Stage::Begun)
+    }
+
     /// Whether it has to be begun before anything is written.
     pub(super) const fn is_unbegun(&self) -> bool {
         matches!(self.stage, Stage::Unbegun)

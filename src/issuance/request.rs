@@ -196,7 +196,9 @@ impl Course<'_> {
         }
         while std::mem::take(&mut self.recorded) {
             let recall = self.recall().instrument(traces::span!("read what was issued before"));
-            Box::pin(within(deadline, recall)).await?;
+            let recalled = Box::pin(within(deadline, recall)).await;
+            self.recorded |= recalled.is_err();
+            recalled?;
         }
         let Some(views) = within(deadline, pin!(self.look())).await? else { return Ok(()) };
         let (sent, mut works) = self.decide(&views);
@@ -392,7 +394,13 @@ impl Course<'_> {
         }
     }
 
+    /// Whether something that is not decided yet may have been issued before, under the same key.
+    fn is_uncertain(&self) -> bool {
+        self.recorded || self.attempt.as_ref().is_some_and(|attempt| !attempt.is_begun())
+    }
+
     fn record(&mut self, sent: Sent, written: Written) {
+        let is_uncertain = self.is_uncertain();
         let slot = &mut self.slots[sent.slot];
         slot.outcome = match written {
             Written::Issued(code) => Some(Ok(Granted { code, ..sent.granted })),
@@ -426,8 +434,8 @@ impl Course<'_> {
             Written::Unavailable => {
                 slot.unavailable = true;
                 // What was issued before and cannot be shown now is not said to have failed.
-                let is_issued = sent.granted.replayed || sent.granted.resent;
-                Some(Err(if is_issued { Refusal::TimedOut } else { Refusal::Failed }))
+                let may_be_issued = sent.granted.replayed || sent.granted.resent || is_uncertain;
+                Some(Err(if may_be_issued { Refusal::TimedOut } else { Refusal::Failed }))
             }
             Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
         };
@@ -443,7 +451,8 @@ impl Course<'_> {
         for slot in self.slots.iter_mut().filter(|slot| slot.issued_before.is_some() || slot.may_be_issued) {
             slot.outcome.get_or_insert(Err(Refusal::TimedOut));
         }
-        self.close_with(if matches!(error, IssueError::TimedOut) { &Refusal::TimedOut } else { &Refusal::Failed });
+        let may_be_issued = matches!(error, IssueError::TimedOut) || self.is_uncertain();
+        self.close_with(if may_be_issued { &Refusal::TimedOut } else { &Refusal::Failed });
         Ok(())
     }
 
