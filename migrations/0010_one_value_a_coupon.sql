@@ -1,5 +1,5 @@
--- Coupons are written with less work again: 22 us of Postgres' processor time for each instead of 29, with a cap 33 instead of 54,
--- with a key 49 instead of 75 (in batches of 64, the first quarter of 150).
+-- Coupons are written with less work again: 22 us for each instead of 29 (in one session and batches of 64, the first quarter of 150
+-- runs).
 
 -- No coupon is without a request's id: the one procedure that writes them is given one for each. To check it took a tenth of what a
 -- coupon takes, since Postgres reads a check anew for each statement.
