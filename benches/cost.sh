@@ -63,12 +63,13 @@ for what in "${whats[@]}"; do
 done
 use() { # what: starts it
     url=${at[$1]}
-    unset KEYED
     case $1 in
-        keyed1) export KEYED=1 && serve "$port"; process=$service; series=1; to=$listen ;;
-        service*) serve "$port"; process=$service; series=${1#service}; to=$listen ;;
-        plain1) serve_plain_way; process=$plain_service; series=1; to=$plain_listen ;;
+        plain*) serve_plain_way; process=$plain_service; to=$plain_listen ;;
+        *) serve "$port"; process=$service; to=$listen ;;
     esac
+    series=${1//[a-z]/}
+    unset KEYED
+    [[ $1 != keyed* ]] || export KEYED=1
     TO=$to ids=$(seq 1001 $((1000 + series)) | paste -sd, -)
     export TO SERIES=$ids
 }

@@ -43,9 +43,9 @@ create type new_coupon as (
 -- As in 0009, whose procedure the version before this one goes on calling during an upgrade. What is new:
 --
 -- A coupon is one value, not a place in each of 28 arrays, and the usual ones have paths of few statements: every condition is
--- prepared anew in every transaction, which takes about a microsecond. plain and swift take the place of guarded: a coupon that is
--- one of them, and whose code exists all the same, makes the call fail with a unique violation, with the coupons before it
--- committed.
+-- prepared anew in every transaction, which takes about a microsecond, so some statements stand here more than once. plain and
+-- swift take the place of guarded: a coupon that is one of them, and whose code exists all the same, makes the call fail with a
+-- unique violation, with the coupons before it committed.
 --
 -- Of the codes only those from the pool are told: the caller knows the others.
 create procedure issue_coupons(

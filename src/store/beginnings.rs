@@ -43,7 +43,7 @@ pub struct NewAttempt {
 
 impl NewAttempt {
     /// Its entities as Postgres writes an array: several of different lengths are no array of arrays.
-    pub(super) fn series_array(&self) -> String {
+    fn series_array(&self) -> String {
         let ids: Vec<String> = self.series_ids.iter().map(|id| id.0.to_string()).collect();
         format!("{{{}}}", ids.join(","))
     }

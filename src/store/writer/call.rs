@@ -99,9 +99,12 @@ fn value(place: i32, coupon: &NewCoupon, expect: Expect) -> Value<'_> {
         Code::Unique(code) | Code::Shared(code) => Some(code.as_str()),
         Code::FromPool => None,
     };
-    let is_unlikely_to_conflict =
-        expect == Expect::Guarded && coupon.ordinal.is_none() && !coupon.may_collide && !coupon.is_exclusive;
-    let is_swift = is_unlikely_to_conflict && code.is_some() && (keyed.is_none() || beginning.is_some());
+    let is_swift = expect == Expect::Guarded
+        && !coupon.is_exclusive
+        && !coupon.may_collide
+        && coupon.ordinal.is_none()
+        && code.is_some()
+        && (keyed.is_none() || beginning.is_some());
     let request_uuid = uuid(&coupon.request_id);
     Value {
         place,
