@@ -118,7 +118,7 @@ impl App {
         let issuer = Arc::new(issuer);
         let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
         let forgetting = tokio::spawn(forgetting).abort_handle();
-        let readiness = Arc::new(Readiness::new(readiness_check(store.clone())));
+        let readiness = Arc::new(Readiness::new(readiness_check(store.clone(), Arc::clone(&issuer))));
         let connections = Connections::new(places(settings.http.max_connections), settings.http.write_timeout);
         let watch = Watch {
             store: store.clone(),
@@ -531,14 +531,20 @@ fn auth_limits(settings: &Settings) -> AuthLimits {
     }
 }
 
-fn readiness_check(store: Store) -> ReadinessCheck {
+fn readiness_check(store: Store, issuer: Arc<Issuer>) -> ReadinessCheck {
     Box::new(move || {
-        let store = store.clone();
+        let (store, issuer) = (store.clone(), Arc::clone(&issuer));
         Box::pin(async move {
             let checked = timeout(CHECK_WITHIN, store.check_schema()).await;
             checked
                 .map_err(|_elapsed| "the database does not answer in time".to_owned())?
-                .map_err(|error| error.to_string())
+                .map_err(|error| error.to_string())?;
+            // As not answering in time counts what does not answer in time.
+            let is_refused = timeout(CHECK_WITHIN, issuer.is_refused(Instant::now() + CHECK_WITHIN));
+            if is_refused.await.unwrap_or(true) {
+                return Err("the database refuses every write".to_owned());
+            }
+            Ok(())
         })
     })
 }

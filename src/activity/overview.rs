@@ -156,7 +156,7 @@ pub enum OverviewError {
 impl From<StoreError> for OverviewError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            StoreError::Unavailable(_) | StoreError::ServerFault(_) => Self::Unavailable(error.to_string()),
             StoreError::TookTooLong(_) => Self::TimedOut,
             StoreError::Failed(_) => Self::Internal(error.to_string()),
         }

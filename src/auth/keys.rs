@@ -46,7 +46,10 @@ impl KeyError {
     /// Whether trying again later may succeed.
     #[must_use]
     pub const fn is_away(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Unavailable(_) | StoreError::TookTooLong(_)))
+        matches!(
+            self,
+            Self::Store(StoreError::Unavailable(_) | StoreError::TookTooLong(_) | StoreError::ServerFault(_))
+        )
     }
 }
 

@@ -23,6 +23,8 @@ use crate::traces;
 const MOST_REMEMBERED: u64 = 100_000;
 /// How long a credential is trusted while nobody could tell of a change.
 const UNTOLD: Duration = Duration::from_secs(1);
+/// So often is a credential checked that changes while it is checked.
+const MOST_CHECKS: u32 = 5;
 /// How long finding a credential good may take.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
@@ -112,7 +114,7 @@ impl Memory {
         if self.remembered.get(&key).await.is_some_and(|entry| !self.is_current(&entry)) {
             self.remembered.invalidate(&key).await;
         }
-        loop {
+        for _ in 0..MOST_CHECKS {
             // Read before the check begins: a change during it makes its result an old one.
             let (epoch, read_at) = (self.epoch.load(Ordering::SeqCst), Instant::now());
             let checked = async {
@@ -127,6 +129,7 @@ impl Memory {
             }
             self.remembered.invalidate(&key).await;
         }
+        Err(AuthError::TimedOut)
     }
 
     fn is_current(&self, entry: &Entry) -> bool {

@@ -88,7 +88,7 @@ pub enum AuthError {
 impl From<StoreError> for AuthError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Unavailable(Arc::new(error)),
+            StoreError::Unavailable(_) | StoreError::ServerFault(_) => Self::Unavailable(Arc::new(error)),
             StoreError::TookTooLong(_) => Self::TimedOut,
             StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
@@ -412,7 +412,9 @@ impl Authenticator {
             is_right
         });
         if verified.await.map_err(|_| PasswordError::BrokeOff)?? {
-            self.memory.prove(key, stored.as_deref().unwrap_or_default()).await;
+            if let Some(stored) = stored {
+                self.memory.prove(key, &stored).await;
+            }
             return Ok(());
         }
         Err(AuthError::Invalid(if is_known {

@@ -53,6 +53,7 @@ impl ClientAddress {
 
 /// The addresses that proxies tell, in order. `None`: not an address.
 fn told_by(headers: &HeaderMap, header: &HeaderName) -> Vec<Option<IpAddr>> {
+    // What is no text names no address, and ends the chain as any other element that is none.
     let values = headers.get_all(header).iter().map(|value| value.to_str().unwrap_or_default());
     let elements = values.flat_map(|value| value.split(',')).map(str::trim);
     elements.map(if *header == FORWARDED { forwarded_for } else { address }).collect()

@@ -70,7 +70,7 @@ async fn caller(http: &Http, headers: &HeaderMap, from: IpAddr) -> Result<Arc<Ca
 /// The credentials that decide: a token of the contract's own header wherever there is one, else those of `Authorization`.
 fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
     let authorization = only(headers, &AUTHORIZATION)?;
-    if let Some(token) = only(headers, &OAUTH_TOKEN)?.filter(|token| !token.is_empty()) {
+    if let Some(token) = only(headers, &OAUTH_TOKEN)?.map(without_bearer).filter(|token| !token.is_empty()) {
         return Ok(Some(token_of(token)));
     }
     let Some(authorization) = authorization else { return Ok(None) };
@@ -82,6 +82,14 @@ fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
             Ok(Some(Credentials::Basic { till_id, password }))
         }
         _ => Ok(None),
+    }
+}
+
+/// There are clients that write this header as if it were `Authorization`.
+fn without_bearer(token: &str) -> &str {
+    match token.trim_start().split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start(),
+        _ => token,
     }
 }
 

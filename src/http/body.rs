@@ -5,7 +5,7 @@ use axum::body::{Body, Bytes};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::HttpLimits;
 use super::errors::ApiError;
@@ -17,13 +17,13 @@ const LONGEST_MESSAGE: usize = 240;
 /// The JSON object in a body.
 ///
 /// # Errors
-/// Those of [`json_bytes`] and [`parse`].
+/// Those of [`json_bytes`], [`text_of`] and [`parse`].
 pub(super) async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
     limits: &HttpLimits,
 ) -> Result<T, ApiError> {
-    parse(&json_bytes(headers, body, limits).await?)
+    parse(text_of(&json_bytes(headers, body, limits).await?)?)
 }
 
 /// All of a body that is said to be JSON.
@@ -44,6 +44,7 @@ pub(super) async fn json_bytes(headers: &HeaderMap, body: Body, limits: &HttpLim
 pub(super) fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(given), None) = (types.next(), types.next()) else { return false };
+    // What is no text is no media type, and none that is wanted.
     let media_type = given.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     media_type.trim().eq_ignore_ascii_case(wanted)
 }
@@ -62,19 +63,25 @@ pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiEr
     }
 }
 
-/// The JSON object in these bytes.
+/// These bytes as text: all of them, also what is in fields that are ignored.
+///
+/// # Errors
+/// 400 unless they are UTF-8.
+pub(super) fn text_of(bytes: &[u8]) -> Result<&str, ApiError> {
+    std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: {error}")))
+}
+
+/// The JSON object in this text.
 ///
 /// # Errors
 /// 400 for anything that is not `T`.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // All of it, also what is in fields that are ignored.
-    let text = std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: {error}")))?;
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let parsed: Object<T> = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner();
-        // A number that no type can hold is well-formed JSON all the same.
-        let is_json = reason.is_data() || reason.to_string().starts_with("number out of range");
+        // A number that no type can hold, and half of a surrogate pair, are well-formed JSON all the same.
+        let is_json = reason.is_data() || serde_json::from_str::<IgnoredAny>(text).is_ok();
         match (is_json, path.as_str()) {
             (true, ".") => bad(&reason.to_string()),
             (true, _) => bad(&format!("{path}: {reason}")),

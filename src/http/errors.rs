@@ -282,6 +282,7 @@ impl From<IssueError> for ApiError {
             IssueError::Unavailable(ref cause) => {
                 Self::Unavailable(cause.as_ref().map_or_else(|| error.to_string(), ToString::to_string))
             }
+            IssueError::ServerFault(ref cause) => Self::Unavailable(cause.to_string()),
             IssueError::TimedOut => Self::Unavailable(error.to_string()),
             IssueError::StillRunning => Self::StillRunning,
             IssueError::KeyReused => Self::KeyReused,

@@ -1,14 +1,10 @@
-//! The header `Idempotency-Key`, and what makes two bodies the same request (contract 6).
-//! What a key does is decided in `issuance::keyed`.
+//! The header `Idempotency-Key` (contract 6). What a key does is decided in `issuance::keyed`.
 
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::errors::ApiError;
-use crate::model::Source;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const LONGEST_KEY: usize = 255;
@@ -51,50 +47,4 @@ fn unescaped(quoted: &str) -> Result<String, ApiError> {
 /// What is no key.
 pub(super) fn bad() -> ApiError {
     ApiError::BadRequest(format!("Idempotency-Key: must be 1 to {LONGEST_KEY} printable ASCII characters"))
-}
-
-/// A hash of all that a request asks for, whatever the order of its keys and the space between them.
-pub(super) fn fingerprint(body: &[u8], source: Source, account_id: Option<&str>) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    // It has been parsed before, so it is JSON.
-    add(&mut hash, &serde_json::from_slice(body).unwrap_or_default());
-    add_text(&mut hash, b'q', source.name());
-    add_text(&mut hash, b'q', account_id.unwrap_or_default());
-    hash.finalize().into()
-}
-
-/// Each value with its kind and its length, so that no two read alike.
-fn add(hash: &mut Sha256, value: &Value) {
-    match value {
-        Value::Null => hash.update(b"n"),
-        Value::Bool(true) => hash.update(b"t"),
-        Value::Bool(false) => hash.update(b"f"),
-        Value::Number(number) => add_text(hash, b'#', &number.to_string()),
-        Value::String(text) => add_text(hash, b'"', text),
-        Value::Array(values) => {
-            add_length(hash, b'[', values.len());
-            for value in values {
-                add(hash, value);
-            }
-        }
-        Value::Object(members) => {
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_unstable_by_key(|(name, _)| *name);
-            add_length(hash, b'{', members.len());
-            for (name, value) in members {
-                add_text(hash, b':', name);
-                add(hash, value);
-            }
-        }
-    }
-}
-
-fn add_text(hash: &mut Sha256, kind: u8, text: &str) {
-    add_length(hash, kind, text.len());
-    hash.update(text.as_bytes());
-}
-
-fn add_length(hash: &mut Sha256, kind: u8, length: usize) {
-    hash.update([kind]);
-    hash.update((length as u64).to_be_bytes());
 }

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Http;
-use super::body::{json_bytes, parse};
+use super::body::{json_bytes, parse, text_of};
 use super::errors::{ApiError, Item};
-use super::idempotency::{self, fingerprint};
-use super::ids::{IdNumber, IdText};
+use super::fingerprint::fingerprint;
+use super::idempotency;
+use super::ids::{IdNumber, IdText, MobileText};
 use super::object::Object;
 use super::openapi::{self, examples, failures, schemas};
 use super::request_log::{Counts, RequestId};
@@ -55,7 +56,7 @@ struct CustomerBody {
     #[schema(schema_with = schemas::customer_id)]
     id: Option<IdText>,
     #[schema(schema_with = schemas::mobile)]
-    mobile: Option<String>,
+    mobile: Option<MobileText>,
     #[schema(schema_with = schemas::email)]
     email: Option<String>,
     #[schema(schema_with = schemas::external_id)]
@@ -206,9 +207,10 @@ async fn read(
     let (source, account_id) = parse_query(&head.uri)?;
     let key = idempotency::key(&head.headers)?;
     let bytes = json_bytes(&head.headers, body, &http.limits).await?;
-    let body: IssueBody = parse(&bytes)?;
+    let text = text_of(&bytes)?;
+    let body: IssueBody = parse(text)?;
     Ok(IssueRequest {
-        key: key.map(|key| RequestKey { key, fingerprint: fingerprint(&bytes, source, account_id.as_deref()) }),
+        key: key.map(|key| RequestKey { key, fingerprint: fingerprint(text, source, account_id.as_deref()) }),
         caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
         customer: identifiers(body.customer.0)?,
@@ -256,9 +258,11 @@ fn parse_query(uri: &Uri) -> Result<(Source, Option<String>), ApiError> {
         .map_err(|error| ApiError::BadRequest(format!("query: {}", error.body_text())))?;
     let source = match query.source.as_deref() {
         None | Some("") => Source::default(),
-        Some(name) => Source::ALL.into_iter().find(|source| source.name() == name).ok_or_else(|| {
-            ApiError::BadRequest(format!("source: must be one of {}", Source::ALL.map(Source::name).join(", ")))
-        })?,
+        Some(name) => {
+            Source::ALL.into_iter().find(|source| source.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+                ApiError::BadRequest(format!("source: must be one of {}", Source::ALL.map(Source::name).join(", ")))
+            })?
+        }
     };
     Ok((source, text("accountId", query.account_id, LONGEST_ID)?))
 }
@@ -272,7 +276,7 @@ fn series_ids(given: Vec<IdNumber>, most: usize) -> Result<Vec<SeriesId>, ApiErr
 }
 
 fn identifiers(customer: CustomerBody) -> Result<Identifiers, ApiError> {
-    let mobile = text("customer.mobile", customer.mobile, LONGEST_ID)?;
+    let mobile = text("customer.mobile", customer.mobile.map(|mobile| mobile.0), LONGEST_ID)?;
     let no_mobile = || ApiError::BadRequest("customer.mobile: must have 1 to 20 digits, and no letters".to_owned());
     let identifiers = Identifiers {
         id: text("customer.id", customer.id.map(|id| id.0), LONGEST_ID)?.map(CustomerId),

@@ -10,6 +10,7 @@ mod console;
 mod counts;
 mod docs;
 mod errors;
+mod fingerprint;
 mod health;
 mod idempotency;
 mod ids;

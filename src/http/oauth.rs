@@ -168,6 +168,7 @@ impl Form {
                 "scope" => form.scope.replace(value.into_owned()).is_none(),
                 "client_id" => form.client_id.replace(value.into_owned()).is_none(),
                 "client_secret" => form.client_secret.replace(value.into_owned().into()).is_none(),
+                // RFC 6749, section 3.2: a parameter that is not known is ignored.
                 _ => true,
             };
             if !is_new {
@@ -210,7 +211,7 @@ fn basic_client(authorization: &HeaderValue) -> Option<(String, SecretString)> {
 }
 
 fn form_decoded(text: &str) -> String {
-    // As the value of a form; what stands for itself in one is quoted first.
+    // As the value of a form; what stands for itself in one is quoted first. An empty text is the only one without a pair.
     let quoted = text.replace('&', "%26").replace('=', "%3D");
     form_urlencoded::parse(quoted.as_bytes()).next().map(|(name, _)| name.into_owned()).unwrap_or_default()
 }

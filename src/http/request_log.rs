@@ -21,6 +21,8 @@ use crate::traces::RequestTrace;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What clients of the platform's own look for.
+const CAP_REQUESTID: HeaderName = HeaderName::from_static("x-cap-requestid");
 
 /// The id of a request: the caller's own if it is well formed, else a new one (contract 2).
 #[derive(Debug, Clone)]
@@ -59,8 +61,9 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
 
     security_headers::add(response.headers_mut(), http.public_url.as_deref());
     if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(CAP_REQUEST_ID, value.clone());
-        response.headers_mut().insert(REQUEST_ID, value);
+        for name in [CAP_REQUEST_ID, REQUEST_ID, CAP_REQUESTID] {
+            response.headers_mut().insert(name, value.clone());
+        }
     }
     if http.readiness.is_draining() {
         // Callers that keep their connection are to go on elsewhere.
@@ -137,7 +140,7 @@ fn client(caller: &Caller) -> Option<&str> {
 }
 
 fn request_id(request: &Request) -> String {
-    let given = [CAP_REQUEST_ID, REQUEST_ID].iter().find_map(|name| {
+    let given = [CAP_REQUEST_ID, REQUEST_ID, CAP_REQUESTID].iter().find_map(|name| {
         let id = request.headers().get(name)?.to_str().ok()?;
         is_well_formed(id).then(|| id.to_owned())
     });

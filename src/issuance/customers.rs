@@ -34,7 +34,7 @@ pub(super) fn as_given(policy: CustomerPolicy, given: &Identifiers) -> Option<Cu
 /// Finds the customer, or makes one where the organisation is open.
 ///
 /// # Errors
-/// [`IssueError::UnknownCustomer`], [`IssueError::ConflictingCustomer`], or a database that cannot be asked.
+/// [`IssueError::UnknownCustomer`], [`IssueError::ConflictingCustomer`], or a database that cannot be asked, or only too late.
 pub async fn identify(
     store: &Store,
     entropy: &dyn Entropy,
@@ -61,7 +61,8 @@ pub async fn identify(
             return Ok(id);
         }
     }
-    Err(IssueError::ConflictingCustomer)
+    // Who it is was not found out: that is no conflict, and it may be tried again.
+    Err(IssueError::TimedOut)
 }
 
 fn meaning(policy: CustomerPolicy, given: &Identifiers, found: &[CustomerLookup]) -> Meaning {

@@ -20,11 +20,14 @@ use tracing::Instrument;
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, within};
 use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
 use crate::store::writer::{Beginning, KeyedEntity, Work, Written};
-use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon};
+use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon, StoreError};
 use crate::traces;
 
 /// How much longer than its time an attempt is believed to be at work, where it does not say that it is over.
 const HELD_LONGER: SignedDuration = SignedDuration::from_secs(5);
+
+/// So often is a receipt read, where a connection breaks each time before it is known to be flushed.
+const MOST_READINGS: u32 = 5;
 
 /// How long the caller waits for the end of an attempt to be stored: its answer is known by then.
 const END_WITHIN: Duration = Duration::from_secs(1);
@@ -34,14 +37,34 @@ const END_WITHIN: Duration = Duration::from_secs(1);
 pub struct RequestKey {
     /// The caller's name for it.
     pub key: Arc<str>,
-    /// A hash of all that it asks for.
-    pub fingerprint: [u8; 32],
+    /// What it asks for.
+    pub fingerprint: Fingerprint,
+}
+
+/// A hash of all that a request asks for: another request under the same key is a mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// All that it asks for.
+    pub hash: [u8; 32],
+    /// As version 1 took it, if that can be told from all others.
+    pub of_version_1: Option<[u8; 32]>,
+}
+
+impl Fingerprint {
+    /// Stands before the hash where it is stored. Version 1 had 32 bytes and no version before them.
+    const VERSION: u8 = 2;
+
+    fn stored(&self) -> Vec<u8> {
+        [&[Self::VERSION], self.hash.as_slice()].concat()
+    }
 }
 
 /// One attempt at a keyed request.
 pub(super) struct Attempt {
     new: Arc<NewAttempt>,
     stage: Stage,
+    /// What a request that version 1 has recorded would have as its fingerprint. `None` once it was looked for.
+    of_version_1: Option<[u8; 32]>,
 }
 
 /// How far an attempt is.
@@ -65,18 +88,18 @@ impl Attempt {
         let held_until = now.saturating_add(time).and_then(|end| end.saturating_add(HELD_LONGER)).unwrap_or(now);
         let new = NewAttempt {
             request: KeyedRequest { org_id: request.caller.org_id, key: Arc::clone(&key.key) },
-            fingerprint: key.fingerprint,
+            fingerprint: key.fingerprint.stored(),
             series_ids: request.series_ids.as_slice().into(),
             attempt: issuer.entropy.uuid()?,
             now,
             held_until,
         };
-        Ok(Self { new: Arc::new(new), stage: Stage::Ahead })
+        Ok(Self { new: Arc::new(new), stage: Stage::Ahead, of_version_1: key.fingerprint.of_version_1 })
     }
 
     /// Begins it at once, unless another is at work. Whether the request was seen before: whatever was issued then counts.
     pub(super) async fn begin(&mut self, issuer: &Issuer) -> Result<bool, IssueError> {
-        let begin = issuer.beginnings.begin(&self.new).instrument(traces::span!("begin a keyed request"));
+        let begin = self.begun(issuer).instrument(traces::span!("begin a keyed request"));
         let was_seen = match begin.await? {
             Begun::Running => return Err(IssueError::StillRunning),
             Begun::Another => return Err(IssueError::KeyReused),
@@ -85,6 +108,19 @@ impl Attempt {
         };
         self.stage = Stage::Begun;
         Ok(was_seen)
+    }
+
+    /// A request that is recorded under another fingerprint may be this one, recorded by version 1: this attempt then goes on under
+    /// the fingerprint of the record.
+    async fn begun(&mut self, issuer: &Issuer) -> Result<Begun, StoreError> {
+        let begun = issuer.beginnings.begin(&self.new).await?;
+        let (Begun::Another, Some(of_version_1)) = (begun, self.of_version_1.take()) else { return Ok(begun) };
+        let recorded = Arc::new(NewAttempt { fingerprint: of_version_1.to_vec(), ..(*self.new).clone() });
+        let begun = issuer.beginnings.begin(&recorded).await?;
+        if begun != Begun::Another {
+            self.new = recorded;
+        }
+        Ok(begun)
     }
 
     /// Has it begin with the first of these coupons, which are all that the request asks for.
@@ -138,12 +174,19 @@ impl Attempt {
 
     /// Ends it. Where that cannot be stored, it ends when its time is over.
     pub(super) async fn end(self, issuer: &Issuer, result: &Result<Issuance, IssueError>) {
+        // A request that failed as a whole was told nothing of its entities: what is stored of them stays.
         let told = result.as_ref().ok().map(|issuance| untaken(&issuance.entities));
         // All of it is issued: the records say so themselves.
         if matches!(self.stage, Stage::Ahead | Stage::Unbegun) || told.as_ref().is_some_and(Vec::is_empty) {
             return;
         }
-        let told = told.and_then(|told| serde_json::to_value(told).ok());
+        let told = match told.map(serde_json::to_value).transpose() {
+            Ok(told) => told,
+            Err(error) => {
+                tracing::error!(%error, "what an attempt at a keyed request was answered cannot be stored");
+                None
+            }
+        };
         let stored = issuer.store.end_request(&self.new.request, self.new.attempt, told);
         if let Err(error) = within(Instant::now() + END_WITHIN, stored).await {
             tracing::warn!(%error, "the end of an attempt at a keyed request cannot be stored");
@@ -190,6 +233,7 @@ impl Ledger {
 
     /// Under which number an entity is recorded.
     pub(super) fn number(&self, place: usize, series_id: SeriesId) -> i64 {
+        // A request has a few hundred entities at most.
         if self.is_natural() { series_id.0 } else { i64::try_from(place).unwrap_or(i64::MAX) }
     }
 
@@ -272,11 +316,17 @@ pub struct Receipt {
 /// Looks a keyed request up. `None`: the organisation has no such request. What it tells is durable.
 pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
     let request = KeyedRequest { org_id: caller.org_id, key: key.into() };
+    let deadline = Instant::now() + issuer.limits.timeout;
+    let mut readings = 0;
     let stored = loop {
         let read_since = Instant::now();
         let Some(stored) = issuer.store.receipt(&request).await? else { return Ok(None) };
-        if flushed(issuer, read_since).await? {
+        if flushed(issuer, read_since, deadline).await? {
             break stored;
+        }
+        readings += 1;
+        if readings == MOST_READINGS {
+            return Err(IssueError::Unavailable(None));
         }
     };
     let organisation = issuer.directory.organisation(caller.org_id).await?;
@@ -284,8 +334,9 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
         organisation.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
 
     let mut outcomes: Vec<Option<Result<Granted, Refusal>>> = vec![None; stored.series_ids.len()];
-    let told: Vec<Untaken> = stored.refusals.map(from_json).unwrap_or_default();
+    let told = stored.refusals.map_or_else(Vec::new, |refusals| readable(&request, refusals));
     let told = told.into_iter().map(|untaken| (untaken.entity, Some(untaken.instead.into())));
+    // A place that the request does not have belongs to none of its entities.
     let place = |coupon: &RecordedCoupon| usize::try_from(coupon.entity).unwrap_or(usize::MAX);
     let recorded = stored.coupons.into_iter().map(|coupon| (place(&coupon), Some(Ok(granted(coupon)))));
     for (entity, outcome) in told.chain(recorded) {
@@ -299,7 +350,7 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
         _ if outcomes.iter().all(is_issued) => Progress::Answered,
         Some(until) if until > issuer.clock.now() => Progress::Running,
         None if outcomes.iter().all(Option::is_some) => Progress::Answered,
-        _ => Progress::Interrupted,
+        Some(_) | None => Progress::Interrupted,
     };
     let entity =
         |(series_id, outcome): (_, Option<_>)| Entity { series_id, outcome: outcome.unwrap_or(Err(Refusal::TimedOut)) };
@@ -311,18 +362,34 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
     }))
 }
 
-fn from_json(value: Value) -> Vec<Untaken> {
-    serde_json::from_value(value).unwrap_or_default()
+/// What is stored of the entities without a coupon. What this version cannot read, because a newer one has stored it, is left
+/// out: nothing is known of such an entity, and trying again finishes it.
+fn readable(request: &KeyedRequest, refusals: Value) -> Vec<Untaken> {
+    let (org_id, request_key) = (request.org_id.0, &*request.key);
+    let unreadable = |error: &serde_json::Error| {
+        tracing::error!(%error, org_id, request_key, "what is stored of a keyed request cannot be read");
+    };
+    let stored: Vec<Value> = match serde_json::from_value(refusals) {
+        Ok(stored) => stored,
+        Err(error) => {
+            unreadable(&error);
+            return Vec::new();
+        }
+    };
+    stored.into_iter().filter_map(|one| serde_json::from_value(one).inspect_err(unreadable).ok()).collect()
 }
 
 /// Waits until everything that was read since then is flushed. False: a crash may have taken it back, it must be read again.
-async fn flushed(issuer: &Issuer, read_since: Instant) -> Result<bool, IssueError> {
-    let deadline = Instant::now() + issuer.limits.timeout;
+///
+/// # Errors
+/// [`IssueError::Unavailable`] where that cannot be found out: the database is away, or takes no writes.
+pub(super) async fn flushed(issuer: &Issuer, read_since: Instant, deadline: Instant) -> Result<bool, IssueError> {
     let works = vec![Work::Confirm(read_since)];
     let written = issuer.writer.write(works, deadline).await.map_err(|_| IssueError::Overloaded)?;
     match written.first() {
         Some(Written::Confirmed) => Ok(true),
         Some(Written::Unconfirmed) => Ok(false),
+        // Not in time, or not at all. What only coupons can become does not come here.
         _ => Err(IssueError::Unavailable(None)),
     }
 }

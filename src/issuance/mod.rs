@@ -18,7 +18,7 @@ use std::time::Duration;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-pub use keyed::{Progress, Receipt, RequestKey};
+pub use keyed::{Fingerprint, Progress, Receipt, RequestKey};
 pub use refusal::Refusal;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -146,6 +146,9 @@ pub enum IssueError {
     /// The database is away.
     #[error("the database is unavailable")]
     Unavailable(#[source] Option<StoreError>),
+    /// The database server failed on a statement of this request, and takes others.
+    #[error("the database server fails")]
+    ServerFault(#[source] StoreError),
     /// The database has not answered by the end of the request's time.
     #[error("the database does not answer in time")]
     TimedOut,
@@ -162,6 +165,7 @@ impl From<StoreError> for IssueError {
         match error {
             StoreError::Unavailable(_) => Self::Unavailable(Some(error)),
             StoreError::TookTooLong(_) => Self::TimedOut,
+            StoreError::ServerFault(_) => Self::ServerFault(error),
             StoreError::Failed(_) => Self::Internal(error.to_string()),
         }
     }
@@ -240,6 +244,11 @@ impl Issuer {
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.running.len() >= self.limits.most_running || self.writer.wait() > self.limits.longest_wait
+    }
+
+    /// Whether the database refuses every write, though it can be reached.
+    pub async fn is_refused(&self, deadline: Instant) -> bool {
+        self.writer.is_refused(deadline).await
     }
 
     /// Requests that are at work, and what becomes of the writer.

@@ -1,8 +1,8 @@
 //! One request, from its customer to its last entity.
 //!
 //! It goes in turns: read the facts, decide, have the decisions written. What a guard of the database refused, because
-//! another request was faster, is decided again in the next turn on fresh facts; most requests need one turn. What few of
-//! them need is boxed, so that the others do not carry its state about.
+//! another request was faster, is decided again in the next turn on fresh facts; most requests need one turn. Turns are bounded
+//! by the request's time and by their number. What few of them need is boxed, so that the others do not carry its state about.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
@@ -12,18 +12,28 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
-use super::keyed::{Attempt, Ledger};
+use super::keyed::{Attempt, Ledger, flushed};
 use super::rules::{self, Decision, Moment};
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers, within};
-use crate::model::{ClientHandling, CustomerId, Facts, Organisation, SeriesId};
+use crate::model::{ClientHandling, CustomerId, EntropyError, Facts, Organisation, SeriesId};
+use crate::seldom::Seldom;
 use crate::store::writer::{Code, NewCoupon, Work, Written};
 use crate::store::{SeriesAtRevision, StoreError};
 use crate::traces;
 
-/// How long a turn waits for settings that are being changed.
+/// How long a turn waits for settings that are being changed, and after several turns that have settled nothing.
 const PAUSE: Duration = Duration::from_millis(20);
+/// After each so many turns that have settled nothing, the pause before the next grows, up to so many times.
+const TURNS_BEFORE_LONGER: u32 = 10;
+const LONGEST_PAUSE: u32 = 10;
+/// After so many turns that have settled nothing, whatever is open is answered 748.
+const MOST_TURNS_FOR_NOTHING: u32 = 500;
+/// So often is a key claimed. A crash of the database can take a claim back once; what takes it back each time is a mistake.
+const MOST_CLAIMS: u32 = 5;
 /// After so many codes that existed already, the space of codes counts as full.
 const MOST_COLLISIONS: u8 = 10;
+
+static FAULTS: Seldom = Seldom::new();
 
 /// Processes a request. See [`Issuer::issue`].
 pub(super) async fn process(
@@ -31,11 +41,34 @@ pub(super) async fn process(
     request: &IssueRequest,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
-    let Some(key) = &request.key else { return run(issuer, request, None, deadline).await };
+    let Some(key) = &request.key else {
+        let result = run(issuer, request, None, deadline).await;
+        return despite_fault(issuer, request, result, deadline).await;
+    };
     let mut attempt = Attempt::new(issuer, request, key)?;
     let result = run(issuer, request, Some(&mut attempt), deadline).await;
+    let result = despite_fault(issuer, request, result, deadline).await;
     Box::pin(attempt.end(issuer, &result)).await;
     result
+}
+
+/// What a request is answered that met a fault of the database server: 748 for each entity, if the server takes writes, since it
+/// failed on this request alone; else the database counts as away.
+async fn despite_fault(
+    issuer: &Issuer,
+    request: &IssueRequest,
+    result: Result<Issuance, IssueError>,
+    deadline: Instant,
+) -> Result<Issuance, IssueError> {
+    let Err(IssueError::ServerFault(error)) = result else { return result };
+    if Box::pin(flushed(issuer, Instant::now(), deadline)).await.is_err() {
+        return Err(IssueError::Unavailable(Some(error)));
+    }
+    FAULTS.tell(|times| tracing::error!(%error, times, "the database server failed on a request"));
+    let organisation = within(deadline, remembered(issuer, request)).await?;
+    let timed_out = |id: &SeriesId| Entity { series_id: *id, outcome: Err(Refusal::TimedOut) };
+    let entities = request.series_ids.iter().map(timed_out).collect();
+    Ok(Issuance { zone: organisation.time_zone.clone(), entities })
 }
 
 async fn run(
@@ -74,16 +107,9 @@ async fn run(
         paused: false,
         recorded,
         read_since: Instant::now(),
+        claims: 0,
     };
-    while course.is_open() {
-        if Instant::now() >= deadline {
-            course.close_with(&Refusal::TimedOut);
-        } else if let Err(error) = course.turn().await {
-            course.broken_off(error)?;
-        } else if std::mem::take(&mut course.paused) {
-            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
-        }
-    }
+    course.take_turns().await?;
     course.finish()
 }
 
@@ -129,6 +155,8 @@ struct Course<'a> {
     recorded: bool,
     /// When this turn began to read.
     read_since: Instant,
+    /// How often the key was claimed.
+    claims: u32,
 }
 
 /// One entity on its way.
@@ -142,8 +170,8 @@ struct Slot {
     unavailable: bool,
     /// What was issued for it before, under the same key.
     issued_before: Option<Granted>,
-    /// Another attempt has issued it, and what that was is not known yet.
-    may_be_issued: bool,
+    /// The database refused it, and it is to be seen whether another attempt has issued it.
+    failed: bool,
 }
 
 impl Slot {
@@ -155,7 +183,7 @@ impl Slot {
             collisions: 0,
             unavailable: false,
             issued_before: None,
-            may_be_issued: false,
+            failed: false,
         }
     }
 }
@@ -178,27 +206,44 @@ impl Course<'_> {
         self.slots.iter().enumerate().filter(|(_, slot)| slot.outcome.is_none()).map(|(index, _)| index)
     }
 
-    fn is_open(&self) -> bool {
-        self.open().next().is_some()
-    }
-
     fn close_with(&mut self, refusal: &Refusal) {
         for slot in self.slots.iter_mut().filter(|slot| slot.outcome.is_none()) {
             slot.outcome = Some(Err(*refusal));
         }
     }
 
+    /// Takes turns until nothing is open.
+    async fn take_turns(&mut self) -> Result<(), IssueError> {
+        let (mut open, mut for_nothing) = (self.open().count(), 0);
+        while open > 0 {
+            if Instant::now() >= self.deadline || for_nothing == MOST_TURNS_FOR_NOTHING {
+                self.close_with(&Refusal::TimedOut);
+            } else if let Err(error) = self.turn().await {
+                self.broken_off(error)?;
+            }
+            let still_open = self.open().count();
+            for_nothing = if still_open < open { 0 } else { for_nothing + 1 };
+            open = still_open;
+            let longer = for_nothing / TURNS_BEFORE_LONGER;
+            if std::mem::take(&mut self.paused) || longer > 0 {
+                sleep_until(self.deadline.min(Instant::now() + PAUSE * longer.clamp(1, LONGEST_PAUSE))).await;
+            }
+        }
+        Ok(())
+    }
+
     async fn turn(&mut self) -> Result<(), IssueError> {
         let deadline = self.deadline;
         self.read_since = Instant::now();
-        if let Some(attempt) = self.attempt.as_deref_mut().filter(|attempt| attempt.is_unbegun()) {
-            self.recorded |= Box::pin(within(deadline, attempt.begin(self.issuer))).await?;
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.is_unbegun()) {
+            self.recorded |= self.claim().await?;
         }
-        while std::mem::take(&mut self.recorded) {
+        if self.recorded {
             let recall = self.recall().instrument(traces::span!("read what was issued before"));
-            let recalled = Box::pin(within(deadline, recall)).await;
-            self.recorded |= recalled.is_err();
-            recalled?;
+            Box::pin(within(deadline, recall)).await?;
+            if self.recorded {
+                return Ok(());
+            }
         }
         let Some(views) = within(deadline, pin!(self.look())).await? else { return Ok(()) };
         let (sent, mut works) = self.decide(&views);
@@ -209,12 +254,27 @@ impl Course<'_> {
         let write = self.issuer.writer.write(works, deadline).instrument(traces::span!("write", coupons = sent.len()));
         let written = write.await;
         if let Some(attempt) = self.attempt.as_deref_mut() {
-            attempt.learn(written.as_deref().unwrap_or_default());
+            // A queue that is full has taken none of them.
+            attempt.learn(written.as_ref().map_or(&[], Vec::as_slice));
         }
         for (sent, written) in sent.into_iter().zip(written.map_err(|_| IssueError::Overloaded)?) {
             self.record(sent, written);
         }
         Ok(())
+    }
+
+    /// Claims the key. Whether the request was seen before.
+    async fn claim(&mut self) -> Result<bool, IssueError> {
+        let Some(attempt) = self.attempt.as_deref_mut() else { return Ok(false) };
+        self.claims += 1;
+        if self.claims > MOST_CLAIMS {
+            return Err(IssueError::Internal(
+                "a claimed key is not found when a coupon is written under it".to_owned(),
+            ));
+        }
+        let was_seen = Box::pin(within(self.deadline, attempt.begin(self.issuer))).await?;
+        self.ledger = Some(attempt.ledger());
+        Ok(was_seen)
     }
 
     /// Begins an attempt that is still to be begun: with these works if they are all that is asked for, and will hardly wait for
@@ -226,16 +286,19 @@ impl Course<'_> {
             attempt.begin_with(works);
             return Ok(false);
         }
-        self.recorded = Box::pin(within(self.deadline, attempt.begin(self.issuer))).await?;
+        self.recorded = self.claim().await?;
         if self.recorded {
             self.slots.iter_mut().for_each(|slot| slot.outcome = None);
         }
         Ok(self.recorded)
     }
 
-    /// Looks what was issued before under the same key.
+    /// Looks what was issued before under the same key. It is to be looked again where `recorded` is still true.
     async fn recall(&mut self) -> Result<(), IssueError> {
-        let Some(ledger) = self.ledger.clone() else { return Ok(()) };
+        let Some(ledger) = self.ledger.clone() else {
+            self.recorded = false;
+            return Ok(());
+        };
         let issued = ledger.issued(self.issuer).await?;
         if ledger.is_natural() && !issued.is_empty() {
             // Nothing that is written will tell that this was declared under settings that are no longer current.
@@ -244,8 +307,8 @@ impl Course<'_> {
             if self.organisation.revision != remembered {
                 return Ok(());
             }
-            self.recorded = false;
         }
+        self.recorded = false;
         for (place, slot) in self.slots.iter_mut().enumerate() {
             slot.issued_before = issued.get(&ledger.number(place, slot.series_id)).cloned();
         }
@@ -257,7 +320,8 @@ impl Course<'_> {
         let issuer = self.issuer;
         let mut views = HashMap::new();
         let mut unknown = HashSet::new();
-        for slot in self.open().map(|index| &self.slots[index]).filter(|slot| slot.issued_before.is_none()) {
+        let is_undecided = |slot: &&Slot| slot.issued_before.is_none() && !slot.failed;
+        for slot in self.open().map(|index| &self.slots[index]).filter(is_undecided) {
             let remembered = issuer.directory.series(&self.organisation, slot.series_id).await;
             match remembered.filter(|at| !slot.needs_facts && at.needs_no_facts()) {
                 Some(at) => drop(views.insert(slot.series_id, View { at, facts: None })),
@@ -306,6 +370,10 @@ impl Course<'_> {
                 works.push(Work::Confirm(self.read_since));
                 continue;
             }
+            if self.slots[index].failed {
+                self.slots[index].outcome = Some(Err(self.failed()));
+                continue;
+            }
             let series_id = self.slots[index].series_id;
             let Some(view) = views.get(&series_id) else {
                 self.slots[index].outcome = Some(Err(Refusal::UnknownSeries));
@@ -321,6 +389,7 @@ impl Course<'_> {
                     queue.sent(series_id, &view.at);
                 }
                 Ok(None) => self.slots[index].needs_facts = true,
+                Err(Refusal::Failed) => self.slots[index].outcome = Some(Err(self.failed())),
                 Err(refusal) => self.slots[index].outcome = Some(Err(refusal)),
             }
         }
@@ -363,7 +432,7 @@ impl Course<'_> {
                     org_id: self.organisation.id,
                     series_id: series.id,
                     customer_id: self.customer_id.clone(),
-                    issue_id: self.issuer.entropy.uuid().map_err(|_| Refusal::Failed)?,
+                    issue_id: self.issuer.entropy.uuid().map_err(no_entropy)?,
                     ordinal,
                     code,
                     expires_on,
@@ -387,20 +456,22 @@ impl Course<'_> {
     fn code(&self, handling: &ClientHandling) -> Result<Code, Refusal> {
         match handling {
             ClientHandling::Generated(shape) => {
-                codes::draw(shape, &*self.issuer.entropy).map(Code::Unique).map_err(|_| Refusal::Failed)
+                codes::draw(shape, &*self.issuer.entropy).map(Code::Unique).map_err(no_entropy)
             }
             ClientHandling::Generic(code) => Ok(Code::Shared(code.clone())),
             ClientHandling::Pool => Ok(Code::FromPool),
         }
     }
 
-    /// Whether something that is not decided yet may have been issued before, under the same key.
-    fn is_uncertain(&self) -> bool {
-        self.recorded || self.attempt.as_ref().is_some_and(|attempt| !attempt.is_begun())
+    /// What an entity is told that this attempt has not issued, for a fault of ours or of the database: 786 only where it is
+    /// known that no attempt under the same key has, else 748.
+    fn failed(&self) -> Refusal {
+        let is_claimed = self.attempt.as_ref().is_none_or(|attempt| attempt.is_begun());
+        if is_claimed && !self.recorded { Refusal::Failed } else { Refusal::TimedOut }
     }
 
     fn record(&mut self, sent: Sent, written: Written) {
-        let is_uncertain = self.is_uncertain();
+        let is_keyed = self.ledger.is_some();
         let slot = &mut self.slots[sent.slot];
         slot.outcome = match written {
             Written::Issued(code) => Some(Ok(Granted { code, ..sent.granted })),
@@ -421,23 +492,29 @@ impl Course<'_> {
                 None
             }
             Written::Recorded => {
-                slot.may_be_issued = true;
                 self.recorded = true;
                 None
             }
             Written::Unbegun => None,
             Written::Collision => {
                 slot.collisions += 1;
-                (slot.collisions >= MOST_COLLISIONS).then_some(Err(Refusal::Failed))
+                slot.failed = slot.collisions >= MOST_COLLISIONS;
+                self.recorded |= slot.failed && is_keyed;
+                None
             }
-            Written::Failed => Some(Err(Refusal::Failed)),
+            // The next turn looks what other attempts have issued, and tells.
+            Written::Failed => {
+                slot.failed = true;
+                self.recorded |= is_keyed;
+                None
+            }
             Written::Unavailable => {
                 slot.unavailable = true;
                 // What was issued before and cannot be shown now is not said to have failed.
-                let may_be_issued = sent.granted.replayed || sent.granted.resent || is_uncertain;
+                let may_be_issued = sent.granted.resent || is_keyed;
                 Some(Err(if may_be_issued { Refusal::TimedOut } else { Refusal::Failed }))
             }
-            Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
+            Written::ServerFault | Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
         };
     }
 
@@ -448,10 +525,7 @@ impl Course<'_> {
             return Err(error);
         }
         tracing::error!(%error, "a request broke off after some of its coupons were issued");
-        for slot in self.slots.iter_mut().filter(|slot| slot.issued_before.is_some() || slot.may_be_issued) {
-            slot.outcome.get_or_insert(Err(Refusal::TimedOut));
-        }
-        let may_be_issued = matches!(error, IssueError::TimedOut) || self.is_uncertain();
+        let may_be_issued = matches!(error, IssueError::TimedOut | IssueError::ServerFault(_)) || self.ledger.is_some();
         self.close_with(if may_be_issued { &Refusal::TimedOut } else { &Refusal::Failed });
         Ok(())
     }
@@ -465,6 +539,11 @@ impl Course<'_> {
         let entities: Vec<Entity> = self.slots.into_iter().map(entity).collect();
         Ok(Issuance { zone: self.organisation.time_zone.clone(), entities })
     }
+}
+
+fn no_entropy(error: EntropyError) -> Refusal {
+    tracing::error!(%error, "no code can be drawn");
+    Refusal::Failed
 }
 
 fn is_in_doubt(slot: &Slot) -> bool {

@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct NewAttempt {
     /// The request.
     pub request: KeyedRequest,
-    /// A hash of all that it asks for.
-    pub fingerprint: [u8; 32],
+    /// A hash of all that it asks for, with the version of how it is taken.
+    pub fingerprint: Vec<u8>,
     /// Its entities.
     pub series_ids: Arc<[SeriesId]>,
     /// Names the attempt.

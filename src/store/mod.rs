@@ -36,7 +36,7 @@ use metrics::Histogram;
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgSeverity};
 use sqlx::{Connection, Postgres};
 use tokio::time::{Instant, timeout};
 
@@ -51,6 +51,10 @@ pub enum StoreError {
     /// The database gave it up by its own clock: it waited for a lock, or is too busy.
     #[error("the database took too long: {0}")]
     TookTooLong(sqlx::Error),
+    /// The server failed on a statement for a reason of its own: a full disk, no memory, a broken file or library (classes 53,
+    /// 58 and XX). Whether it fails on all of them is found out by the writer.
+    #[error("the database server failed: {0}")]
+    ServerFault(sqlx::Error),
     /// The database answered with an error.
     #[error("the database refused a statement: {0}")]
     Failed(sqlx::Error),
@@ -62,7 +66,10 @@ impl From<sqlx::Error> for StoreError {
         if matches!(code.as_deref(), Some("57014" | "55P03")) {
             return Self::TookTooLong(error);
         }
+        let is_server_fault = code.as_deref().is_some_and(is_server_fault);
         let away = match &error {
+            // After a fatal one there is no connection any more.
+            sqlx::Error::Database(database) if is_server_fault => is_fatal(&**database),
             sqlx::Error::Database(_) => code.is_some_and(|code| {
                 // Connection exceptions, too many connections, the server shutting down or starting up, and one that only
                 // reads: a standby that has not taken over yet, or a primary that no longer is one.
@@ -74,10 +81,25 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
+            // What is wrong with a statement or with its result, not with the database.
             _ => false,
         };
-        if away { Self::Unavailable(error) } else { Self::Failed(error) }
+        match (away, is_server_fault) {
+            (true, _) => Self::Unavailable(error),
+            (false, true) => Self::ServerFault(error),
+            (false, false) => Self::Failed(error),
+        }
     }
+}
+
+/// Insufficient resources but for connections, errors of the system, and internal ones.
+fn is_server_fault(code: &str) -> bool {
+    ["53", "58", "XX"].iter().any(|class| code.starts_with(class)) && code != "53300"
+}
+
+fn is_fatal(error: &dyn DatabaseError) -> bool {
+    let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 /// Settings for sessions that read and write by key: a table that has filled up since it was last analysed would else be read as

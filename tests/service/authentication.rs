@@ -329,6 +329,10 @@ async fn a_token_ends_when_its_time_is_over() {
         assert_eq!(refusal(with(&app, &[(TOKEN_HEADER, token)])).await, (401, 498));
         assert_eq!(refusal(with(&app, &[("Authorization", &format!("Bearer {token}"))])).await, (401, 498));
     }
+    let fresh = token(&app).await;
+    for scheme in ["Bearer ", "bearer  ", "BEARER "] {
+        assert_eq!(status(with(&app, &[(TOKEN_HEADER, &format!("{scheme}{fresh}"))])).await, 200, "{scheme}");
+    }
     let tampered = used.replacen('.', "x.", 1);
     assert_eq!(refusal(with(&app, &[(TOKEN_HEADER, &tampered)])).await, (401, 401));
     assert_eq!(status(with(&app, &[(TOKEN_HEADER, &token(&app).await)])).await, 200);
@@ -350,7 +354,8 @@ async fn a_tampered_token_is_refused() {
         format!("{token}.{signature}"),
         format!("{token}="),
         format!("{token}, {token}"),
-        format!("Bearer {token}"),
+        format!("Bearer {token} {token}"),
+        format!("Basic {token}"),
         other_claims(json!({"org_id": 2})),
         other_claims(json!({"exp": NOW_SECONDS + 7200})),
         other_claims(json!({"client_id": "reports"})),

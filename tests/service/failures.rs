@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coupon_issuer::app;
+use coupon_issuer::config::Settings;
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};
 
-use crate::support::{ORG, TestApp, close, eventually, fresh_dir, new_database, outcome, outcomes, series, tally};
+use crate::support::{
+    ORG, ReplacedWriter, TestApp, close, eventually, failure, fresh_dir, new_database, outcome, outcomes, series, tally,
+};
 
 /// A Postgres of this test's own, which it may kill, and the service over it.
 async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
@@ -260,6 +263,177 @@ async fn a_coupon_the_database_cannot_take_fails_alone() {
         assert_eq!(outcome, if customer == "poison" { "786" } else { "issued" }, "{customer}");
     }
     assert_eq!(app.count("select from coupon").await, 28);
+}
+
+/// Makes the database fail on coupons of these customers, each with the error of its name.
+async fn fail_on(app: &TestApp, errors: &[&str]) {
+    sqlx::raw_sql(
+        "create function fail() returns trigger language plpgsql as
+             $$ begin raise exception 'on purpose' using errcode = new.customer_id; end $$",
+    )
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    let errors = errors.join("', '");
+    let trigger = format!(
+        "create trigger fail before insert on coupon for each row when (new.customer_id in ('{errors}')) execute function fail()"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&app.pool).await.unwrap();
+}
+
+/// A disk that is full, memory that is short, a file that is broken: 748, since it may pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_of_the_server_on_one_coupon_fails_it_alone() {
+    let app =
+        Arc::new(TestApp::start_with(&format!("{ORG}{}", series(1, "")), |settings| settings.writer.tasks = 1).await);
+    let faults = ["53100", "53200", "58030", "58P01", "XX000", "XX001"];
+    fail_on(&app, &faults).await;
+    assert_eq!(app.issue_one("warm", 1).await, "issued");
+    let writers = "select pid, backend_start::text from pg_stat_activity
+                    where datname = current_database() and application_name = 'coupon-issuer writer' order by pid";
+    let before: Vec<(i32, String)> = sqlx::query_as(writers).fetch_all(&app.pool).await.unwrap();
+    for fault in faults {
+        // While the organisation is locked the 64 gather, so that they are written together.
+        let mut holder = app.connect.connect().await.unwrap();
+        sqlx::raw_sql("begin; select lock_organisation(1)").execute(&mut holder).await.unwrap();
+        let calls: Vec<_> = (0..64)
+            .map(|caller| {
+                let (app, customer) =
+                    (Arc::clone(&app), if caller == 32 { fault.to_owned() } else { format!("{fault}-{caller}") });
+                tokio::spawn(async move { (customer.clone(), app.issue_one(&customer, 1).await) })
+            })
+            .collect();
+        close(holder).await;
+        for call in calls {
+            let (customer, outcome) = call.await.unwrap();
+            assert_eq!(outcome, if customer == fault { "748" } else { "issued" }, "{customer}");
+        }
+        let answer = app.post(format!(r#"{{"seriesIds":[1],"customer":{{"id":"{fault}"}}}}"#));
+        let answer = answer.header("Idempotency-Key", fault).send().await.unwrap();
+        assert_eq!(outcomes(&answer.json().await.unwrap()), ["748"]);
+    }
+    assert_eq!(app.count("select from coupon").await, 1 + faults.len() * 63);
+    let after: Vec<(i32, String)> = sqlx::query_as(writers).fetch_all(&app.pool).await.unwrap();
+    assert!(before.iter().all(|writer| after.contains(writer)), "{before:?} {after:?}");
+    let ready = app.client().get(app.url("/readyz")).send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+}
+
+/// As after an upgrade of Postgres' packages under a running server, whose libraries no longer load.
+#[tokio::test]
+async fn where_every_write_fails_the_database_is_away() {
+    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 5")]).await;
+    let keyed = |key: &str| {
+        app.post(r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#).header("Idempotency-Key", key.to_owned()).send()
+    };
+    let first = keyed("k").await.unwrap().text().await.unwrap();
+    let ready = async || app.client().get(app.url("/readyz")).send().await.unwrap().status().as_u16();
+    assert_eq!(ready().await, 200);
+    for error in ["XX000", "58P01", "53100", "P0001", "42883"] {
+        let body = format!("begin raise exception 'could not load library' using errcode = '{error}'; end");
+        let replaced = ReplacedWriter::with(&app, &body).await;
+        for key in ["k", "new"] {
+            let answer = keyed(key).await.unwrap();
+            assert_eq!(answer.headers()["retry-after"], "1", "{error} {key}");
+            assert_eq!(failure(answer).await.0, 503, "{error} {key}");
+        }
+        let (status, _) = app.send(&json!({"seriesIds": [1], "customer": {"id": "unkeyed"}})).await;
+        assert_eq!((status, ready().await), (503, 503), "{error}");
+        replaced.put_back().await;
+        // Nobody has to ask for a coupon first.
+        assert_eq!(ready().await, 200, "{error}");
+        assert_eq!(keyed("k").await.unwrap().text().await.unwrap(), first, "{error}");
+    }
+    assert_eq!(app.count("select from coupon").await, 2);
+}
+
+/// The retry cannot show what the first attempt has issued: 786 would say that it is not stored.
+#[tokio::test]
+async fn what_an_earlier_attempt_has_issued_never_counts_as_not_stored() {
+    let app = TestApp::start(&[series(1, ""), series(2, ""), series(3, "max_create = 9")]).await;
+    for (number, error) in ["XX000", "53100", "P0001", "22012"].into_iter().enumerate() {
+        let (ids, key) = (["[1]", "[1,2]", "[3]", "[1,1,3]"][number], format!("k-{number}"));
+        let body = format!(r#"{{"seriesIds":{ids},"customer":{{"id":"c"}}}}"#);
+        let keyed = async || {
+            let answer = app.post(body.clone()).header("Idempotency-Key", &key).send().await.unwrap();
+            (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
+        };
+        let (_, first) = keyed().await;
+        // An empty call works: what fails is each coupon.
+        let body = format!(
+            "begin
+                 if cardinality(coupons) > 0 then raise exception 'no' using errcode = '{error}'; end if;
+                 outcomes := '{{}}'; issued_codes := '{{}}';
+             end"
+        );
+        let replaced = ReplacedWriter::with(&app, &body).await;
+        let (status, answer) = keyed().await;
+        assert_eq!(status, 200, "{answer}");
+        for (entity, before) in outcomes(&answer).into_iter().zip(outcomes(&first)) {
+            assert!(entity == "748" || entity == before, "{error} {answer}");
+        }
+        replaced.put_back().await;
+        assert_eq!(keyed().await.1, first);
+    }
+}
+
+/// An outcome that this version does not know says nothing of whether the coupon is stored.
+#[tokio::test]
+async fn an_outcome_that_is_not_known_is_748() {
+    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 5")]).await;
+    for outcomes_are in ["array[99, 99]", "array[0, 1]", "array[99]"] {
+        let body = format!(
+            "begin
+                 outcomes := ({outcomes_are}::smallint[])[1:cardinality(coupons)];
+                 issued_codes := array_fill(null::text, array[cardinality(coupons)]);
+             end"
+        );
+        let replaced = ReplacedWriter::with(&app, &body).await;
+        let answer = app.issue("c", &[1, 2]).await;
+        assert_eq!(outcomes(&answer)[0], "748", "{outcomes_are}: {answer}");
+        assert!(["748", "issued"].contains(&&*outcomes(&answer)[1]), "{outcomes_are}: {answer}");
+        replaced.put_back().await;
+    }
+}
+
+/// Whatever the database says each time, a request does not ask without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_gets_nowhere_is_bounded() {
+    let all = [series(1, ""), series(2, "max_create = 5"), series(3, "do_not_resend_existing_voucher = false")];
+    let shorter = |settings: &mut Settings| settings.issuing.timeout = Duration::from_secs(1);
+    let app = TestApp::start_with(&format!("{ORG}{}", all.concat()), shorter).await;
+    assert_eq!(outcomes(&app.issue("c", &[3]).await), ["issued"]);
+    sqlx::query("create sequence calls").execute(&app.pool).await.unwrap();
+    for outcome in 2..=10 {
+        let body = format!(
+            "begin
+                 perform nextval('calls');
+                 outcomes := array_fill({outcome}::smallint, array[cardinality(coupons)]);
+                 issued_codes := array_fill(null::text, array[cardinality(coupons)]);
+             end"
+        );
+        let replaced = ReplacedWriter::with(&app, &body).await;
+        for key in [None, Some(format!("k-{outcome}"))] {
+            let mut request = app.post(r#"{"seriesIds":[1,2,1],"customer":{"id":"c"}}"#);
+            if let Some(key) = &key {
+                request = request.header("Idempotency-Key", key);
+            }
+            let answer = request.send().await.unwrap();
+            let status = answer.status().as_u16();
+            if status == 200 {
+                let told = outcomes(&answer.json().await.unwrap());
+                assert!(told.iter().all(|told| told == "748" || (told == "786" && outcome == 5)), "{outcome} {told:?}");
+            } else {
+                assert_eq!((status, outcome), (500, 10), "a claim that is lost each time");
+            }
+            let count = "select case when is_called then last_value else 0 end from calls";
+            let calls: i64 = sqlx::query_scalar(count).fetch_one(&app.pool).await.unwrap();
+            sqlx::query("alter sequence calls restart").execute(&app.pool).await.unwrap();
+            assert!(calls < 100, "{outcome} {key:?}: {calls} calls");
+        }
+        replaced.put_back().await;
+    }
+    assert_eq!(app.count("select from coupon").await, 1);
 }
 
 #[tokio::test]

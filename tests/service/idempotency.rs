@@ -87,6 +87,103 @@ async fn another_body_under_the_same_key_is_422() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
+/// What a field that is ignored may hold, and a stricter parser does not read.
+#[tokio::test]
+async fn whatever_a_body_holds_it_is_told_from_another() {
+    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let nested = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+    let held = [
+        r#""Zoe \ud83d""#,
+        r#""\udc00\ud83d\n""#,
+        "1e999",
+        "-1e-999",
+        "18446744073709551617",
+        &nested,
+        r#"{"a":1,"a":2}"#,
+        r#"{"\ud83d":1}"#,
+    ];
+    for (number, held) in held.into_iter().enumerate() {
+        let body = |ids: &str, customer: &str, held: &str| {
+            format!(r#"{{"seriesIds":{ids},"customer":{{"id":"{customer}"}},"customerName":{held}}}"#)
+        };
+        let key = format!("k-{number}");
+        let first = send(&app, &key, &body("[1]", "aa", held)).await.text().await.unwrap();
+        assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued"], "{held}");
+        for other in [
+            body("[1]", "bb", held),
+            body("[1,2,1]", "aa", held),
+            body("[1]", "aa", "18446744073709551616"),
+            body("[1]", "aa", "[[[[[[[[[[[[2]]]]]]]]]]]]"),
+            body("[1]", "aa", "null"),
+        ] {
+            let told = (422, 422, "Idempotency-Key: was used for another request".to_owned());
+            assert_eq!(failure(send(&app, &key, &other).await).await, told, "{held}: {other}");
+        }
+        let spaced = body("[ 1 ]", "aa", held).replace(",\"customerName\"", " , \"customerName\" ");
+        for again in [body("[1]", "aa", held), body(r#"["1"]"#, "aa", held), spaced] {
+            assert_eq!(send(&app, &key, &again).await.text().await.unwrap(), first, "{held}: {again}");
+        }
+    }
+    assert_eq!(app.count("select from coupon").await, held.len());
+}
+
+/// Version 0.1.0 stored a fingerprint of another kind. Some bodies it could not read, and gave all of them one.
+#[tokio::test]
+async fn what_an_earlier_version_has_recorded_is_replayed() {
+    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 1")]).await;
+    let body = r#"{"seriesIds":[1,2],"customer":{"id":"c"},"total":10.50}"#;
+    let first = send(&app, "k", body).await.text().await.unwrap();
+    let store = async |fingerprint: &str| {
+        let update = "update keyed_request set fingerprint = decode($1, 'hex')";
+        sqlx::query(update).bind(fingerprint).execute(&app.pool).await.unwrap();
+    };
+    store("93850a10db00618fbe2a1da252f64e8cb9dc178095c7696ef02160f659efb42b").await;
+    for _ in 0..2 {
+        let again = send(&app, "k", body).await;
+        assert!(is_replayed(&again));
+        assert_eq!(again.text().await.unwrap(), first);
+    }
+    assert_eq!(send(&app, "k", &body.replace("\"c\"", "\"d\"")).await.status(), 422);
+
+    // One that it had only half done is finished.
+    for table in ["coupon", "keyed_coupon", "series_counter"] {
+        let delete = format!("delete from {table} where series_id = 2");
+        sqlx::query(sqlx::AssertSqlSafe(delete)).execute(&app.pool).await.unwrap();
+    }
+    app.pool
+        .execute(
+            "insert into series_counter values (1, 2, 0); update keyed_request set attempt = null, held_until = null",
+        )
+        .await
+        .unwrap();
+    let finished = json_of(send(&app, "k", body).await).await;
+    assert_eq!(outcomes(&finished), ["issued", "issued"]);
+    assert_eq!(finished["response"][0], serde_json::from_str::<Value>(&first).unwrap()["response"][0]);
+
+    let unreadable = body.replace("10.50", "1e999");
+    store("5b2d3a4e").await;
+    assert_eq!(send(&app, "k", &unreadable).await.status(), 422);
+    assert_eq!(app.count("select from coupon").await, 2);
+}
+
+/// What another version has stored of a refusal is not known; that is not the same as nothing.
+#[tokio::test]
+async fn a_receipt_tells_what_it_can_read() {
+    let app = TestApp::start(&[series(1, "max_create = 0"), series(2, "max_create = 0")]).await;
+    assert_eq!(outcomes(&json_of(send(&app, "k", BODY).await).await), ["5001", "5001"]);
+    for (refusals, told) in [
+        (
+            r#"[{"entity":0,"refused":{"reason":"cap_reached"}},{"entity":1,"refused":{"reason":"blocked"}}]"#,
+            ["5001", "748"],
+        ),
+        (r#"{"version":2}"#, ["748", "748"]),
+    ] {
+        sqlx::query("update keyed_request set refusals = $1::jsonb").bind(refusals).execute(&app.pool).await.unwrap();
+        let known: Value = receipt(&app, "k").await.json().await.unwrap();
+        assert_eq!((outcomes(&known), &known["state"]), (told.map(str::to_owned).to_vec(), &json!("INTERRUPTED")));
+    }
+}
+
 #[tokio::test]
 async fn a_retry_issues_what_was_refused_before_and_nothing_else() {
     let file = |cap: &str| format!("{ORG}{}{}", series(1, ""), series(2, cap));

@@ -117,7 +117,13 @@ async fn series_ids_must_be_integers() {
         (with_ids("101"), "seriesIds"),
         (with_ids(r#""101""#), "seriesIds"),
         (with_ids(r#"{"0":101}"#), "seriesIds"),
-        (with_ids(r#"["101"]"#), "seriesIds[0]"),
+        (with_ids(r#"["101.0"]"#), "seriesIds[0]"),
+        (with_ids(r#"["+101"]"#), "seriesIds[0]"),
+        (with_ids(r#"["-101"]"#), "seriesIds[0]"),
+        (with_ids(r#"[" 101"]"#), "seriesIds[0]"),
+        (with_ids(r#"[""]"#), "seriesIds[0]"),
+        (with_ids(r#"["١٠١"]"#), "seriesIds[0]"),
+        (with_ids(r#"["9223372036854775808"]"#), "seriesIds[0]"),
         (with_ids("[101,null]"), "seriesIds[1]"),
         (with_ids("[101,101,1.5]"), "seriesIds[2]"),
         (with_ids("[9007199254740993.0]"), "seriesIds[0]"),
@@ -187,7 +193,13 @@ async fn identifiers_have_their_types_and_lengths() {
         (r#"{"id":true}"#.to_owned(), "customer.id"),
         (r#"{"id":{"value":"c"}}"#.to_owned(), "customer.id"),
         (r#"{"id":["c"]}"#.to_owned(), "customer.id"),
-        (r#"{"mobile":919900000001}"#.to_owned(), "customer.mobile"),
+        (r#"{"mobile":-919900000001}"#.to_owned(), "customer.mobile"),
+        (r#"{"mobile":919900000001.5}"#.to_owned(), "customer.mobile"),
+        (r#"{"mobile":123456789012345678901}"#.to_owned(), "customer.mobile"),
+        (r#"{"mobile":["919900000001"]}"#.to_owned(), "customer.mobile"),
+        (r#"{"id":"Zoe \ud83d"}"#.to_owned(), "customer.id"),
+        (r#"{"email":"\ud83d\n@example.com"}"#.to_owned(), "customer.email"),
+        (r#"{"externalId":"\udc00"}"#.to_owned(), "customer.externalId"),
         (r#"{"mobile":"91 99000 O0001"}"#.to_owned(), "customer.mobile"),
         (r#"{"mobile":"+"}"#.to_owned(), "customer.mobile"),
         (r#"{"mobile":"٩١٩٩٠٠"}"#.to_owned(), "customer.mobile"),
@@ -231,8 +243,37 @@ async fn a_whole_number_may_have_a_fraction_of_zero() {
     assert_eq!(app.count("select from coupon where series_id = 101 and customer_id = 'c'").await, 2);
     assert_eq!(app.count("select from coupon where customer_id = '2251799813685247'").await, 1);
     // Its neighbour is the same floating-point number: nobody can tell which one is meant.
-    let (status, ..) = failure(app.post(with_customer(r#"{"id":9007199254740992.0}"#)).send().await.unwrap()).await;
-    assert_eq!(status, 400);
+    for id in ["9007199254740992.0", "9007199254740990.6", "4503599627370497.2", "1e-1", "1.00000000000000000001"] {
+        let answer = app.post(with_customer(&format!(r#"{{"id":{id}}}"#))).send().await.unwrap();
+        let (status, _, message) = failure(answer).await;
+        assert!(status == 400 && message.contains("customer.id"), "{id}: {message}");
+    }
+}
+
+/// As public clients of the platform write them.
+#[tokio::test]
+async fn a_series_id_may_be_its_digits_and_a_mobile_a_number() {
+    let app = start().await;
+    let bodies = [with_ids(r#"["101"]"#), with_ids(r#"["0101"]"#), with_customer(r#"{"mobile":919900000001}"#)];
+    assert_taken(&app, &bodies).await;
+    assert_eq!(app.count("select from customer where mobile = '919900000001'").await, 1);
+    let spelt = with_customer(r#"{"mobile":"+91 99000-00001"}"#);
+    assert_taken(&app, &[spelt, with_customer(r#"{"mobile":919900000001.0}"#)]).await;
+    assert_eq!(app.count("select from customer").await, 1);
+    assert_eq!(app.count("select from coupon where series_id = 101").await, 5);
+}
+
+#[tokio::test]
+async fn headers_and_parameters_that_mean_nothing_here_are_ignored() {
+    let app = start().await;
+    for query in ["format=json", "source=instore&x=1&x=2", "format=json&source=Instore"] {
+        let request = app.client().post(app.url(&format!("/v2/coupon/bulk/issue?{query}"))).body(GOOD);
+        let request = request.basic_auth("store.server", Some("server123")).header("Content-Type", "application/json");
+        let request = request.header("Cookie", "JSESSIONID=1; a").header("Accept-Charset", "utf-8");
+        let answer = request.header("Accept-Language", "fr").header("Accept", "text/xml").send().await.unwrap();
+        assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"], "{query}");
+    }
+    assert_eq!(app.count("select from coupon where source = 'INSTORE'").await, 3);
 }
 
 #[tokio::test]
@@ -329,7 +370,6 @@ async fn the_query_has_one_source_of_the_list_and_one_account() {
     let long = format!("accountId={}", "x".repeat(256));
     for (query, words) in [
         ("source=BOGUS", "source"),
-        ("source=instore", "source"),
         ("source=INSTORE%20", "source"),
         ("source=%FF%00", "source"),
         ("source=INSTORE&source=LINE", "source"),
@@ -356,6 +396,8 @@ async fn the_query_has_one_source_of_the_list_and_one_account() {
         "WEBSITE",
         "LINE",
         "MOBILE_APP",
+        "Facebook",
+        "mobile_app",
     ] {
         assert_eq!(send(&format!("source={source}")).await.status(), 200, "{source}");
     }
@@ -541,16 +583,16 @@ async fn a_well_formed_request_id_is_kept_and_any_other_replaced() {
             request = request.header(*name, *value);
         }
         let answer = request.send().await.unwrap();
-        let [one, other] = ["x-cap-request-id", "x-request-id"].map(|name| {
+        let [one, other, third] = ["x-cap-request-id", "x-request-id", "x-cap-requestid"].map(|name| {
             let values: Vec<_> = answer.headers().get_all(name).iter().collect();
             assert_eq!(values.len(), 1, "{headers:?}");
             values[0].to_str().unwrap().to_owned()
         });
-        assert_eq!(one, other);
+        assert_eq!([&one, &one], [&other, &third]);
         one
     };
     for id in ["till-7/000123", "0", &longest] {
-        for name in ["X-CAP-REQUEST-ID", "X-Request-Id"] {
+        for name in ["X-CAP-REQUEST-ID", "X-Request-Id", "X-Cap-RequestID"] {
             assert_eq!(send(&[(name, id)]).await, id);
         }
     }

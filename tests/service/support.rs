@@ -224,6 +224,7 @@ pub async fn failure(answer: reqwest::Response) -> (u16, u64, String) {
     let id = answer.headers()["x-cap-request-id"].clone();
     assert!(!id.is_empty());
     assert_eq!(answer.headers()["x-request-id"], id);
+    assert_eq!(answer.headers()["x-cap-requestid"], id);
     assert_eq!(answer.headers()["content-type"], "application/json");
     let status = answer.status().as_u16();
     let (code, message) = only_error(&answer.text().await.unwrap());
@@ -315,6 +316,39 @@ fn private_server() -> &'static PrivatePostgres {
         let settings = vec![("max_connections".to_owned(), "500".to_owned())];
         PrivatePostgres::start(&Options { data_dir, durable: false, settings }).unwrap()
     })
+}
+
+/// The procedures that write coupons, replaced until they are put back.
+pub struct ReplacedWriter {
+    pool: PgPool,
+    definitions: Vec<String>,
+}
+
+impl ReplacedWriter {
+    /// Has every version of the procedure do this instead, in PL/pgSQL. Its arguments keep their names.
+    pub async fn with(app: &TestApp, body: &str) -> Self {
+        let procedures: Vec<(String, String)> = sqlx::query_as(
+            "select pg_get_functiondef(oid), format('%I(%s)', proname, pg_get_function_arguments(oid))
+               from pg_proc where proname like 'issue_coupons%'",
+        )
+        .fetch_all(&app.pool)
+        .await
+        .unwrap();
+        assert!(!procedures.is_empty());
+        let mut definitions = Vec::new();
+        for (definition, signature) in procedures {
+            let replaced = format!("create or replace procedure {signature} language plpgsql as $$ {body} $$");
+            sqlx::raw_sql(AssertSqlSafe(replaced)).execute(&app.pool).await.unwrap();
+            definitions.push(definition);
+        }
+        Self { pool: app.pool.clone(), definitions }
+    }
+
+    pub async fn put_back(self) {
+        for definition in self.definitions {
+            sqlx::raw_sql(AssertSqlSafe(definition)).execute(&self.pool).await.unwrap();
+        }
+    }
 }
 
 /// Waits until something holds, for a time that only a failure takes.

@@ -21,12 +21,13 @@ type Named = (&'static str, ApiError);
 type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// The headers that a caller may name its request by.
-pub(super) const REQUEST_IDS: [&str; 2] = ["X-CAP-REQUEST-ID", "X-Request-Id"];
+pub(super) const REQUEST_IDS: [&str; 3] = ["X-CAP-REQUEST-ID", "X-Request-Id", "X-Cap-RequestID"];
 
 /// The headers of answers: name, meaning, and whether every answer that is said to have it does.
-const HEADERS: [(&str, &str, Kind); 13] = [
+const HEADERS: [(&str, &str, Kind); 14] = [
     ("X-CAP-REQUEST-ID", "The request's id: the caller's, or a new one", Kind::Always),
     ("X-Request-Id", "The same", Kind::Always),
+    ("X-Cap-RequestID", "The same", Kind::Always),
     ("Cache-Control", "`no-store`, but for what may be kept: keys, this document and its page", Kind::Always),
     ("Content-Security-Policy", "An answer of the API may load nothing, and stand in no page", Kind::Always),
     ("Referrer-Policy", "`no-referrer`", Kind::Always),

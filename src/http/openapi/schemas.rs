@@ -38,14 +38,15 @@ fn nullable(builder: ObjectBuilder) -> ObjectBuilder {
 /// `seriesIds`; the most that there may be is set by [`bound`].
 pub(in crate::http) fn series_ids() -> Array {
     let id = ObjectBuilder::new()
-        .schema_type(Type::Integer)
+        .schema_type(SchemaType::from_iter([Type::Integer, Type::String]))
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
         .minimum(Some(Number::Int(isize::MIN)))
-        .maximum(Some(Number::Int(isize::MAX)));
+        .maximum(Some(Number::Int(isize::MAX)))
+        .pattern(Some("^0*[0-9]{1,18}$"));
     ArrayBuilder::new()
         .items(id)
         .min_items(Some(1))
-        .description(Some("One listed again is processed again, in order."))
+        .description(Some("Integers, or strings of their digits. One listed again is processed again, in order."))
         .examples([json!([101, 102])])
         .build()
 }
@@ -63,7 +64,12 @@ pub(in crate::http) fn customer_id() -> Object {
 /// `customer.mobile`.
 pub(in crate::http) fn mobile() -> Object {
     let pattern = format!(r"^(?:{BLANK}*|(?:[+\-.() ]*[0-9]){{1,20}}[+\-.() ]*)$");
-    nullable(string("Compared as its digits.", 255, &pattern)).examples([json!("+91 99000 00001")]).build()
+    string("Compared as its digits: a string, or a number.", 255, &pattern)
+        .schema_type(SchemaType::from_iter([Type::String, Type::Integer, Type::Null]))
+        .minimum(Some(Number::Int(0)))
+        .maximum(Some(Number::UInt(usize::MAX)))
+        .examples([json!("+91 99000 00001")])
+        .build()
 }
 
 /// `customer.email`.

@@ -37,7 +37,7 @@ Issues coupons: one of each series to one customer, each in its own transaction.
 Tills authenticate with Basic, with their password or its md5 (32 hex digits). OAuth clients do with a token, which they get \
 from `/oauth/token` or `/v3/oauth/token/generate`. Where a request has both, the token in `X-CAP-API-OAUTH-TOKEN` decides.
 
-Every answer has `X-CAP-REQUEST-ID` and `X-Request-Id`: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
+Every answer has `X-CAP-REQUEST-ID`, `X-Request-Id` and `X-Cap-RequestID`, all the same: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
 new one. The service's log has it too. Unknown fields of a request are ignored; answers may get new ones.";
 
 /// Of `issueCoupons`: the errors that callers meet, too.

@@ -1,9 +1,12 @@
 //! One batch: sent as one call, and, where the call breaks midway, settled item by item.
 //!
 //! What a broken call has committed is found again in the database by its issue id, never guessed; the rest is sent
-//! again one by one, so that an item the database cannot take fails alone.
+//! again one by one, so that an item the database cannot take fails alone. Before that an empty call, the probe, shows whether
+//! the database takes any write at all.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::Row;
@@ -24,6 +27,9 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A writer tries again every moment while somebody waits.
 static AWAY: Seldom = Seldom::new();
+/// A server that fails may fail on every coupon.
+static REFUSED: Seldom = Seldom::new();
+static FAULTS: Seldom = Seldom::new();
 
 /// Sends batches over one connection, which it makes and replaces as needed.
 pub(super) struct Batches {
@@ -33,12 +39,14 @@ pub(super) struct Batches {
     broken: Vec<Backend>,
     /// When the batch at hand must be answered, whatever is known of it by then.
     until: Instant,
+    /// The database refuses every write, as far as the last call shows. All tasks share it.
+    refused: Arc<AtomicBool>,
     meters: Meters,
 }
 
 impl Batches {
-    pub(super) fn new(connector: Connector, meters: Meters) -> Self {
-        Self { connector, current: None, broken: Vec::new(), until: Instant::now(), meters }
+    pub(super) fn new(connector: Connector, refused: Arc<AtomicBool>, meters: Meters) -> Self {
+        Self { connector, current: None, broken: Vec::new(), until: Instant::now(), refused, meters }
     }
 
     pub(super) const fn meters(&self) -> &Meters {
@@ -59,6 +67,13 @@ impl Batches {
 
     /// Does all of these, and returns what became of each, in order.
     pub(super) async fn write(&mut self, works: &[Work], deadline: Instant) -> Vec<Written> {
+        let written = self.send(works, deadline).await;
+        let in_doubt = written.iter().filter(|outcome| **outcome == Written::InDoubt).count();
+        self.meters.in_doubt.increment(in_doubt as u64);
+        written
+    }
+
+    async fn send(&mut self, works: &[Work], deadline: Instant) -> Vec<Written> {
         self.until = deadline + GRACE;
         if !self.connected(deadline).await {
             return vec![Written::Unavailable; works.len()];
@@ -68,13 +83,41 @@ impl Batches {
         let called = self.call(&coupons, Expect::Guarded).await;
         self.meters.duration.record(began.elapsed());
         match called {
-            Ok(written) => merge(works, written.into_iter(), self.current.as_ref().map(|writer| writer.made_at)),
+            Ok(written) => {
+                let made_at = self.current.as_ref().map(|writer| writer.made_at);
+                merge(works, written.into_iter(), |read_since| confirmed(made_at, read_since))
+            }
+            Err(error) if coupons.is_empty() => {
+                self.meters.broken.increment(1);
+                let unconfirmed = self.unconfirmed(&error);
+                merge(works, std::iter::empty(), |_| unconfirmed.clone())
+            }
             Err(error) => {
                 tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
                 self.meters.broken.increment(1);
-                merge(works, self.settle(&coupons, deadline).await.into_iter(), None)
+                merge(works, self.settle(&coupons, deadline).await.into_iter(), |_| Written::Unconfirmed)
             }
         }
+    }
+
+    /// What an empty call that broke leaves unconfirmed. Over a connection that is still there, reading again would find the same.
+    fn unconfirmed(&self, error: &sqlx::Error) -> Written {
+        if self.current.is_none() {
+            tracing::warn!(%error, "a flush broke; what it was to confirm is read again");
+            return Written::Unconfirmed;
+        }
+        if took_too_long(error) {
+            tracing::warn!(%error, "a flush took too long");
+            return Written::Expired;
+        }
+        self.refuses(error);
+        Written::Unavailable
+    }
+
+    /// The probe failed over a connection that works: the database takes no writes.
+    fn refuses(&self, error: &sqlx::Error) {
+        self.refused.store(true, Ordering::Relaxed);
+        REFUSED.tell(|times| tracing::error!(%error, times, "the database refuses every write"));
     }
 
     /// Settles the coupons of a call that broke.
@@ -96,12 +139,12 @@ impl Batches {
         let certain = |outcome: Option<Written>| outcome.filter(|known| !matches!(known, Written::Issued(_)));
         let written: Vec<Written> = written.into_iter().map(|one| certain(one).unwrap_or(Written::InDoubt)).collect();
         let in_doubt = written.iter().filter(|outcome| **outcome == Written::InDoubt).count();
-        self.meters.in_doubt.increment(in_doubt as u64);
         tracing::error!(in_doubt, "the database did not come back in time to settle a broken batch");
         written
     }
 
-    /// Finds what is committed, sends the rest one by one, and flushes. An error: the connection broke again.
+    /// Finds what is committed, sends the rest one by one, and flushes. An error: the connection broke again, or a flush took
+    /// too long.
     async fn settle_once(
         &mut self,
         coupons: &[&NewCoupon],
@@ -109,6 +152,18 @@ impl Batches {
         deadline: Instant,
     ) -> Result<(), sqlx::Error> {
         let found = self.find_committed(coupons).await?;
+        if let Err(error) = self.call(&[], Expect::All).await {
+            if self.current.is_none() || took_too_long(&error) {
+                return Err(error);
+            }
+            self.refuses(&error);
+            // What is found may not be flushed.
+            for (coupon, outcome) in coupons.iter().zip(written.iter_mut()) {
+                let is_found = found.contains_key(&coupon.issue_id);
+                *outcome = Some(if is_found { Written::InDoubt } else { Written::Unavailable });
+            }
+            return Ok(());
+        }
         for (coupon, outcome) in coupons.iter().zip(written.iter_mut()) {
             *outcome = match (found.get(&coupon.issue_id), outcome.take()) {
                 (Some(code), _) => Some(Written::Issued(code.clone())),
@@ -124,7 +179,7 @@ impl Batches {
     /// Sends one coupon. An error: the connection broke.
     async fn send_alone(&mut self, coupon: &NewCoupon) -> Result<Written, sqlx::Error> {
         match self.call(&[coupon], Expect::All).await {
-            Ok(one) => Ok(one.into_iter().next().unwrap_or(Written::Failed)),
+            Ok(one) => Ok(one.into_iter().next().unwrap_or(Written::InDoubt)),
             Err(error) if self.current.is_none() => Err(error),
             Err(error) => {
                 // It may be committed, and only what came after it have failed.
@@ -134,8 +189,7 @@ impl Batches {
                 if took_too_long(&error) {
                     return Ok(Written::Expired);
                 }
-                tracing::error!(%error, series_id = coupon.series_id.0, "the database cannot take this coupon");
-                Ok(Written::Failed)
+                Ok(refusal(coupon, error))
             }
         }
     }
@@ -191,6 +245,10 @@ impl Batches {
             }
             Ok(written)
         });
+        if result.is_ok() && self.refused.load(Ordering::Relaxed) {
+            self.refused.store(false, Ordering::Relaxed);
+            tracing::info!("the database takes writes again");
+        }
         self.checked(result).await
     }
 
@@ -217,7 +275,9 @@ impl Batches {
     async fn checked<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         let (error, is_statements) = match result.map_err(StoreError::from) {
             Ok(done) => return Ok(done),
-            Err(StoreError::Failed(error) | StoreError::TookTooLong(error)) => (error, true),
+            Err(StoreError::Failed(error) | StoreError::ServerFault(error) | StoreError::TookTooLong(error)) => {
+                (error, true)
+            }
             Err(StoreError::Unavailable(error)) => (error, false),
         };
         if !(is_statements && self.unlock().await) {
@@ -235,6 +295,27 @@ impl Batches {
     }
 }
 
+/// What it means that the database cannot take a coupon that was sent alone, and that is not stored.
+fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> Written {
+    let series_id = coupon.series_id.0;
+    match StoreError::from(error) {
+        error @ StoreError::ServerFault(_) => {
+            FAULTS.tell(|times| tracing::error!(%error, series_id, times, "the database server failed on a coupon"));
+            Written::ServerFault
+        }
+        error => {
+            tracing::error!(%error, series_id, "the database cannot take this coupon");
+            Written::Failed
+        }
+    }
+}
+
+/// Whether what was read since then is flushed by now. Of what was read before the connection was made that has flushed it, a
+/// crash may have taken something back.
+fn confirmed(made_at: Option<Instant>, read_since: Instant) -> Written {
+    if made_at.is_some_and(|made_at| made_at <= read_since) { Written::Confirmed } else { Written::Unconfirmed }
+}
+
 /// Whether Postgres gave a statement up by its own clock: the statement's, or that of a lock it waited for.
 fn took_too_long(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
@@ -248,17 +329,17 @@ const fn coupon(work: &Work) -> Option<&NewCoupon> {
     }
 }
 
-/// Puts what became of the coupons back between the works that were none. Of what was read before the connection was made that
-/// has flushed it, a crash may have taken something back.
-fn merge(works: &[Work], mut written: impl Iterator<Item = Written>, flushed_since: Option<Instant>) -> Vec<Written> {
+/// Puts what became of the coupons back between the works that were none.
+fn merge(
+    works: &[Work],
+    mut written: impl Iterator<Item = Written>,
+    confirmed: impl Fn(Instant) -> Written,
+) -> Vec<Written> {
     works
         .iter()
         .map(|work| match work {
             Work::Issue(_) => written.next().unwrap_or(Written::InDoubt),
-            Work::Confirm(read_since) if flushed_since.is_some_and(|made_at| made_at <= *read_since) => {
-                Written::Confirmed
-            }
-            Work::Confirm(_) => Written::Unconfirmed,
+            Work::Confirm(read_since) => confirmed(*read_since),
         })
         .collect()
 }

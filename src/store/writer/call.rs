@@ -28,17 +28,76 @@ pub(super) fn issue_coupons<'q>(
     sqlx::query("call issue_coupons($1, $2, null::smallint[], null::text[])").bind(values).bind(durability)
 }
 
-/// What became of a coupon, by the outcomes that the procedure lists; and its code, if it came from the pool.
+/// What the procedure says of a coupon, under the numbers that it lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Issued,
+    OtherRevision,
+    CapReached,
+    OrdinalTaken,
+    CodeTaken,
+    HoldsExcluded,
+    PoolEmpty,
+    SettingsLocked,
+    AlreadyIssued,
+    KeyNotClaimed,
+}
+
+/// A number that is none of a procedure's outcomes: that of a newer schema, say.
+#[derive(Debug, thiserror::Error)]
+#[error("outcome {0} is not known")]
+pub(super) struct UnknownOutcome(i16);
+
+impl TryFrom<i16> for Outcome {
+    type Error = UnknownOutcome;
+
+    fn try_from(number: i16) -> Result<Self, UnknownOutcome> {
+        Ok(match number {
+            1 => Self::Issued,
+            2 => Self::OtherRevision,
+            3 => Self::CapReached,
+            4 => Self::OrdinalTaken,
+            5 => Self::CodeTaken,
+            6 => Self::HoldsExcluded,
+            7 => Self::PoolEmpty,
+            8 => Self::SettingsLocked,
+            9 => Self::AlreadyIssued,
+            10 => Self::KeyNotClaimed,
+            unknown => return Err(UnknownOutcome(unknown)),
+        })
+    }
+}
+
+/// What became of a coupon, by its outcome; and its code, if it came from the pool. What says neither that it is stored nor that
+/// it is not leaves it in doubt.
 pub(super) fn meaning(coupon: &NewCoupon, outcome: i16, from_pool: Option<String>) -> Written {
+    let series_id = coupon.series_id.0;
+    let outcome = match Outcome::try_from(outcome) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tracing::error!(%error, series_id, "the database says of a coupon what this version does not know");
+            return Written::InDoubt;
+        }
+    };
     match (outcome, &coupon.code, from_pool) {
-        (1, Code::Unique(code) | Code::Shared(code), _) => Written::Issued(code.clone()),
-        (1, Code::FromPool, Some(code)) => Written::Issued(code),
-        (5, ..) => Written::Collision,
-        (8, ..) => Written::Paused,
-        (9, ..) => Written::Recorded,
-        (10, ..) => Written::Unbegun,
-        (2..=4 | 6 | 7, ..) => Written::Stale,
-        _ => Written::Failed,
+        (Outcome::Issued, Code::Unique(code) | Code::Shared(code), _) => Written::Issued(code.clone()),
+        (Outcome::Issued, Code::FromPool, Some(code)) => Written::Issued(code),
+        (Outcome::Issued, Code::FromPool, None) => {
+            tracing::error!(series_id, "a coupon was issued from the pool, and its code was not returned");
+            Written::InDoubt
+        }
+        (Outcome::CodeTaken, ..) => Written::Collision,
+        (Outcome::SettingsLocked, ..) => Written::Paused,
+        (Outcome::AlreadyIssued, ..) => Written::Recorded,
+        (Outcome::KeyNotClaimed, ..) => Written::Unbegun,
+        (
+            Outcome::OtherRevision
+            | Outcome::CapReached
+            | Outcome::OrdinalTaken
+            | Outcome::HoldsExcluded
+            | Outcome::PoolEmpty,
+            ..,
+        ) => Written::Stale,
     }
 }
 

@@ -10,6 +10,7 @@ mod connection;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -121,9 +122,11 @@ pub enum Written {
     /// Its keyed request has not begun: the key was used before, the coupon that it was to begin with was not issued, or a crash has
     /// taken the beginning back. Nothing is stored.
     Unbegun,
-    /// The database failed on this coupon alone. Nothing is stored.
+    /// The database refused this coupon alone. Nothing is stored.
     Failed,
-    /// The database could not be reached in time. Nothing is stored.
+    /// The server failed on this coupon alone, for a reason of its own (classes 53, 58 and XX). Nothing is stored.
+    ServerFault,
+    /// The database could not be reached in time, or takes no writes at all. Nothing is stored, or nothing could be confirmed.
     Unavailable,
     /// The deadline passed while it was waiting its turn, or for a lock. Nothing is stored.
     Expired,
@@ -190,6 +193,8 @@ pub struct Writer {
     coupons: Queue,
     /// What only waits for a flush waits behind no coupon, and behind no lock that a coupon needs.
     confirmations: Queue,
+    /// The database refuses every write, as far as the last call shows.
+    refused: Arc<AtomicBool>,
     up: Level,
     most_up: usize,
 }
@@ -213,12 +218,23 @@ impl Writer {
     /// Starts the tasks: those that write, and one that confirms. They connect when there is something to do.
     #[must_use]
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
-        let up = Level::default();
-        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up);
+        let (up, refused) = (Level::default(), Arc::default());
+        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up, &refused);
         let alone = WriterLimits { tasks: 1, ..limits };
-        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up);
+        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up, &refused);
         tasks.extend(confirming);
-        (Self { coupons, confirmations, up, most_up: limits.tasks + 1 }, tasks)
+        (Self { coupons, confirmations, refused, up, most_up: limits.tasks + 1 }, tasks)
+    }
+
+    /// Whether the database refuses every write, though it can be reached. Once it did, an empty call of this method's own finds
+    /// out whether it still does, so that nobody has to ask for a coupon first.
+    pub async fn is_refused(&self, deadline: Instant) -> bool {
+        if !self.refused.load(Ordering::Relaxed) {
+            return false;
+        }
+        // What the call finds is in `refused` by then; if the queue is full, somebody else's call finds it.
+        let _ = self.write(vec![Work::Confirm(Instant::now())], deadline).await;
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// What is waiting, and what it is written over.
@@ -269,6 +285,7 @@ impl Queue {
         limits: WriterLimits,
         meters: &Meters,
         up: &Level,
+        refused: &Arc<AtomicBool>,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
@@ -276,7 +293,7 @@ impl Queue {
         let tasks = (0..limits.tasks)
             .map(|task| {
                 let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
-                let batches = batch::Batches::new(connector, meters.clone());
+                let batches = batch::Batches::new(connector, Arc::clone(refused), meters.clone());
                 let taking = Taking { jobs: Arc::clone(&jobs), limit: limits.batch };
                 tokio::spawn(run(task, taking, Arc::clone(&backlog), batches))
             })
