@@ -355,7 +355,10 @@ async fn two_attempts_at_once_issue_once() {
         .await;
         app.pool.execute("update keyed_request set held_until = '2026-11-22T09:59:59Z'").await.unwrap();
         let second = tokio::spawn(keyed(&app, &key, BODY).send());
-        tokio::time::sleep(Duration::from_millis(30)).await;
+        eventually("the second has taken it over", async || {
+            app.count("select from keyed_request where held_until > '2026-11-22T10:00:00Z'").await == 1
+        })
+        .await;
         close(apply).await;
         let [first, second] = [first, second].map(|answer| async { json_of(answer.await.unwrap().unwrap()).await });
         let (first, second) = tokio::join!(first, second);
@@ -526,8 +529,9 @@ async fn what_is_older_than_two_days_is_forgotten() {
 #[tokio::test]
 async fn a_retry_finds_out_what_an_answer_did_not_know() {
     let app = TestApp::start_with(&format!("{ORG}{}{}", series(1, ""), series(2, "")), |settings| {
-        settings.issuing.timeout = Duration::from_millis(300);
-        settings.writer.statement_timeout = Duration::from_millis(200);
+        // A coupon that waits is tried twice: both end before the request does.
+        settings.issuing.timeout = Duration::from_secs(15);
+        settings.writer.statement_timeout = Duration::from_secs(4);
     })
     .await;
     // The second entity's coupon waits, the first one's is committed by then.

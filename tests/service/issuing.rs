@@ -139,8 +139,7 @@ async fn every_refusal_has_its_code_and_message() {
         series(12, ""),
     ];
     let file = format!("{ORG}{}", all.concat());
-    let app =
-        TestApp::start_with(&file, |settings| settings.writer.statement_timeout = Duration::from_millis(300)).await;
+    let app = TestApp::start_with(&file, |settings| settings.writer.statement_timeout = Duration::from_secs(4)).await;
     app.issue("c", &[5, 6, 10]).await;
     sqlx::query("alter table coupon add constraint none_of_12 check (series_id <> 12)")
         .execute(&app.pool)

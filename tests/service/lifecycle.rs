@@ -25,6 +25,16 @@ fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.env_remove("DATABASE_URL").env("COUPON_ISSUER__METRICS__LISTEN", "");
     command.env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "0");
+    // As in `TestApp`: a busy machine cuts nothing short.
+    for (name, seconds) in [
+        ("ISSUING__TIMEOUT_SECONDS", "60"),
+        ("ISSUING__MAX_WAIT_SECONDS", "60"),
+        ("WRITER__STATEMENT_TIMEOUT_SECONDS", "50"),
+        ("DATABASE__ACQUIRE_TIMEOUT_SECONDS", "25"),
+        ("DATABASE__STATEMENT_TIMEOUT_SECONDS", "25"),
+    ] {
+        command.env(format!("COUPON_ISSUER__{name}"), seconds);
+    }
     command
 }
 

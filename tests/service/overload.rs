@@ -36,43 +36,51 @@ fn ask(app: &Arc<TestApp>, customer: usize) -> tokio::task::JoinHandle<reqwest::
     })
 }
 
-/// Asks until it is turned away; those before stay on their way.
+/// Asks until one is turned away; those before stay on their way. One that a busy machine is slow to turn away is among them.
 async fn until_turned_away(app: &Arc<TestApp>) -> Vec<tokio::task::JoinHandle<reqwest::Response>> {
-    let mut taken_on = Vec::new();
+    let mut on_their_way = Vec::new();
     for customer in 0..5000 {
         let mut asked = ask(app, customer);
         match tokio::time::timeout(Duration::from_millis(100), &mut asked).await {
-            Err(_elapsed) => taken_on.push(asked),
+            Err(_elapsed) => on_their_way.push(asked),
             Ok(answer) => {
                 let answer = answer.unwrap();
                 assert_eq!(answer.headers()["retry-after"], "1");
                 let told = failure(answer).await;
                 assert_eq!((told.0, told.1), (503, 503), "{told:?}");
-                return taken_on;
+                return on_their_way;
             }
         }
     }
     panic!("nobody was turned away");
 }
 
-async fn all_is_well_again(app: Arc<TestApp>, taken_on: Vec<tokio::task::JoinHandle<reqwest::Response>>) {
-    let count = taken_on.len();
-    for answer in taken_on {
-        assert_eq!(outcomes(&answer.await.unwrap().json().await.unwrap()), ["issued"]);
+/// Returns how many were taken on: all of those got a coupon, and nobody else.
+async fn all_is_well_again(app: Arc<TestApp>, on_their_way: Vec<tokio::task::JoinHandle<reqwest::Response>>) -> usize {
+    let mut issued = 0;
+    for answer in on_their_way {
+        let answer = answer.await.unwrap();
+        if answer.status() == 200 {
+            assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
+            issued += 1;
+        } else {
+            assert_eq!(failure(answer).await.0, 503);
+        }
     }
     eventually("another is taken on", async || ask(&app, 9999).await.unwrap().status() == 200).await;
-    assert_eq!(app.count("select from coupon").await, count + 1, "nobody who was turned away has a coupon");
+    assert_eq!(app.count("select from coupon").await, issued + 1, "nobody who was turned away has a coupon");
+    issued
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_would_wait_too_long_is_turned_away_at_once() {
     let app = start(|settings| settings.issuing.max_wait = Duration::from_millis(500)).await;
     let holder = locked(&app).await;
-    let taken_on = until_turned_away(&app).await;
+    let on_their_way = until_turned_away(&app).await;
     // Readiness is the database's, and a balancer must not take a busy replica away.
     assert_eq!(app.client().get(app.url("/readyz")).send().await.unwrap().status(), 200);
     close(holder).await;
-    all_is_well_again(app, taken_on).await;
+    assert!(all_is_well_again(app, on_their_way).await > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,10 +91,9 @@ async fn beyond_the_most_requests_another_is_turned_away() {
     })
     .await;
     let holder = locked(&app).await;
-    let taken_on = until_turned_away(&app).await;
-    assert_eq!(taken_on.len(), 10);
+    let on_their_way = until_turned_away(&app).await;
     close(holder).await;
-    all_is_well_again(app, taken_on).await;
+    assert_eq!(all_is_well_again(app, on_their_way).await, 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +104,7 @@ async fn a_queue_that_is_full_turns_away_as_well() {
     })
     .await;
     let holder = locked(&app).await;
-    let taken_on = until_turned_away(&app).await;
+    let on_their_way = until_turned_away(&app).await;
     close(holder).await;
-    all_is_well_again(app, taken_on).await;
+    assert!(all_is_well_again(app, on_their_way).await > 0);
 }

@@ -180,10 +180,22 @@ async fn who_guesses_at_a_name_does_not_shut_out_those_who_know_its_password() {
 #[tokio::test]
 async fn who_hangs_up_before_the_answer_is_counted_all_the_same() {
     let app = start(ORG, |settings| settings.rate_limit.failures_per_minute = 3).await;
+    // A busy machine may be slow to count, so they are looked for three times. Looking counts as well, but three by themselves are
+    // not refused.
+    for look in 0..3 {
+        hang_up_fifty_times(&app, look).await;
+        if statuses(&app, &basic("store.server", "wrong"), 1).await == [429] {
+            return;
+        }
+    }
+    panic!("nobody who hung up was counted");
+}
+
+async fn hang_up_fifty_times(app: &TestApp, look: usize) {
     for number in 0..50 {
         let head = format!(
             "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nAuthorization: {}\r\n\r\n",
-            basic("store.server", &format!("wrong-{number}"))
+            basic("store.server", &format!("wrong-{look}-{number}"))
         );
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -191,7 +203,6 @@ async fn who_hangs_up_before_the_answer_is_counted_all_the_same() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(statuses(&app, &basic("store.server", "wrong"), 1).await, [429]);
 }
 
 #[tokio::test]

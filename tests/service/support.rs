@@ -131,6 +131,12 @@ impl TestApp {
         // More writers than a deployment has, to race each other; and requests by the thousand from one till.
         settings.writer.tasks = 4;
         settings.rate_limit.per_minute = -1;
+        // A machine that is busy with other work cuts nothing short. A test of a time-out sets its own.
+        settings.issuing.timeout = Duration::from_mins(1);
+        settings.issuing.max_wait = Duration::from_mins(1);
+        settings.writer.statement_timeout = Duration::from_secs(50);
+        settings.database.acquire_timeout = Duration::from_secs(25);
+        settings.database.statement_timeout = Duration::from_secs(25);
         change(&mut settings);
         let clock = Arc::new(HeldClock(AtomicI64::new(0)));
         clock.set(NOW);
