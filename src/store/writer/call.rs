@@ -43,15 +43,20 @@ pub(super) enum Outcome {
     KeyNotClaimed,
 }
 
-/// A number that is none of a procedure's outcomes: that of a newer schema, say.
-#[derive(Debug, thiserror::Error)]
-#[error("outcome {0} is not known")]
-pub(super) struct UnknownOutcome(i16);
+/// What the procedure says of a coupon tells neither that it is stored nor that it is not.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unclear {
+    /// Of a newer schema, say.
+    #[error("outcome {0} is not known")]
+    UnknownOutcome(i16),
+    #[error("it is issued from the pool, and its code was not returned")]
+    NoCode,
+}
 
 impl TryFrom<i16> for Outcome {
-    type Error = UnknownOutcome;
+    type Error = Unclear;
 
-    fn try_from(number: i16) -> Result<Self, UnknownOutcome> {
+    fn try_from(number: i16) -> Result<Self, Unclear> {
         Ok(match number {
             1 => Self::Issued,
             2 => Self::OtherRevision,
@@ -63,42 +68,36 @@ impl TryFrom<i16> for Outcome {
             8 => Self::SettingsLocked,
             9 => Self::AlreadyIssued,
             10 => Self::KeyNotClaimed,
-            unknown => return Err(UnknownOutcome(unknown)),
+            unknown => return Err(Unclear::UnknownOutcome(unknown)),
         })
     }
 }
 
-/// What became of a coupon, by its outcome; and its code, if it came from the pool. What says neither that it is stored nor that
-/// it is not leaves it in doubt.
+/// What became of a coupon, by its outcome; and its code, if it came from the pool.
 pub(super) fn meaning(coupon: &NewCoupon, outcome: i16, from_pool: Option<String>) -> Written {
-    let series_id = coupon.series_id.0;
-    let outcome = match Outcome::try_from(outcome) {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            tracing::error!(%error, series_id, "the database says of a coupon what this version does not know");
-            return Written::InDoubt;
-        }
-    };
-    match (outcome, &coupon.code, from_pool) {
-        (Outcome::Issued, Code::Unique(code) | Code::Shared(code), _) => Written::Issued(code.clone()),
-        (Outcome::Issued, Code::FromPool, Some(code)) => Written::Issued(code),
-        (Outcome::Issued, Code::FromPool, None) => {
-            tracing::error!(series_id, "a coupon was issued from the pool, and its code was not returned");
-            Written::InDoubt
-        }
-        (Outcome::CodeTaken, ..) => Written::Collision,
-        (Outcome::SettingsLocked, ..) => Written::Paused,
-        (Outcome::AlreadyIssued, ..) => Written::Recorded,
-        (Outcome::KeyNotClaimed, ..) => Written::Unbegun,
-        (
-            Outcome::OtherRevision
-            | Outcome::CapReached
-            | Outcome::OrdinalTaken
-            | Outcome::HoldsExcluded
-            | Outcome::PoolEmpty,
-            ..,
-        ) => Written::Stale,
-    }
+    written(&coupon.code, outcome, from_pool).unwrap_or_else(|unclear| {
+        let series_id = coupon.series_id.0;
+        tracing::error!(error = %unclear, series_id, "the database's outcome leaves a coupon in doubt");
+        Written::InDoubt
+    })
+}
+
+fn written(code: &Code, outcome: i16, from_pool: Option<String>) -> Result<Written, Unclear> {
+    Ok(match Outcome::try_from(outcome)? {
+        Outcome::Issued => Written::Issued(match code {
+            Code::Unique(code) | Code::Shared(code) => code.clone(),
+            Code::FromPool => from_pool.ok_or(Unclear::NoCode)?,
+        }),
+        Outcome::CodeTaken => Written::Collision,
+        Outcome::SettingsLocked => Written::Paused,
+        Outcome::AlreadyIssued => Written::Recorded,
+        Outcome::KeyNotClaimed => Written::Unbegun,
+        Outcome::OtherRevision
+        | Outcome::CapReached
+        | Outcome::OrdinalTaken
+        | Outcome::HoldsExcluded
+        | Outcome::PoolEmpty => Written::Stale,
+    })
 }
 
 /// A value of the type `new_coupon`: its fields, in order.
@@ -202,4 +201,35 @@ fn value(place: i32, coupon: &NewCoupon, expect: Expect) -> Value<'_> {
 fn uuid(request_id: &str) -> Option<Uuid> {
     let uuid = Uuid::try_parse(request_id).ok()?;
     (*uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *request_id).then_some(uuid)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the procedure says: issued is what it says so of, with its code, and what is not known is not settled.
+        #[test]
+        fn no_outcome_is_taken_for_another(outcome in prop_oneof![-2_i16..14, any::<i16>()], kind in 0..3, returned in any::<bool>()) {
+            let code = match kind {
+                0 => Code::Unique("DRAWN".to_owned()),
+                1 => Code::Shared("SHARED".to_owned()),
+                _ => Code::FromPool,
+            };
+            let written = written(&code, outcome, returned.then(|| "POOL".to_owned()));
+            match (outcome, &code) {
+                (1, Code::Unique(_)) => prop_assert_eq!(written, Ok(Written::Issued("DRAWN".to_owned()))),
+                (1, Code::Shared(_)) => prop_assert_eq!(written, Ok(Written::Issued("SHARED".to_owned()))),
+                (1, Code::FromPool) if returned => prop_assert_eq!(written, Ok(Written::Issued("POOL".to_owned()))),
+                (1, Code::FromPool) => prop_assert_eq!(written, Err(Unclear::NoCode)),
+                (2..=10, _) => prop_assert!(matches!(
+                    written,
+                    Ok(Written::Stale | Written::Paused | Written::Collision | Written::Recorded | Written::Unbegun)
+                )),
+                _ => prop_assert_eq!(written, Err(Unclear::UnknownOutcome(outcome))),
+            }
+        }
+    }
 }
