@@ -66,9 +66,17 @@ pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiEr
 /// These bytes as text: all of them, also what is in fields that are ignored.
 ///
 /// # Errors
-/// 400 unless they are UTF-8.
+/// 400 unless they are UTF-8, without a byte order mark.
 pub(super) fn text_of(bytes: &[u8]) -> Result<&str, ApiError> {
-    std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: {error}")))
+    match bytes {
+        [0xef, 0xbb, 0xbf, ..] => {
+            Err(bad("the body is not JSON: it begins with a byte order mark (U+FEFF); send UTF-8 without one"))
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, ..] | [_, 0, ..] => {
+            Err(bad("the body is not JSON: it looks like UTF-16 or UTF-32; send UTF-8"))
+        }
+        _ => std::str::from_utf8(bytes).map_err(|error| bad(&format!("the body is not JSON: it is no UTF-8: {error}"))),
+    }
 }
 
 /// The JSON object in this text.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderValue;
-use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::response::{Html, IntoResponse, Response};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use utoipa_swagger_ui::Config;
 
 use super::Http;
@@ -28,6 +28,20 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      form-action 'none'; frame-ancestors 'none'",
 );
 const FOR_AN_HOUR: HeaderValue = HeaderValue::from_static("public, max-age=3600");
+
+/// No route's path. A browser that somebody points at `/` is sent to the page; every other client is told that there is nothing.
+pub(super) async fn elsewhere(
+    State(http): State<Arc<Http>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Redirect, ApiError> {
+    let is_root = uri.path() == "/" && matches!(method, Method::GET | Method::HEAD);
+    // What is no text asks for no page.
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let is_browser = is_root && accepted.any(|value| value.to_ascii_lowercase().contains("text/html"));
+    if http.docs && is_browser { Ok(Redirect::to("/docs")) } else { Err(ApiError::NotFound) }
+}
 
 #[utoipa::path(
     get,

@@ -9,6 +9,7 @@ use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri};
 use axum::response::{IntoResponse, Response};
 use jiff::tz::TimeZone;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -254,6 +255,12 @@ pub(super) async fn receipt(
 }
 
 fn parse_query(uri: &Uri) -> Result<(Source, Option<String>), ApiError> {
+    for (name, value) in uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')) {
+        // It would be read with U+FFFD in place of what is no text.
+        if matches!(name, "source" | "accountId") && percent_decode_str(value).decode_utf8().is_err() {
+            return Err(ApiError::BadRequest(format!("{name}: is no UTF-8 when it is percent-decoded")));
+        }
+    }
     let Query(query) = Query::<IssueQuery>::try_from_uri(uri)
         .map_err(|error| ApiError::BadRequest(format!("query: {}", error.body_text())))?;
     let source = match query.source.as_deref() {
@@ -277,10 +284,10 @@ fn series_ids(given: Vec<IdNumber>, most: usize) -> Result<Vec<SeriesId>, ApiErr
 
 fn identifiers(customer: CustomerBody) -> Result<Identifiers, ApiError> {
     let mobile = text("customer.mobile", customer.mobile.map(|mobile| mobile.0), LONGEST_ID)?;
-    let no_mobile = || ApiError::BadRequest("customer.mobile: must have 1 to 20 digits, and no letters".to_owned());
+    let no_mobile = |reason: String| ApiError::BadRequest(format!("customer.mobile: {reason}"));
     let identifiers = Identifiers {
         id: text("customer.id", customer.id.map(|id| id.0), LONGEST_ID)?.map(CustomerId),
-        mobile: mobile.map(|mobile| Identifiers::mobile_digits(&mobile).ok_or_else(no_mobile)).transpose()?,
+        mobile: mobile.map(|mobile| Identifiers::mobile_digits(&mobile).map_err(no_mobile)).transpose()?,
         external_id: text("customer.externalId", customer.external_id, LONGEST_ID)?,
         email: text("customer.email", customer.email, LONGEST_EMAIL)?.map(|email| Identifiers::email_folded(&email)),
     };

@@ -115,7 +115,7 @@ pub fn router(http: Http) -> Router {
         .route("/docs", get(docs::page))
         .route("/docs/{file}", get(docs::file))
         .route_layer(from_fn_with_state(Arc::clone(&http), authenticate::authenticate))
-        .fallback(async || ApiError::NotFound)
+        .fallback(docs::elsewhere)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(CatchPanicLayer::custom(errors::after_panic))
         .layer(from_fn_with_state(Arc::clone(&http), request_log::request_log))

@@ -16,7 +16,7 @@ mod series;
 pub use caller::{Access, Caller, Credential};
 pub use clock::{Clock, SystemClock};
 pub use coupon::{HeldCoupon, Metadata, Source};
-pub use customer::{CustomerId, CustomerPolicy, Identifiers};
+pub use customer::{CustomerId, CustomerPolicy, Identifiers, MOBILE_MARKS};
 pub use entropy::{Entropy, EntropyError, OsEntropy};
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};

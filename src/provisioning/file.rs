@@ -136,11 +136,10 @@ fn store(section: &Section<'_>, ids: &mut BTreeSet<i64>) -> Option<StorePlan> {
 fn customer(section: &Section<'_>, ids: &mut BTreeSet<String>) -> Option<CustomerPlan> {
     let id = section.required("id", section.name("id", LONGEST_NAME));
     unique(section, "id", ids, id.clone().unwrap_or_default());
-    let given = section.text("mobile");
-    let mobile = given.as_deref().and_then(Identifiers::mobile_digits);
-    if given.is_some() && mobile.is_none() {
-        section.mistake("mobile", "must have 1 to 20 digits, and no letters");
-    }
+    let mobile = section.text("mobile").and_then(|given| {
+        // A mistake refuses the file.
+        Identifiers::mobile_digits(&given).map_err(|reason| section.mistake("mobile", &reason)).ok()
+    });
     let email = section.name("email", LONGEST_NAME).map(|email| Identifiers::email_folded(&email));
     let external_id = section.name("external_id", LONGEST_NAME);
     let id = CustomerId(id?);

@@ -263,6 +263,68 @@ async fn a_series_id_may_be_its_digits_and_a_mobile_a_number() {
     assert_eq!(app.count("select from coupon where series_id = 101").await, 5);
 }
 
+/// What people and address books write, and only that: the message names what is in the way.
+#[tokio::test]
+async fn a_mobile_is_its_digits_whatever_stands_between_them() {
+    let app = start().await;
+    let written = [
+        "+91/99000-00001",
+        "+91\u{a0}99000\u{a0}00001",
+        "+91 99000\u{2013}00001",
+        "\u{202a}+919900000001\u{202c}",
+        "\u{feff}919900000001",
+        "\u{ff0b}91 (99000) 0.0.0.0.1",
+    ];
+    assert_taken(&app, &written.map(|mobile| with_customer(&json!({"mobile": mobile}).to_string()))).await;
+    assert_eq!(app.count("select from customer").await, 1);
+    for (mobile, words) in
+        [("91 9900O00001", "'O', U+004F"), ("9199\u{7}", "U+0007"), ("٩١", "U+0669"), ("+", "no digit")]
+    {
+        let (status, _, message) =
+            failure(app.post(with_customer(&json!({"mobile": mobile}).to_string())).send().await.unwrap()).await;
+        assert!(status == 400 && message.contains("customer.mobile") && message.contains(words), "{message}");
+    }
+}
+
+/// What is wrong is called by its name.
+#[tokio::test]
+async fn an_encoding_that_is_not_utf_8_is_named() {
+    let app = start().await;
+    let utf_16: Vec<u8> = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let with_mark = [b"\xff\xfe".to_vec(), utf_16.clone()].concat();
+    let rows = [
+        (format!("\u{feff}{GOOD}").into_bytes(), "byte order mark"),
+        (utf_16, "UTF-16"),
+        (with_mark, "UTF-16"),
+        (GOOD.encode_utf16().flat_map(u16::to_be_bytes).collect(), "UTF-16"),
+        (b"{\"seriesIds\":[101],\"customer\":{\"id\":\"Zo\xeb\"}}".to_vec(), "no UTF-8"),
+    ];
+    assert_refused(&app, 400, &rows).await;
+    let request = app.client().post(app.url("/v2/coupon/bulk/issue?accountId=%ff")).body(GOOD);
+    let request = request.basic_auth("store.server", Some("server123")).header("Content-Type", "application/json");
+    let (status, _, message) = failure(request.send().await.unwrap()).await;
+    assert!(status == 400 && message.contains("accountId") && message.contains("UTF-8"), "{message}");
+    assert_nothing_stored(&app).await;
+}
+
+/// Somebody who points a browser at the service looks for its page; whoever asks for data is told that there is nothing.
+#[tokio::test]
+async fn a_browser_is_sent_from_the_root_to_the_docs() {
+    let app = start().await;
+    let browser = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let get =
+        async |accept: &str, path: &str| browser.get(app.url(path)).header("Accept", accept).send().await.unwrap();
+    let answer = get("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8", "/").await;
+    assert_eq!((answer.status().as_u16(), &answer.headers()["location"]), (303, &"/docs".parse().unwrap()));
+    for (accept, path) in [("*/*", "/"), ("application/json", "/"), ("text/html", "/nowhere"), ("text/html", "//")] {
+        assert_eq!(get(accept, path).await.status(), 404, "{accept} {path}");
+    }
+    let without =
+        TestApp::start_with(&format!("{ORG}{}", series(101, "")), |settings| settings.http.docs = false).await;
+    let answer = browser.get(without.url("/")).header("Accept", "text/html").send().await.unwrap();
+    assert_eq!(answer.status(), 404);
+}
+
 #[tokio::test]
 async fn headers_and_parameters_that_mean_nothing_here_are_ignored() {
     let app = start().await;

@@ -118,6 +118,9 @@ impl Asked {
     }
 }
 
+/// Postgres has no earlier instant (4714 BC); this library has.
+const EARLIEST: i64 = -210_866_803_200;
+
 /// The place that [`told`] tells; anything else is the beginning.
 fn place(after: &str) -> Place {
     let mut parts = after.split('.');
@@ -125,7 +128,8 @@ fn place(after: &str) -> Place {
     let place = match kind {
         Some("idle") => next().map(|id| Place::AfterIdle(SeriesId(id))),
         Some("active") => {
-            let minute = next().and_then(|minute| Timestamp::from_second(minute).ok());
+            let minute =
+                next().filter(|minute| *minute >= EARLIEST).and_then(|minute| Timestamp::from_second(minute).ok());
             minute.zip(next()).map(|(minute, id)| Place::AfterActive(minute, SeriesId(id)))
         }
         _ => None,
@@ -152,7 +156,17 @@ mod tests {
         for at in [Place::First, Place::AfterActive(minute, SeriesId(7)), Place::AfterIdle(SeriesId(i64::MAX))] {
             assert_eq!(place(&told(at)), at);
         }
-        for nonsense in ["", ".", "idle", "idle.x", "active.1", "active.99999999999999999.1", "active..", "nothing.1"] {
+        for nonsense in [
+            "",
+            ".",
+            "idle",
+            "idle.x",
+            "active.1",
+            "active.99999999999999999.1",
+            "active..",
+            "nothing.1",
+            "active.-300000000000.1",
+        ] {
             assert_eq!(place(nonsense), Place::First, "{nonsense}");
         }
     }

@@ -1,6 +1,8 @@
 //! The forms of values that their Rust types do not tell: lengths, characters, bounds, and what a customer must have.
 //! Each says what the handler checks, no more and no less.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Value, json};
 use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::schema::{
@@ -12,7 +14,7 @@ use utoipa::{Number, PartialSchema, ToSchema};
 use super::object;
 use crate::auth::SCOPE;
 use crate::http::HttpLimits;
-use crate::model::Source;
+use crate::model::{MOBILE_MARKS, Source};
 
 /// Whatever Unicode calls white space.
 const BLANK: &str = r"[\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]";
@@ -63,7 +65,11 @@ pub(in crate::http) fn customer_id() -> Object {
 
 /// `customer.mobile`.
 pub(in crate::http) fn mobile() -> Object {
-    let pattern = format!(r"^(?:{BLANK}*|(?:[+\-.() ]*[0-9]){{1,20}}[+\-.() ]*)$");
+    let range = |marks: &RangeInclusive<char>| {
+        format!(r"\u{:04X}-\u{:04X}", u32::from(*marks.start()), u32::from(*marks.end()))
+    };
+    let marks: String = MOBILE_MARKS.iter().map(range).collect();
+    let pattern = format!(r"^(?:{BLANK}*|(?:[{marks}]*[0-9]){{1,20}}[{marks}]*)$");
     string("Compared as its digits: a string, or a number.", 255, &pattern)
         .schema_type(SchemaType::from_iter([Type::String, Type::Integer, Type::Null]))
         .minimum(Some(Number::Int(0)))
