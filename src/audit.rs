@@ -86,6 +86,7 @@ const fn words(invariant: Invariant) -> (&'static str, &'static str) {
         Invariant::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
         Invariant::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "records"),
         Invariant::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
+        Invariant::Callers => ("a coupon names the till or the client that issued it", "coupons"),
     }
 }
 

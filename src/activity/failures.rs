@@ -65,16 +65,26 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::SeriesId;
+    use crate::model::{Access, Caller, Credential, SeriesId, StoreId};
 
     fn listed(failures: &Failures) -> Vec<i64> {
-        failures.take(usize::MAX).iter().map(|failure| failure.org_id.0).collect()
+        failures.take(usize::MAX).iter().map(|failure| failure.caller.org_id.0).collect()
     }
 
     fn fail(failures: &Failures, org: i64, at: Timestamp) {
         let org_id = OrgId(org);
-        let failure = || Failure { org_id, at, request_id: "r".into(), series_id: SeriesId(1), outcome: "gap" };
+        let caller = Arc::new(Caller {
+            org_id,
+            till_id: None,
+            store_id: StoreId(1),
+            access: Access::Write,
+            credential: Credential::Till,
+            is_attributed: false,
+        });
+        let failure = || Failure { caller, at, request_id: "r".into(), series_id: SeriesId(1), outcome: "gap" };
         failures.add(at, org_id, failure);
     }
 

@@ -117,7 +117,7 @@ impl Keeper {
         let added = timeout(BATCH_WITHIN, self.activity.store.add_activity(&batch)).await;
         let error = match added {
             Ok(Ok(())) => {
-                self.to_trim.extend(batch.failures.iter().map(|failure| failure.org_id));
+                self.to_trim.extend(batch.failures.iter().map(|failure| failure.caller.org_id));
                 self.times_refused = 0;
                 if std::mem::take(&mut self.is_away) {
                     tracing::info!("activity is added again");

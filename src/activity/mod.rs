@@ -19,7 +19,7 @@ use uuid::Uuid;
 use self::counts::Counts;
 use self::failures::Failures;
 use self::keeper::Keeper;
-use crate::model::{Clock, OrgId, SeriesId};
+use crate::model::{Caller, Clock, SeriesId};
 use crate::store::Store;
 use crate::store::activity::{Failure, WHOLE_ORGANISATION};
 pub use crate::store::overview::{FailureRow as ToldFailure, Place};
@@ -103,17 +103,17 @@ impl Activity {
     }
 
     /// Counts what a caller was told. Takes a fraction of a microsecond, and never waits for the database.
-    pub fn note(&self, org_id: OrgId, request_id: &Arc<str>, told: impl Iterator<Item = Told>) {
+    pub fn note(&self, caller: &Arc<Caller>, request_id: &Arc<str>, told: impl Iterator<Item = Told>) {
         if !self.is_counting {
             return;
         }
-        let now = self.clock.now();
+        let (now, org_id) = (self.clock.now(), caller.org_id);
         let mut counting = self.counts.begin(org_id, now);
         for Told { series_id, outcome, kind } in told {
             counting.add(if kind == Kind::NoSuchSeries { WHOLE_ORGANISATION } else { series_id }, outcome);
             if kind != Kind::Granted {
                 self.failures.add(now, org_id, || Failure {
-                    org_id,
+                    caller: Arc::clone(caller),
                     at: now,
                     request_id: Arc::clone(request_id),
                     series_id,

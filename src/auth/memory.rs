@@ -14,21 +14,21 @@ use tokio::time::timeout;
 
 use tracing::Instrument;
 
-use super::AuthError;
 use super::rate_limits::CredentialName;
-use crate::model::{Caller, Entropy, EntropyError, RateLimit};
+use super::{AttributionError, AuthError};
+use crate::model::{Caller, Entropy, EntropyError, RateLimit, Target};
 use crate::traces;
 
-/// Credentials remembered at once, at most. One takes about 500 bytes.
+/// Credentials remembered at once, at most, and targets. One takes about 500 bytes.
 const MOST_REMEMBERED: u64 = 100_000;
 /// How long a credential is trusted while nobody could tell of a change.
 const UNTOLD: Duration = Duration::from_secs(1);
 /// So often is a credential checked that changes while it is checked.
 const MOST_CHECKS: u32 = 5;
-/// How long finding a credential good may take.
+/// How long finding a credential good may take, or finding a target.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
-/// A keyed hash of a credential.
+/// A keyed hash of a credential, or of what names a target.
 pub(super) type Fingerprint = [u8; 32];
 
 /// A credential that was found good.
@@ -40,15 +40,18 @@ pub(super) struct Remembered {
     pub(super) seconds: i64,
 }
 
-struct Entry {
-    remembered: Arc<Remembered>,
+struct Entry<T> {
+    remembered: Arc<T>,
     epoch: u64,
     read_at: Instant,
 }
 
-/// The memory of good credentials.
+type Entries<T> = Cache<Fingerprint, Arc<Entry<T>>>;
+
+/// The memory of good credentials, and of the targets that requests are attributed to.
 pub(super) struct Memory {
-    remembered: Cache<Fingerprint, Arc<Entry>>,
+    remembered: Entries<Remembered>,
+    targets: Entries<Target>,
     /// The stored hash that a secret was found to belong to.
     proven: Cache<Fingerprint, Arc<str>>,
     fingerprint: Hmac<Sha256>,
@@ -71,6 +74,7 @@ impl Memory {
         secrecy::zeroize::Zeroize::zeroize(&mut key);
         Ok(Self {
             remembered: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(time_to_live).build(),
+            targets: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(time_to_live).build(),
             proven: Cache::builder().max_capacity(MOST_REMEMBERED).time_to_idle(proven_for).build(),
             fingerprint,
             epoch: AtomicU64::new(0),
@@ -78,7 +82,7 @@ impl Memory {
         })
     }
 
-    /// Something has changed, or may have: every credential is to be looked up again.
+    /// Something has changed, or may have: every credential and target is to be looked up again.
     pub(super) fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
@@ -89,30 +93,55 @@ impl Memory {
         self.told.store(told, Ordering::SeqCst);
     }
 
-    /// What is remembered under this key, or else what the check finds, which is remembered if it is good. Of those who
-    /// ask for the same at once, one checks.
+    /// The credential that is remembered under this key, or else what the check finds, which is remembered if it is good. Of
+    /// those who ask for the same at once, one checks.
     pub(super) async fn recall<F: Future<Output = Result<Remembered, AuthError>>>(
         &self,
         key: Fingerprint,
         check: impl Fn() -> F,
     ) -> Result<Arc<Remembered>, AuthError> {
-        match self.remembered.get(&key).await {
+        self.recall_from(&self.remembered, key, check).await
+    }
+
+    /// As [`Memory::recall`], for a target. One that is not found is not remembered: it may be there a moment later.
+    pub(super) async fn recall_target<F: Future<Output = Result<Target, AttributionError>>>(
+        &self,
+        key: Fingerprint,
+        find: impl Fn() -> F,
+    ) -> Result<Arc<Target>, AttributionError> {
+        self.recall_from(&self.targets, key, find).await
+    }
+
+    async fn recall_from<T, E, F>(
+        &self,
+        entries: &Entries<T>,
+        key: Fingerprint,
+        check: impl Fn() -> F,
+    ) -> Result<Arc<T>, E>
+    where
+        T: Send + Sync + 'static,
+        E: From<AuthError> + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        match entries.get(&key).await {
             Some(entry) if self.is_current(&entry) => Ok(Arc::clone(&entry.remembered)),
             // Boxed, so that the many who are remembered do not carry its state about.
             _ => {
-                let checked = timeout(LOOK_UP, self.check(key, check)).instrument(traces::span!("authenticate"));
-                Box::pin(checked).await.unwrap_or(Err(AuthError::TimedOut))
+                let checked = timeout(LOOK_UP, self.check(entries, key, check));
+                let checked = checked.instrument(traces::span!("authenticate"));
+                Box::pin(checked).await.unwrap_or_else(|_elapsed| Err(AuthError::TimedOut.into()))
             }
         }
     }
 
-    async fn check<F: Future<Output = Result<Remembered, AuthError>>>(
-        &self,
-        key: Fingerprint,
-        check: impl Fn() -> F,
-    ) -> Result<Arc<Remembered>, AuthError> {
-        if self.remembered.get(&key).await.is_some_and(|entry| !self.is_current(&entry)) {
-            self.remembered.invalidate(&key).await;
+    async fn check<T, E, F>(&self, entries: &Entries<T>, key: Fingerprint, check: impl Fn() -> F) -> Result<Arc<T>, E>
+    where
+        T: Send + Sync + 'static,
+        E: From<AuthError> + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        if entries.get(&key).await.is_some_and(|entry| !self.is_current(&entry)) {
+            entries.invalidate(&key).await;
         }
         for _ in 0..MOST_CHECKS {
             // Read before the check begins: a change during it makes its result an old one.
@@ -121,18 +150,17 @@ impl Memory {
                 let remembered = Arc::new(check().await?);
                 Ok(Arc::new(Entry { remembered, epoch, read_at }))
             };
-            let entry =
-                self.remembered.try_get_with(key, checked).await.map_err(|shared: Arc<AuthError>| (*shared).clone())?;
+            let entry = entries.try_get_with(key, checked).await.map_err(|shared: Arc<E>| (*shared).clone())?;
             // It may be one that another caller's check began before this request came, and before a change.
             if entry.epoch >= epoch {
                 return Ok(Arc::clone(&entry.remembered));
             }
-            self.remembered.invalidate(&key).await;
+            entries.invalidate(&key).await;
         }
-        Err(AuthError::TimedOut)
+        Err(AuthError::TimedOut.into())
     }
 
-    fn is_current(&self, entry: &Entry) -> bool {
+    fn is_current<T>(&self, entry: &Entry<T>) -> bool {
         entry.epoch == self.epoch.load(Ordering::SeqCst)
             && (self.told.load(Ordering::SeqCst) || entry.read_at.elapsed() < UNTOLD)
     }

@@ -34,7 +34,7 @@ use tokens::Tokens;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::model::{Access, Caller, Clock, Entropy, RateLimit};
+use crate::model::{Access, Caller, Clock, Entropy, OrgId, RateLimit, Target, TargetType};
 use crate::store::{Store, StoreError, StoredClient};
 
 /// How long to wait before listening for changes again.
@@ -102,6 +102,20 @@ impl From<PasswordError> for AuthError {
             other => Self::Internal(other.to_string()),
         }
     }
+}
+
+/// Why a request is not attributed to what it names. Cheap to clone, as [`AuthError`] is.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AttributionError {
+    /// The caller's organisation has no such till or store.
+    #[error("names no till or store of the organisation")]
+    NoSuchTarget,
+    /// Several stores of the organisation are called so.
+    #[error("names more than one store of the organisation")]
+    SeveralTargets,
+    /// It cannot be looked up now.
+    #[error(transparent)]
+    Unknown(#[from] AuthError),
 }
 
 /// An authenticator cannot be made.
@@ -333,6 +347,37 @@ impl Authenticator {
     async fn client(&self, client_key: &str) -> Result<Option<StoredClient>, AuthError> {
         possible(client_key)?;
         Ok(self.store.oauth_client(client_key).await?)
+    }
+
+    /// The caller of a request that names a till or store of the caller's organisation (contract 5).
+    ///
+    /// # Errors
+    /// [`AttributionError`].
+    pub async fn attribute(
+        &self,
+        caller: &Caller,
+        target_type: TargetType,
+        code: &str,
+    ) -> Result<Arc<Caller>, AttributionError> {
+        possible(code).map_err(|_impossible| AttributionError::NoSuchTarget)?;
+        let org_id = caller.org_id;
+        let key = self.memory.fingerprint(&["target", &org_id.0.to_string(), target_type.name(), code]);
+        let target = self.memory.recall_target(key, || self.look_up_target(org_id, target_type, code)).await?;
+        Ok(Arc::new(caller.attributed_to(&target)))
+    }
+
+    async fn look_up_target(
+        &self,
+        org_id: OrgId,
+        target_type: TargetType,
+        code: &str,
+    ) -> Result<Target, AttributionError> {
+        let mut targets = self.store.targets(org_id, target_type, code).await.map_err(AuthError::from)?;
+        match (targets.pop(), targets.is_empty()) {
+            (Some(target), true) => Ok(target),
+            (Some(_), false) => Err(AttributionError::SeveralTargets),
+            (None, _) => Err(AttributionError::NoSuchTarget),
+        }
     }
 
     /// A token for the client with this key and secret (contract 5).

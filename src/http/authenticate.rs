@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::address::ClientAddress;
 use super::errors::ApiError;
-use super::{Http, PUBLIC, READING};
+use super::{Http, PUBLIC, READING, attribution};
 use crate::model::{Access, Caller};
 
 const OAUTH_TOKEN: HeaderName = HeaderName::from_static("x-cap-api-oauth-token");
@@ -46,18 +46,32 @@ pub(super) async fn authenticate(
     }
     let needed = if is_in(&READING) { Access::Read } else { Access::Write };
     let from = ClientAddress::of(request.extensions());
-    let caller = match caller(&http, request.headers(), from).await {
+    let mut caller = match caller(&http, request.headers(), from).await {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    let mut response = if caller.access < needed {
-        ApiError::Forbidden.into_response()
+    let mut response = if let Err(error) = admit(&http, &mut caller, request.headers(), needed).await {
+        error.into_response()
     } else {
         request.extensions_mut().insert(Arc::clone(&caller));
         next.run(request).await
     };
     response.extensions_mut().insert(caller);
     response
+}
+
+/// Whether the caller may go on, once its request is attributed. Who may not is told nothing of tills and stores.
+async fn admit(http: &Http, caller: &mut Arc<Caller>, headers: &HeaderMap, needed: Access) -> Result<(), ApiError> {
+    if caller.access < needed {
+        return Err(ApiError::Forbidden("the access level is too low"));
+    }
+    if let Some(attributed) = attribution::attributed(http, caller, headers).await? {
+        *caller = attributed;
+        if caller.access < needed {
+            return Err(ApiError::Forbidden("what it is attributed to is disabled, or its access level too low"));
+        }
+    }
+    Ok(())
 }
 
 async fn caller(http: &Http, headers: &HeaderMap, from: IpAddr) -> Result<Arc<Caller>, ApiError> {

@@ -81,7 +81,8 @@ pub(super) enum ApiError {
     TooManyFailures {
         retry_after: Duration,
     },
-    Forbidden,
+    /// The reason is for the log alone.
+    Forbidden(&'static str),
     NotFound,
     MethodNotAllowed,
     BodyTooSlow,
@@ -155,7 +156,7 @@ impl ApiError {
             Self::NoCredentials => fixed(S::UNAUTHORIZED, 401, "Authentication is required"),
             Self::BadCredentials(_) => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
             Self::ExpiredToken => fixed(S::UNAUTHORIZED, 498, "The access token has expired"),
-            Self::Forbidden => fixed(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
+            Self::Forbidden(_) => fixed(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
             Self::TooManyRequests { limit, .. } => {
                 later(S::TOO_MANY_REQUESTS, &format!("Too many requests: {limit} a minute are allowed"))
             }
@@ -216,9 +217,8 @@ impl ApiError {
     const fn denied(&self) -> Option<Denied> {
         match self {
             Self::NoCredentials => Some(Denied("no credentials")),
-            Self::BadCredentials(reason) => Some(Denied(reason)),
+            Self::BadCredentials(reason) | Self::Forbidden(reason) => Some(Denied(reason)),
             Self::ExpiredToken => Some(Denied("the token has expired")),
-            Self::Forbidden => Some(Denied("the access level is too low")),
             Self::TooManyRequests { .. } => Some(Denied("the rate limit is reached")),
             Self::TooManyFailures { .. } => Some(Denied("too many wrong credentials")),
             _ => None,

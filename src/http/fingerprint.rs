@@ -14,19 +14,29 @@ use sha2::{Digest, Sha256};
 
 use super::ids::{IdNumber, IdText};
 use crate::issuance::Fingerprint;
-use crate::model::Source;
+use crate::model::{Attribution, Source};
 
 /// So deep are values taken apart: each level is read once more. What lies deeper counts letter by letter.
 const DEPTH: usize = 8;
 
-/// The fingerprint of a body that was accepted, and of its query.
-pub(super) fn fingerprint(body: &str, source: Source, account_id: Option<&str>) -> Fingerprint {
+/// The fingerprint of a body that was accepted, of its query, and of the till or store that it names.
+pub(super) fn fingerprint(
+    body: &str,
+    source: Source,
+    account_id: Option<&str>,
+    attribution: Option<Attribution<'_>>,
+) -> Fingerprint {
     let mut hash = Sha256::new();
     match serde_json::from_str::<&RawValue>(body) {
         Ok(value) => add(&mut hash, value, Place::Body, 0),
         Err(_) => add_bytes(&mut hash, b'r', body.as_bytes()),
     }
     add_query(&mut hash, source, account_id);
+    match attribution {
+        Some(Attribution::Till(till_id)) => add_bytes(&mut hash, b't', till_id.as_bytes()),
+        Some(Attribution::Store(store_id)) => add_bytes(&mut hash, b's', &store_id.0.to_be_bytes()),
+        None => {}
+    }
     Fingerprint { hash: hash.finalize().into(), of_version_1: of_version_1(body, source, account_id) }
 }
 
@@ -284,7 +294,12 @@ mod tests {
 
     fn of(style: &[u8], ignored: &Json) -> Fingerprint {
         let ignored = Style(style.iter().cycle()).json(ignored);
-        fingerprint(&format!(r#"{{"x":{ignored},"seriesIds":[101],"customer":{{"id":"c"}}}}"#), Source::Instore, None)
+        fingerprint(
+            &format!(r#"{{"x":{ignored},"seriesIds":[101],"customer":{{"id":"c"}}}}"#),
+            Source::Instore,
+            None,
+            None,
+        )
     }
 
     proptest! {
@@ -305,7 +320,7 @@ mod tests {
             let ignored = Style(style.iter().cycle()).json(&value);
             let [aa, bb] = ["aa", "bb"].map(|id| {
                 let body = format!(r#"{{"seriesIds":[101],"customer":{{"id":"{id}"}},"x":{ignored}}}"#);
-                fingerprint(&body, Source::Instore, None)
+                fingerprint(&body, Source::Instore, None, None)
             });
             prop_assert_ne!(aa.hash, bb.hash);
             prop_assert!(aa.of_version_1.is_none_or(|hash| Some(hash) != bb.of_version_1));
@@ -316,7 +331,7 @@ mod tests {
     fn an_id_is_the_same_as_a_number_and_as_a_string() {
         let of = |series: &str, id: &str, mobile: &str| {
             let body = format!(r#"{{"seriesIds":{series},"customer":{{"id":{id},"mobile":{mobile}}},"x":"1"}}"#);
-            fingerprint(&body, Source::Instore, None).hash
+            fingerprint(&body, Source::Instore, None, None).hash
         };
         let first = of("[101]", "7", "919900000001");
         for (series, id, mobile) in [
@@ -330,7 +345,7 @@ mod tests {
         assert_ne!(of("[101,101]", "7", "919900000001"), first);
         let [number, text] = ["1", r#""1""#].map(|x| {
             let body = format!(r#"{{"seriesIds":[101],"customer":{{"id":7}},"x":{x}}}"#);
-            fingerprint(&body, Source::Instore, None).hash
+            fingerprint(&body, Source::Instore, None, None).hash
         });
         assert_ne!(number, text, "elsewhere they are not");
     }

@@ -163,7 +163,16 @@ struct ResultBody {
     tag = openapi::ISSUING,
     summary = "Issue one coupon per series to one customer",
     description = openapi::issue(),
-    params(IssueQuery, ("Idempotency-Key" = inline(schemas::RequestKey), Header, description = "Names the request; see above")),
+    params(
+        IssueQuery,
+        ("Idempotency-Key" = inline(schemas::RequestKey), Header, description = "Names the request; see above"),
+        ("X-CAP-API-ATTRIBUTION-ENTITY-TYPE" = inline(schemas::EntityType), Header,
+            description = "What `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is, in any case; ignored with Basic"),
+        ("X-CAP-API-ATTRIBUTION-ENTITY-CODE" = inline(schemas::EntityCode), Header,
+            description = "The till or store of its organisation that an OAuth client acts for; ignored with Basic"),
+        ("X-CAP-API-ATTRIBUTION-TILL-CODE" = inline(schemas::EntityCode), Header,
+            description = "The older way to name a till, used where there is no `X-CAP-API-ATTRIBUTION-ENTITY-CODE`"),
+    ),
     request_body(content = IssueBody, examples(
         ("Two series" = (summary = "Two series, one of which does not exist", value = json!(examples::by_id()))),
         ("With metadata" = (summary = "With what caused it", value = json!(examples::by_mobile())))
@@ -211,7 +220,10 @@ async fn read(
     let text = text_of(&bytes)?;
     let body: IssueBody = parse(text)?;
     Ok(IssueRequest {
-        key: key.map(|key| RequestKey { key, fingerprint: fingerprint(text, source, account_id.as_deref()) }),
+        key: key.map(|key| RequestKey {
+            key,
+            fingerprint: fingerprint(text, source, account_id.as_deref(), caller.attribution()),
+        }),
         caller,
         series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
         customer: identifiers(body.customer.0)?,
@@ -230,7 +242,15 @@ async fn read(
     tag = openapi::ISSUING,
     summary = "What became of a keyed request",
     description = openapi::RECEIPT,
-    params(("key" = inline(schemas::PathKey), Path, description = "The `Idempotency-Key`, without quotes around it")),
+    params(
+        ("key" = inline(schemas::PathKey), Path, description = "The `Idempotency-Key`, without quotes around it"),
+        ("X-CAP-API-ATTRIBUTION-ENTITY-TYPE" = inline(schemas::EntityType), Header,
+            description = "What `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is, in any case; ignored with Basic"),
+        ("X-CAP-API-ATTRIBUTION-ENTITY-CODE" = inline(schemas::EntityCode), Header,
+            description = "The till or store of its organisation that an OAuth client acts for; ignored with Basic"),
+        ("X-CAP-API-ATTRIBUTION-TILL-CODE" = inline(schemas::EntityCode), Header,
+            description = "The older way to name a till, used where there is no `X-CAP-API-ATTRIBUTION-ENTITY-CODE`"),
+    ),
     responses(
         (status = 200, description = "What is known of it", body = ReceiptBody, example = json!(examples::receipt())),
         failures::Receipt,

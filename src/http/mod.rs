@@ -3,6 +3,7 @@
 //! Parses requests into `issuance`'s types and renders what comes back. Nothing is decided here, and there is no SQL.
 
 mod address;
+mod attribution;
 mod authenticate;
 mod body;
 mod connections;

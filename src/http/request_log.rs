@@ -16,7 +16,7 @@ use super::address::ClientAddress;
 use super::counts::Route;
 use super::errors::{Denied, Failure};
 use super::{Http, security_headers};
-use crate::model::{Caller, Credential};
+use crate::model::Caller;
 use crate::traces::RequestTrace;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
@@ -115,8 +115,10 @@ impl Line<'_> {
             route,
             status,
             org_id,
-            till_id = caller.map(|caller| caller.till_id.as_str()),
-            client = caller.and_then(|caller| client(caller)),
+            till_id = caller.and_then(|caller| caller.till_id.as_deref()),
+            store_id = caller.map(|caller| caller.store_id.0),
+            client = caller.and_then(|caller| caller.client_key()),
+            attributed = caller.and_then(|caller| caller.is_attributed.then_some(true)),
             denied = denied.map(|denied| denied.0),
             address = denied.map(|_| tracing::field::display(from.0)),
             total = counts.map(|counts| counts.total),
@@ -128,14 +130,6 @@ impl Line<'_> {
             ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "answered"
         );
-    }
-}
-
-/// The key of the OAuth client that a caller is, if it is one.
-fn client(caller: &Caller) -> Option<&str> {
-    match &caller.credential {
-        Credential::Till => None,
-        Credential::OAuthClient(key) => Some(key),
     }
 }
 

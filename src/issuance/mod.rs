@@ -271,7 +271,7 @@ impl Issuer {
             if let Ok(issuance) = &result {
                 issuer.counts.answered(&issuance.entities);
                 let told = issuance.entities.iter().map(Entity::told);
-                issuer.activity.note(request.caller.org_id, &request.request_id, told);
+                issuer.activity.note(&request.caller, &request.request_id, told);
             }
             result
         };

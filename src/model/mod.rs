@@ -13,7 +13,7 @@ mod plan;
 mod rate_limit;
 mod series;
 
-pub use caller::{Access, Caller, Credential};
+pub use caller::{Access, Attribution, Caller, Credential, Target, TargetType};
 pub use clock::{Clock, SystemClock};
 pub use coupon::{HeldCoupon, Metadata, Source};
 pub use customer::{CustomerId, CustomerPolicy, Identifiers, MOBILE_MARKS};

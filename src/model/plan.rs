@@ -48,6 +48,21 @@ pub struct StorePlan {
     pub name: String,
     /// `None`: the organisation's default.
     pub access: Option<Access>,
+    /// `None`: the id.
+    pub code: Option<String>,
+    /// In the order of [`StorePlan::EXTERNAL_ID_NAMES`].
+    pub external_ids: [Option<String>; 3],
+}
+
+impl StorePlan {
+    /// The external ids, as the contract tells them apart.
+    pub const EXTERNAL_ID_NAMES: [&'static str; 3] = ["external_id", "external_id_1", "external_id_2"];
+
+    /// The code by which requests name it.
+    #[must_use]
+    pub fn effective_code(&self) -> String {
+        self.code.clone().unwrap_or_else(|| self.id.0.to_string())
+    }
 }
 
 /// A till.
@@ -160,7 +175,16 @@ pub trait Settings {
 
 impl Settings for StorePlan {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("name", self.name.clone()), ("access", self.access.map_or("default", Access::name).to_owned())]
+        let told = |id: &Option<String>| id.clone().unwrap_or_default();
+        let external_ids = Self::EXTERNAL_ID_NAMES.into_iter().zip(self.external_ids.iter().map(told));
+        [
+            ("name", self.name.clone()),
+            ("access", self.access.map_or("default", Access::name).to_owned()),
+            ("code", self.effective_code()),
+        ]
+        .into_iter()
+        .chain(external_ids)
+        .collect()
     }
 }
 

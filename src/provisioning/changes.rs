@@ -4,6 +4,7 @@
 
 use secrecy::SecretString;
 
+use super::stores::Codes;
 use super::{ApplyError, Report};
 use crate::auth::{hash_secret, till_password, verify_secret};
 use crate::model::{
@@ -43,6 +44,11 @@ pub(super) async fn compare<'a>(
     let customers: Vec<_> = plan.customers.iter().map(|customer| customer.id.clone()).collect();
     let stored = transaction.stored(plan.id, &customers).await?;
     note_left_alone(plan, &stored, report);
+    let others = stored.stores.values().filter(|stored| !plan.stores.iter().any(|store| store.id == stored.id));
+    let mut codes = Codes::default();
+    if let Some(shared) = plan.stores.iter().chain(others).flat_map(|store| codes.add(store)).next() {
+        return Err(ApplyError::SharedCode(plan.id, shared));
+    }
 
     let settings = OrganisationSettings::from(plan);
     let settings_differ = report.note(plan.id, "", difference(stored.settings.as_ref(), &settings));

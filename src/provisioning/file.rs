@@ -1,4 +1,4 @@
-//! The file of `apply`: its shape and its rules, parsed into plans. The tables of those who call are in `callers`.
+//! The file of `apply`: its shape and its rules, parsed into plans. The tables of those who call are in `callers`, stores in `stores`.
 //! All of it is checked before anything is changed.
 
 use std::collections::BTreeSet;
@@ -8,12 +8,13 @@ use std::sync::Arc;
 use toml::de::DeTable;
 
 use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
+use super::stores::{Codes, store};
 use super::toml::{Mistake, Mistakes, Section};
 use crate::auth::LONGEST_NAME;
 use crate::issuance::codes;
 use crate::model::{
     Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy, Face,
-    Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan,
+    Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId,
 };
 
 pub(super) const ACCESS_WORDS: &str = "none, read, write";
@@ -80,8 +81,8 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     let natural_key = section.boolean("natural_key").unwrap_or(false);
 
     let (mut store_ids, mut till_ids, mut issuers, mut customer_ids, mut series_ids) = Default::default();
-    let mut codes = BTreeSet::new();
-    let stores = each(section, "stores", |one| store(one, &mut store_ids));
+    let (mut codes, mut store_codes) = (BTreeSet::new(), Codes::default());
+    let stores = each(section, "stores", |one| store(one, &mut store_ids, &mut store_codes));
     let tills = each(section, "tills", |one| till(one, secrets, &store_ids, &mut till_ids, names));
     let token_issuers = each(section, "token_issuers", |one| token_issuer(one, &mut issuers));
     let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, &issuers, names));
@@ -123,14 +124,6 @@ fn each<'s, T>(
         })
         .collect();
     read.into_iter().collect()
-}
-
-fn store(section: &Section<'_>, ids: &mut BTreeSet<i64>) -> Option<StorePlan> {
-    let id = section.required("id", section.integer("id", 1..=i64::MAX));
-    unique(section, "id", ids, id.unwrap_or_default());
-    let name = section.required("name", section.name("name", LONGEST_NAME));
-    let access = section.choice("access", ACCESS_WORDS, Access::parse);
-    Some(StorePlan { id: StoreId(id?), name: name?, access })
 }
 
 fn customer(section: &Section<'_>, ids: &mut BTreeSet<String>) -> Option<CustomerPlan> {

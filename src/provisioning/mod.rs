@@ -8,6 +8,7 @@ mod changes;
 pub mod commands;
 mod file;
 pub mod keys;
+mod stores;
 mod toml;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use self::changes::Changes;
 pub use self::file::Secrets;
+use self::stores::SharedCode;
 pub use self::toml::Mistake;
 use crate::model::{OrgId, OrganisationPlan};
 use crate::store::StoreError;
@@ -34,6 +36,9 @@ pub enum ApplyError {
     /// A name or an identifier is another's: of another organisation, or of a customer that the file does not list.
     #[error("{0}: the name or one of the identifiers is taken by another")]
     Taken(String),
+    /// A code or an external id of a store is also that of one that the file does not list.
+    #[error("org {}: {}; one of the two is not in the file", .0.0, .1)]
+    SharedCode(OrgId, SharedCode),
     /// The database cannot be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -94,7 +99,7 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
             report.left_alone.push(format!("org {}: not in the file, left alone", id.0));
         }
     }
-    // In order of the organisations, as batches lock them (migrations/0003, `issue_coupons`): nobody waits in a circle.
+    // In order of the organisations, as batches lock them (migrations/0011, `issue_coupons_2`): nobody waits in a circle.
     let mut plans: Vec<&OrganisationPlan> = plans.iter().collect();
     plans.sort_by_key(|plan| plan.id);
 

@@ -9,7 +9,7 @@ use jiff_sqlx::ToSqlx;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
-use crate::model::{OrgId, SeriesId};
+use crate::model::{Caller, OrgId, SeriesId};
 
 /// Stands for the organisation as a whole, where a series could stand: all that was asked for.
 pub const WHOLE_ORGANISATION: SeriesId = SeriesId(0);
@@ -32,8 +32,8 @@ pub struct Count {
 /// An entity that got no coupon.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// Whose.
-    pub org_id: OrgId,
+    /// Who made the request.
+    pub caller: Arc<Caller>,
     /// When.
     pub at: Timestamp,
     /// In which request.
@@ -76,11 +76,14 @@ impl Store {
             .bind(counts.iter().map(|count| count.minute.to_sqlx()).collect::<Vec<_>>())
             .bind(counts.iter().map(|count| count.outcome).collect::<Vec<_>>())
             .bind(counts.iter().map(|count| count.entities).collect::<Vec<_>>())
-            .bind(failures.iter().map(|failure| failure.org_id.0).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.caller.org_id.0).collect::<Vec<_>>())
             .bind(failures.iter().map(|failure| failure.at.to_sqlx()).collect::<Vec<_>>())
             .bind(failures.iter().map(|failure| &*failure.request_id).collect::<Vec<_>>())
             .bind(failures.iter().map(|failure| failure.series_id.0).collect::<Vec<_>>())
             .bind(failures.iter().map(|failure| failure.outcome).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.caller.till_id.as_deref()).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.caller.store_id.0).collect::<Vec<_>>())
+            .bind(failures.iter().map(|failure| failure.caller.client_key()).collect::<Vec<_>>())
             .execute(&mut *self.lease().await?)
             .await?;
         Ok(())
@@ -145,10 +148,11 @@ const ADD: &str = "
          order by g.org_id, g.series_id
             on conflict (org_id, series_id) do update set last_minute = excluded.last_minute
                  where s.last_minute < excluded.last_minute)
-    insert into activity_failure (org_id, at, request_id, series_id, outcome)
-    select f.org_id, f.at, f.request_id, f.series_id, f.outcome
-      from unnest($9::bigint[], $10::timestamptz[], $11::text[], $12::bigint[], $13::text[])
-        as f (org_id, at, request_id, series_id, outcome)
+    insert into activity_failure (org_id, at, request_id, series_id, outcome, till_id, store_id, client_key)
+    select f.org_id, f.at, f.request_id, f.series_id, f.outcome, f.till_id, f.store_id, f.client_key
+      from unnest($9::bigint[], $10::timestamptz[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[],
+                  $16::text[])
+        as f (org_id, at, request_id, series_id, outcome, till_id, store_id, client_key)
      cross join fresh";
 
 const OLD_MINUTES: &str = "

@@ -7,7 +7,7 @@ use sqlx::{FromRow, Row};
 
 use super::rows::unknown_value;
 use super::{Store, StoreError};
-use crate::model::{Access, Caller, Credential, OrgId, RateLimit, StoreId};
+use crate::model::{Access, Caller, Credential, OrgId, RateLimit, StoreId, Target, TargetType};
 
 /// A till as it is stored.
 pub struct StoredTill {
@@ -76,10 +76,11 @@ impl CallerRow {
     fn into_caller(self, credential: Credential) -> Result<Caller, StoreError> {
         Ok(Caller {
             org_id: OrgId(self.org_id),
-            till_id: self.till_id,
+            till_id: Some(self.till_id),
             store_id: StoreId(self.store_id),
             access: Access::parse(&self.access).ok_or_else(|| unknown_value("access"))?,
             credential,
+            is_attributed: false,
         })
     }
 }
@@ -141,6 +142,28 @@ impl Store {
         }))
     }
 
+    /// The tills or stores of the organisation that are called so: two at most, since two are as ambiguous as more.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn targets(&self, org_id: OrgId, target_type: TargetType, code: &str) -> Result<Vec<Target>, StoreError> {
+        let rows = sqlx::query(target_query(target_type))
+            .bind(org_id.0)
+            .bind(code)
+            .fetch_all(&mut *self.lease().await?)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let access = Access::parse(row.try_get("access")?).ok_or_else(|| unknown_value("access"))?;
+                Ok(Target {
+                    till_id: row.try_get("till_id")?,
+                    store_id: StoreId(row.try_get("store_id")?),
+                    access: if row.try_get("disabled")? { Access::None } else { access },
+                })
+            })
+            .collect()
+    }
+
     /// The outside issuers that call themselves so: one for each organisation that accepts it.
     ///
     /// # Errors
@@ -165,6 +188,38 @@ impl Store {
                 })
             })
             .collect()
+    }
+}
+
+/// The stores whose column is this text.
+macro_rules! stores_by {
+    ($column:literal) => {
+        concat!(
+            "select null::text as till_id, s.store_id, coalesce(s.access, o.default_access) as access, false as disabled
+               from store s
+               join organisation o on o.org_id = s.org_id
+              where s.org_id = $1 and s.",
+            $column,
+            " = $2 limit 2"
+        )
+    };
+}
+
+/// The targets with this text in the column that the type means; each column has an index.
+const fn target_query(target_type: TargetType) -> &'static str {
+    match target_type {
+        TargetType::Till => {
+            "select t.till_id, t.store_id, coalesce(t.access, s.access, o.default_access) as access, t.disabled
+               from till t
+               join store s on s.org_id = t.org_id and s.store_id = t.store_id
+               join organisation o on o.org_id = t.org_id
+              where t.org_id = $1 and t.till_id = $2"
+        }
+        TargetType::StoreCode => stores_by!("effective_code"),
+        TargetType::StoreName => stores_by!("name"),
+        TargetType::StoreExternalId => stores_by!("external_id"),
+        TargetType::StoreExternalId1 => stores_by!("external_id_1"),
+        TargetType::StoreExternalId2 => stores_by!("external_id_2"),
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Invariant {
     KeyedRequests,
     /// Nobody has coupons of two mutually exclusive series.
     Exclusions,
+    /// A coupon names the till or the client that issued it.
+    Callers,
 }
 
 /// A row that is not as it must be.
@@ -172,7 +174,7 @@ struct Question {
 
 impl Invariant {
     /// All of them, in the order in which they are asked.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Caps,
         Self::Maxima,
         Self::Ordinals,
@@ -181,6 +183,7 @@ impl Invariant {
         Self::Pools,
         Self::KeyedRequests,
         Self::Exclusions,
+        Self::Callers,
     ];
 
     const fn question(self) -> Question {
@@ -193,6 +196,7 @@ impl Invariant {
             Self::Pools => POOLS,
             Self::KeyedRequests => KEYED_REQUESTS,
             Self::Exclusions => EXCLUSIONS,
+            Self::Callers => CALLERS,
         }
     }
 }
@@ -403,4 +407,15 @@ const EXCLUSIONS: Question = Question {
           join several b on b.org_id = a.org_id and b.customer_id = a.customer_id and b.series_id > a.series_id
           join excludes x on x.org_id = a.org_id and x.series_id = a.series_id and x.other = b.series_id
          where greatest(a.last_at, b.last_at) > greatest(a.since, b.since)"#,
+};
+
+/// A constraint would say the same, and be evaluated for every coupon.
+const CALLERS: Question = Question {
+    checked: "select count(*) from coupon c where $1::bigint is null or c.org_id = $1",
+    wrong: "
+        select c.org_id, c.series_id, c.customer_id,
+               'code ' || left(c.code, least(4, length(c.code) / 2)) || '…' as subject,
+               'neither a till nor a client' as found, 'one of them' as expected
+          from coupon c
+         where c.till_id is null and c.client_key is null and ($1::bigint is null or c.org_id = $1)",
 };

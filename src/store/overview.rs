@@ -10,7 +10,7 @@ use sqlx::postgres::PgRow;
 use super::activity::WHOLE_ORGANISATION;
 use super::rows::unknown_value;
 use super::{Lease, Store, StoreError};
-use crate::model::{OrgId, SeriesId};
+use crate::model::{OrgId, SeriesId, StoreId};
 
 /// Codes of a pool that are counted one by one; of a larger one only about how many there are is told.
 pub const COUNTED_CODES: i64 = 1000;
@@ -89,6 +89,10 @@ pub struct FailureRow {
     pub request_id: String,
     pub series_id: SeriesId,
     pub outcome: String,
+    pub till_id: Option<String>,
+    /// `None`: an older version noted it, and not who made the request.
+    pub store_id: Option<StoreId>,
+    pub client_key: Option<String>,
 }
 
 /// Reads over one connection.
@@ -270,7 +274,7 @@ impl Reading {
         most: i64,
     ) -> Result<Vec<FailureRow>, StoreError> {
         let rows = sqlx::query(
-            "select at, request_id, series_id, outcome from activity_failure
+            "select at, request_id, series_id, outcome, till_id, store_id, client_key from activity_failure
               where org_id = $1 and ($2::bigint[] is null or series_id = any ($2)) and ($3::text is null or request_id = $3)
               order by at desc, failure_id desc limit $4",
         )
@@ -286,6 +290,9 @@ impl Reading {
                 request_id: row.try_get("request_id")?,
                 series_id: SeriesId(row.try_get("series_id")?),
                 outcome: row.try_get("outcome")?,
+                till_id: row.try_get("till_id")?,
+                store_id: row.try_get::<Option<i64>, _>("store_id")?.map(StoreId),
+                client_key: row.try_get("client_key")?,
             })
         };
         rows.iter().map(failure).collect()

@@ -180,14 +180,27 @@ impl Provisioning {
     }
 
     async fn stores(&mut self, org_id: OrgId) -> Result<BTreeMap<StoreId, StorePlan>, StoreError> {
-        let rows = sqlx::query("select store_id, name, access from store where org_id = $1")
-            .bind(org_id.0)
-            .fetch_all(&mut self.connection)
-            .await?;
+        let rows = sqlx::query(
+            "select store_id, name, access, code, external_id, external_id_1, external_id_2 from store where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_all(&mut self.connection)
+        .await?;
         rows.iter()
             .map(|row| {
                 let id = StoreId(row.try_get("store_id")?);
-                Ok((id, StorePlan { id, name: row.try_get("name")?, access: access_if_any(row)? }))
+                let store = StorePlan {
+                    id,
+                    name: row.try_get("name")?,
+                    access: access_if_any(row)?,
+                    code: row.try_get("code")?,
+                    external_ids: [
+                        row.try_get("external_id")?,
+                        row.try_get("external_id_1")?,
+                        row.try_get("external_id_2")?,
+                    ],
+                };
+                Ok((id, store))
             })
             .collect()
     }
@@ -331,14 +344,23 @@ impl Provisioning {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn put_store(&mut self, org_id: OrgId, store: &StorePlan) -> Result<(), StoreError> {
+        let [external_id, external_id_1, external_id_2] = &store.external_ids;
         sqlx::query(
-            "insert into store (org_id, store_id, name, access) values ($1, $2, $3, $4)
-             on conflict (org_id, store_id) do update set name = excluded.name, access = excluded.access",
+            "insert into store (org_id, store_id, name, access, code, external_id, external_id_1, external_id_2)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)
+             on conflict (org_id, store_id) do update
+                set name = excluded.name, access = excluded.access, code = excluded.code,
+                    external_id = excluded.external_id, external_id_1 = excluded.external_id_1,
+                    external_id_2 = excluded.external_id_2",
         )
         .bind(org_id.0)
         .bind(store.id.0)
         .bind(&store.name)
         .bind(store.access.map(Access::name))
+        .bind(&store.code)
+        .bind(external_id)
+        .bind(external_id_1)
+        .bind(external_id_2)
         .execute(&mut self.connection)
         .await?;
         Ok(())

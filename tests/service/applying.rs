@@ -437,6 +437,26 @@ id = 10                      #! orgs[1].stores[2].id: is listed twice
 name = "Uptown"
 [[orgs.stores]]              #! orgs[1].stores[3].name: is missing
 id = 11
+[[orgs.stores]]
+id = 12
+name = "Outlet"
+code = " 12"                 #! orgs[1].stores[4].code: must have 1 to 255 characters, no control character, and no space around them
+external_ids = ["a", "", "c", "d"] #! orgs[1].stores[4].external_ids: must hold at most three
+[[orgs.stores]]
+id = 13
+name = "Kiosk"
+code = "10"                  #! orgs[1].stores[5].code: stores 10 and 13 have the same code: "10"
+external_ids = ["x", "", "c\u0007"] #! orgs[1].stores[5].external_ids: must have 1 to 255 characters, no control character
+[[orgs.stores]]
+id = 14
+name = "Stand"
+code = ""                    #! orgs[1].stores[6].code: must have 1 to 255 characters
+external_ids = ["x", "a"]    #! orgs[1].stores[6].external_ids: stores 13 and 14 have the same external_id: "x"
+[[orgs.stores]]
+id = 15
+name = "Van"
+code = 15                    #! orgs[1].stores[7].code: must be a string
+external_ids = "x"           #! orgs[1].stores[7].external_ids: must be an array of strings
 [[orgs.tills]]
 id = "till:1"                #! orgs[1].tills[1].id: must not contain a colon
 store_id = 99                #! orgs[1].tills[1].store_id: is no store of this organisation
@@ -560,6 +580,66 @@ async fn every_mistake_is_told_at_once_with_its_line_and_nothing_is_changed() {
     }
     assert_eq!(told.len(), expected.len(), "{told:#?}");
     assert_eq!(stored(&connect).await, [""; 0]);
+}
+
+/// Two stores, with these settings besides.
+fn stores(downtown: &str, office: &str) -> String {
+    small(&[])
+        .replace("name = \"Downtown\"", &format!("name = \"Downtown\"\n{downtown}"))
+        .replace("name = \"Head office\"", &format!("name = \"Head office\"\n{office}"))
+}
+
+const STORES: &str = "select concat_ws(' ', store_id, effective_code, coalesce(external_id, '-'),
+                                       coalesce(external_id_1, '-'), coalesce(external_id_2, '-'))
+                        from store order by 1";
+
+#[tokio::test]
+async fn stores_have_the_codes_of_the_file_and_may_swap_them() {
+    let connect = new_database().await;
+    apply(&connect, &stores("", "")).await;
+    assert_eq!(values(&connect, STORES).await, ["10 10 - - -", "11 11 - - -"]);
+    // The file may say what is so anyway.
+    assert_eq!(apply(&connect, &stores("code = \"10\"", "external_ids = []")).await.to_string(), "no change");
+
+    let one = "external_ids = [\"a\", \"\", \"c\"]";
+    let other = "code = \"HQ\"\nexternal_ids = [\"b\", \"c\"]";
+    let expected = [
+        r#"org 1 store 10: external_id "" -> "a", external_id_2 "" -> "c""#,
+        r#"org 1 store 11: code "11" -> "HQ", external_id "" -> "b", external_id_1 "" -> "c""#,
+    ];
+    assert_eq!(apply(&connect, &stores(one, other)).await.changes, expected);
+    assert_eq!(apply(&connect, &stores(one, other)).await.to_string(), "no change");
+    assert_eq!(values(&connect, STORES).await, ["10 10 a - c", "11 HQ b c -"]);
+
+    let expected = [
+        r#"org 1 store 10: code "10" -> "HQ", external_id "a" -> "b", external_id_1 "" -> "c", external_id_2 "c" -> """#,
+        r#"org 1 store 11: code "HQ" -> "11", external_id "b" -> "a", external_id_1 "c" -> "", external_id_2 "" -> "c""#,
+    ];
+    assert_eq!(apply(&connect, &stores(other, one)).await.changes, expected, "they swap all of it");
+    assert_eq!(values(&connect, STORES).await, ["10 HQ b c -", "11 11 a - c"]);
+    let expected = [
+        r#"org 1 store 10: code "HQ" -> "11", external_id "b" -> "", external_id_1 "c" -> """#,
+        r#"org 1 store 11: code "11" -> "10", external_id "a" -> "", external_id_2 "c" -> """#,
+    ];
+    let ids = stores("code = \"11\"", "code = \"10\"");
+    assert_eq!(apply(&connect, &ids).await.changes, expected, "each has the other's id for its code");
+    let expected = [r#"org 1 store 10: code "11" -> "10""#, r#"org 1 store 11: code "10" -> "11""#];
+    assert_eq!(apply(&connect, &stores("", "")).await.changes, expected, "what is left out is the default again");
+}
+
+#[tokio::test]
+async fn a_code_of_a_store_that_the_file_does_not_list_is_refused() {
+    let connect = new_database().await;
+    apply(&connect, &stores("", "external_ids = [\"a\"]")).await;
+    let before = stored(&connect).await;
+    let alone = |settings: &str| stores(settings, "").replace("[[orgs.stores]]\nid = 11\nname = \"Head office\"\n", "");
+    for (settings, shared) in [("code = \"11\"", "code: \"11\""), ("external_ids = [\"a\"]", "external_id: \"a\"")] {
+        let told = format!("org 1: stores 10 and 11 have the same {shared}; one of the two is not in the file");
+        assert_eq!(refused(&connect, &alone(settings)).await, told);
+    }
+    assert_eq!(stored(&connect).await, before);
+    // The same text as another kind of id.
+    assert_eq!(apply(&connect, &alone("external_ids = [\"\", \"a\"]")).await.changes.len(), 1);
 }
 
 #[tokio::test]

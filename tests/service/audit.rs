@@ -112,7 +112,7 @@ async fn report(connect: &PgConnectOptions, org: Option<i64>) -> Report {
 /// What a report says below its table.
 fn told(report: &Report) -> Vec<String> {
     let text = report.to_string();
-    text.lines().skip(9).map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    text.lines().skip(10).map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 /// Does each damage to a copy of what [`busy`] leaves; the audit must say this of it, and nothing if it is no damage.
@@ -166,6 +166,21 @@ async fn a_series_beyond_its_cap_is_found() {
                  update series_limits set changed_at = '2026-11-22T12:00:00Z'",
                 &[],
             ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_coupon_that_nobody_issued_is_found() {
+    assert_found(
+        "a coupon names the till or the client that issued it",
+        &[
+            (
+                "update coupon set till_id = null, code = 'NOBODYS' where series_id = 1 and customer_id = 'c'",
+                &["org 1 series 1 customer c code NOB…: neither a till nor a client; must be: one of them"],
+            ),
+            ("update coupon set till_id = null, client_key = 'crm'", &[]),
         ],
     )
     .await;
@@ -401,7 +416,8 @@ const ALL_DAMAGES: &str = "
     update coupon set code = 'GIFT-5-2' where series_id = 1 and customer_id = 'f';
     insert into pool_code (org_id, series_id, code, place) values (1, 9, 'GIFT-5-1', 99);
     delete from keyed_request where request_key = 'bill-3';
-    update series set mutual_exclusive_series_ids = '{6}' where series_id = 9";
+    update series set mutual_exclusive_series_ids = '{6}' where series_id = 9;
+    update coupon set till_id = null where series_id = 1 and customer_id = 'f'";
 
 #[tokio::test]
 async fn an_audit_of_one_organisation_is_of_no_other() {

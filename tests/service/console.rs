@@ -1,11 +1,11 @@
 //! The console: what people see of what callers were told, and nobody else's.
 //! Counts come a moment after the answers they count, so what is to be seen is waited for.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coupon_issuer::config::Settings;
-use coupon_issuer::model::{OrgId, SeriesId};
+use coupon_issuer::model::{Access, Caller, Credential, OrgId, SeriesId, StoreId};
 use coupon_issuer::store::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
 use coupon_issuer::store::{ReadLimits, Store};
 use reqwest::header::HeaderMap;
@@ -154,12 +154,15 @@ async fn a_failure_is_found_by_its_request_and_its_series_and_tells_nothing_of_t
 
     let page = app.shows("", "both", |page| page.failures().contains("second")).await;
     let none = "Coupon Series ID is invalid";
-    let (first, second) =
-        ("2026-11-22 10:00:00|first|98|707", "2026-11-22 10:01:00|second|99|707|Coupon Series ID is invalid|98|707");
+    let (first, second) = (
+        "2026-11-22 10:00:00|first|CALLER|98|707",
+        "2026-11-22 10:01:00|second|CALLER|99|707|Coupon Series ID is invalid|98|707",
+    );
+    let [first, second] = [first, second].map(|told| told.replace("CALLER", "till store.server, store 10"));
     let failures = page.failures();
     assert!(failures.contains(&format!("{second}|{none}|{first}|{none}")), "{failures}");
     let found = app.console("?request=first").await.failures();
-    assert!(found.contains(first) && !found.contains("second"), "{found}");
+    assert!(found.contains(&first) && !found.contains("second"), "{found}");
     let found = app.console("?series=99").await;
     assert!(found.0.contains("There is no series 99.") && found.failures().contains("99|707"));
     assert!(!found.failures().contains("98") && found.series_ids().is_empty());
@@ -342,6 +345,14 @@ async fn a_batch_that_is_sent_again_is_added_once() {
     let store = Store::new(app.connect.clone(), limits);
     let minute = NOW.parse().unwrap();
     let (org_id, series_id, outcome) = (OrgId(1), SeriesId(1), "issued");
+    let caller = Arc::new(Caller {
+        org_id,
+        till_id: Some("store.server".to_owned()),
+        store_id: StoreId(10),
+        access: Access::Write,
+        credential: Credential::Till,
+        is_attributed: false,
+    });
     let batch = |number| Batch {
         writer: uuid::Uuid::from_u128(7),
         number,
@@ -349,7 +360,13 @@ async fn a_batch_that_is_sent_again_is_added_once() {
         counts: [SeriesId(1), WHOLE_ORGANISATION]
             .map(|series_id| Count { org_id, series_id, minute, outcome, entities: 5 })
             .to_vec(),
-        failures: vec![Failure { org_id, at: minute, request_id: "r".into(), series_id, outcome: "gap" }],
+        failures: vec![Failure {
+            caller: Arc::clone(&caller),
+            at: minute,
+            request_id: "r".into(),
+            series_id,
+            outcome: "gap",
+        }],
     };
     for number in [1, 1, 2, 2, 1] {
         store.add_activity(&batch(number)).await.unwrap();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod applying;
+mod attribution;
 mod audit;
 mod authentication;
 mod commands;

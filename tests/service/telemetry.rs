@@ -175,6 +175,39 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
     assert_eq!(counts[..3], [[3, 3, 0, 0, 0], [3, 0, 0, 3, 0], [3, 0, 1, 0, 2]].map(|line| line.map(Some)));
     assert_eq!(lines[2]["refused"], "4:5005 999:707");
     assert_eq!(lines[0]["till_id"], "store.server");
+    assert_eq!((&lines[0]["store_id"], lines[0].get("client"), lines[0].get("attributed")), (&json!(10), None, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_of_an_attributed_request_names_the_client_and_its_target() {
+    let (service, _) = Service::with_series(|_| {}).await;
+    let url = format!("http://{}/v3/oauth/token/generate", service.address);
+    let pair = json!({"key": "crm", "secret": "crm-secret"});
+    let token: Value = reqwest::Client::new().post(url).json(&pair).send().await.unwrap().json().await.unwrap();
+    let token = token["data"]["accessToken"].as_str().unwrap().to_owned();
+    for (target_type, code, expected) in [
+        ("TILL", "", 200),
+        ("TILL", "store.server", 200),
+        ("STORE_CODE", "10", 200),
+        ("TILL", "office.desk", 403),
+        ("TILL", "nobody", 400),
+    ] {
+        let request = service.bare(&json!({"seriesIds": [1], "customer": {"id": "c"}})).bearer_auth(&token);
+        let request = request.header("X-CAP-API-ATTRIBUTION-ENTITY-TYPE", target_type);
+        let answer = request.header("X-CAP-API-ATTRIBUTION-ENTITY-CODE", code).send().await.unwrap();
+        assert_eq!(answer.status(), expected, "{target_type} {code}");
+    }
+    let lines = answered(&service.stop());
+    let told = |line: &Value| json!([line["client"], line["till_id"], line["store_id"], line["attributed"]]);
+    let lines: Vec<Value> = lines.iter().filter(|line| line["route"] == "/v2/coupon/bulk/issue").map(told).collect();
+    let expected = [
+        json!(["crm", "store.server", 10, null]),
+        json!(["crm", "store.server", 10, true]),
+        json!(["crm", null, 10, true]),
+        json!(["crm", "office.desk", 11, true]),
+        json!(["crm", "store.server", 10, null]),
+    ];
+    assert_eq!(lines, expected);
 }
 
 /// What an issuance is asked with and answered with: none of it is for the log, the metrics or the spans.

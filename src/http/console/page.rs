@@ -323,7 +323,7 @@ fn failures(overview: &Overview, asked: &Asked) -> Markup {
                     caption { "The newest " (overview.failures.len()) @if asked.is_narrow() { " of those asked for" } ", by request id." }
                     thead role="rowgroup" {
                         tr role="row" {
-                            @for head in ["Time", "Request id", "Series, code and message to the caller"] {
+                            @for head in ["Time", "Request id", "Caller", "Series, code and message to the caller"] {
                                 th scope="col" role="columnheader" { (head) }
                             }
                         }
@@ -343,6 +343,7 @@ fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
                 time datetime=(instant(first.at)) { (second(first.at, &overview.zone)) }
             }
             td role="cell" data-label="Request id" { div { code { (first.request_id) } } }
+            td role="cell" class="text" data-label="Caller" { div { (caller(first)) } }
             td role="cell" {
                 ul class="reasons" {
                     // The newest came first.
@@ -354,6 +355,14 @@ fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
             }
         }
     }
+}
+
+/// The client, where one made the request, and the till or store that the request was for.
+fn caller(failure: &ToldFailure) -> String {
+    let client = failure.client_key.as_ref().map(|key| format!("client {key}"));
+    let till = failure.till_id.as_ref().map(|id| format!("till {id}"));
+    let store = failure.store_id.map(|id| format!("store {}", id.0));
+    [client, till, store].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn foot(overview: &Overview) -> Markup {

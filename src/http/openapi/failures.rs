@@ -66,6 +66,7 @@ fn bad_issue() -> Vec<Named> {
     let message = "customer.mobile: must have 1 to 20 digits, and no letters";
     vec![
         ("bad_request", ApiError::BadRequest(message.to_owned())),
+        unknown_target(),
         ("too_many_ids", ApiError::TooManyIds { given: 101, most: 100 }),
         ("no_customer", ApiError::NoCustomer),
         ("unknown_customer", ApiError::UnknownCustomer),
@@ -73,8 +74,13 @@ fn bad_issue() -> Vec<Named> {
     ]
 }
 
-fn bad_key() -> Vec<Named> {
-    vec![("bad_key", crate::http::idempotency::bad())]
+fn unknown_target() -> Named {
+    let message = "X-CAP-API-ATTRIBUTION-ENTITY-CODE: names no till or store of the organisation (as TILL)";
+    ("unknown_target", ApiError::BadRequest(message.to_owned()))
+}
+
+fn bad_receipt() -> Vec<Named> {
+    vec![("bad_key", crate::http::idempotency::bad()), unknown_target()]
 }
 
 fn bad_body() -> Vec<Named> {
@@ -112,8 +118,8 @@ const SHARED: [Shared; 11] = [
     },
     Shared {
         name: "Forbidden",
-        description: "The caller's access is too low",
-        failures: || vec![("forbidden", ApiError::Forbidden)],
+        description: "The access of the caller is too low, or of what the request is attributed to",
+        failures: || vec![("forbidden", ApiError::Forbidden(""))],
     },
     Shared {
         name: "NotFound",
@@ -207,7 +213,7 @@ failures_of! {
         "Another attempt at the same keyed request is at work" => running(),
         "The `Idempotency-Key` was used for another request" => reused();
     "Of `getReceipt`." Receipt: ["Unauthorized", "Forbidden", "TooManyRequests", "InternalError", "Unavailable"],
-        "What is in the path can be no key" => bad_key(),
+        "What is in the path can be no key, or the request is attributed to nothing known" => bad_receipt(),
         "The organisation knows no such request" => no_such_request();
     "Of `generateToken`." ContractToken:
         ["BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyFailures", "InternalError", "Unavailable"],

@@ -12,9 +12,9 @@ use utoipa::openapi::{Components, RefOr, Schema};
 use utoipa::{Number, PartialSchema, ToSchema};
 
 use super::object;
-use crate::auth::SCOPE;
+use crate::auth::{LONGEST_NAME, SCOPE};
 use crate::http::HttpLimits;
-use crate::model::{MOBILE_MARKS, Source};
+use crate::model::{MOBILE_MARKS, Source, TargetType};
 
 /// Whatever Unicode calls white space.
 const BLANK: &str = r"[\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]";
@@ -143,6 +143,19 @@ described!(
     PathKey,
     "The same in a path, where no quotes are taken off.",
     ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[ -~]{1,255}$")).examples([json!("bill-4711")])
+);
+described!(
+    EntityType,
+    "The header `X-CAP-API-ATTRIBUTION-ENTITY-TYPE`, in any case.",
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(TargetType::ALL.map(TargetType::name).into_iter().chain([""])))
+        .default(Some(json!(TargetType::Till.name())))
+);
+described!(
+    EntityCode,
+    "The header `X-CAP-API-ATTRIBUTION-ENTITY-CODE`, or the older `X-CAP-API-ATTRIBUTION-TILL-CODE`.",
+    ObjectBuilder::new().schema_type(Type::String).max_length(Some(LONGEST_NAME)).examples([json!("kiosk")])
 );
 described!(
     DocsFile,

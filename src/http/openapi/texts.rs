@@ -19,7 +19,10 @@ failed: look at `failureCount`, and at the `errors` of each entity. The caller n
 To try again without issuing anything twice, send the same body and query with the same `Idempotency-Key`: what was issued \
 comes back as it was, the rest is tried now. A key names the request within its organisation, for at least 24 hours: 1 to 255 \
 printable ASCII characters, in quotes or not. With another body or query it is refused with 422; while another attempt is at \
-work, with 409.";
+work, with 409.
+
+An OAuth client that acts for many tills or stores names one of its organisation in `X-CAP-API-ATTRIBUTION-ENTITY-CODE`. The coupons \
+are stored under it, its store decides 735, and it needs write access, too.";
 
 /// Of `getReceipt`.
 pub(in crate::http) const RECEIPT: &str = "\

@@ -286,7 +286,7 @@ impl Batches {
         Err(error)
     }
 
-    /// Gives back the locks that a failed call leaves with its session (migrations/0010, `issue_coupons`).
+    /// Gives back the locks that a failed call leaves with its session (migrations/0011, `issue_coupons_2`).
     async fn unlock(&mut self) -> bool {
         let patience = self.patience();
         let Some(writer) = &mut self.current else { return false };

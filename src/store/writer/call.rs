@@ -1,5 +1,5 @@
-//! The call that writes a batch: coupons on their way into procedure `issue_coupons`, and what it says of them.
-//! `migrations/0010_one_value_a_coupon.sql` says what each field is for. Sends nothing itself.
+//! The call that writes a batch: coupons on their way into procedure `issue_coupons_2`, and what it says of them.
+//! `migrations/0011_attribution.sql` has it; 0010 and 0003 say what its fields and outcomes mean. Sends nothing itself.
 
 use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgArguments, PgHasArrayType, PgTypeInfo};
@@ -25,7 +25,7 @@ pub(super) fn issue_coupons<'q>(
     durability: &'q str,
 ) -> Query<'q, Postgres, PgArguments> {
     let values: Vec<Value<'_>> = (1..).zip(coupons).map(|(place, coupon)| value(place, coupon, expect)).collect();
-    sqlx::query("call issue_coupons($1, $2, null::smallint[], null::text[])").bind(values).bind(durability)
+    sqlx::query("call issue_coupons_2($1, $2, null::smallint[], null::text[])").bind(values).bind(durability)
 }
 
 /// What the procedure says of a coupon, under the numbers that it lists.
@@ -100,7 +100,7 @@ fn written(code: &Code, outcome: i16, from_pool: Option<String>) -> Result<Writt
     })
 }
 
-/// A value of the type `new_coupon`: its fields, in order.
+/// A value of the type `new_coupon_2`: its fields, in order.
 #[derive(sqlx::Encode)]
 #[expect(clippy::struct_excessive_bools, reason = "the fields of the type")]
 struct Value<'c> {
@@ -115,8 +115,9 @@ struct Value<'c> {
     expires_on: jiff_sqlx::Date,
     issued_at: jiff_sqlx::Timestamp,
     issue_id: Uuid,
-    till_id: &'c str,
+    till_id: Option<&'c str>,
     store_id: i64,
+    client_key: Option<&'c str>,
     source: &'c str,
     account_id: Option<&'c str>,
     metadata: Option<Json<&'c Metadata>>,
@@ -137,13 +138,13 @@ struct Value<'c> {
 
 impl Type<Postgres> for Value<'_> {
     fn type_info() -> PgTypeInfo {
-        PgTypeInfo::with_name("new_coupon")
+        PgTypeInfo::with_name("new_coupon_2")
     }
 }
 
 impl PgHasArrayType for Value<'_> {
     fn array_type_info() -> PgTypeInfo {
-        PgTypeInfo::array_of("new_coupon")
+        PgTypeInfo::array_of("new_coupon_2")
     }
 }
 
@@ -176,8 +177,9 @@ fn value(place: i32, coupon: &NewCoupon, expect: Expect) -> Value<'_> {
         expires_on: coupon.expires_on.to_sqlx(),
         issued_at: coupon.issued_at.to_sqlx(),
         issue_id: coupon.issue_id,
-        till_id: &coupon.caller.till_id,
+        till_id: coupon.caller.till_id.as_deref(),
         store_id: coupon.caller.store_id.0,
+        client_key: coupon.caller.client_key(),
         source: coupon.source.name(),
         account_id: coupon.account_id.as_deref(),
         metadata: coupon.metadata.as_ref().map(Json),
