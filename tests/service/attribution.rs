@@ -342,3 +342,19 @@ async fn the_console_shows_the_client_and_the_till_or_store() {
         .await;
     }
 }
+
+/// A retry in the name of another till or store is another request. How the same one is named does not count.
+#[tokio::test]
+async fn what_a_request_is_attributed_to_counts_for_its_key() {
+    let app = start().await;
+    let crm = token(&app, "crm").await;
+    let keyed =
+        async |headers: Headers<'_>| ask(&app, &crm, &[1], &[headers, &[("Idempotency-Key", "k")]].concat()).await;
+    let first = keyed(&[(TYPE, "STORE_CODE"), (CODE, "DT")]).await.text().await.unwrap();
+    assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued"]);
+    assert_eq!(keyed(&[(TYPE, "STORE_EXTERNAL_ID"), (CODE, "sap-10")]).await.text().await.unwrap(), first);
+    for other in [&[][..], &[(TYPE, "STORE_CODE"), (CODE, "14b")], &[(CODE, "store.server")], &[(TILL_CODE, "kiosk")]] {
+        assert_eq!(keyed(other).await.status(), 422, "{other:?}");
+    }
+    assert_eq!(app.count("select from coupon").await, 1);
+}
