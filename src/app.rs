@@ -30,7 +30,7 @@ use crate::http::{
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
-pub use crate::pool::{Event, ImportState};
+pub use crate::pool::{DryRun, Event, ImportState, LineError};
 use crate::provisioning::commands::{self, Order};
 pub use crate::provisioning::commands::{Holder, Outcome};
 pub use crate::provisioning::keys::KeyList;
@@ -336,6 +336,20 @@ pub async fn import_codes(
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<ImportState> {
     Ok(pool::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
+}
+
+/// Does what [`import_codes`] does, except that nothing is stored.
+///
+/// # Errors
+/// As [`import_codes`].
+pub async fn dry_run_codes(
+    connect: &PgConnectOptions,
+    org_id: i64,
+    series_id: i64,
+    file: &Path,
+    tell: &mut (dyn FnMut(Event) + Send),
+) -> anyhow::Result<DryRun> {
+    Ok(pool::dry_run(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
 /// What is left in the pools of this organisation or series, or in all.

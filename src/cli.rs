@@ -98,9 +98,11 @@ pub(super) struct ApplyArgs {
 pub(super) enum CodesCommand {
     /// Put the codes of a file into the pool of a series, while the service runs.
     ///
-    /// One code a line, or CSV with a code and, if only one customer may receive it, that customer's id. Lines that are not
-    /// taken are told by number on standard error: those that are no code, and those whose code has been uploaded or issued
-    /// before. After a break the same command goes on where it stopped. Exits 1 if there were lines that are no code.
+    /// One code a line, or a code and, if only one customer may receive it, that customer's id, separated by comma, semicolon
+    /// or tab. The first line is a header with the columns code and customer, or is a code itself; a file whose first line is
+    /// neither is refused as a whole. Lines that are not taken are told by number on standard error: those that are no code,
+    /// and those whose code has been uploaded or issued before. After a break the same command goes on where it stopped.
+    /// Exits 1 if there were lines that are no code.
     Import(ImportArgs),
     /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
     Status(StatusArgs),
@@ -115,7 +117,10 @@ pub(super) struct ImportArgs {
     /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
     #[arg(long, value_name = "ID")]
     pub(super) series: i64,
-    /// The codes.
+    /// Store nothing: print how the file is understood, the lines that would not be taken, and the counts.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// The codes. A file, not a pipe: it is read several times.
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) common: Common,

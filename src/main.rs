@@ -234,11 +234,23 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
             bar.set_position(done);
         }
     };
-    let done = app::import_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
-    bar.finish_and_clear();
+    let file = args.file.display();
+    let done = if args.dry_run {
+        let dry_run = app::dry_run_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
+        bar.finish_and_clear();
+        match dry_run.layout {
+            Some(layout) => println!("dry run, nothing is stored; {file} has {layout}"),
+            None => println!("dry run, nothing is stored; {file} has no codes"),
+        }
+        dry_run.counts
+    } else {
+        let done = app::import_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
+        bar.finish_and_clear();
+        done
+    };
     println!("codes accepted: {}, duplicates: {}, malformed lines: {}", done.accepted, done.duplicates, done.malformed);
     if done.malformed > 0 {
-        bail!("{} has lines that are no code", args.file.display());
+        bail!("{file} has lines that are no code");
     }
     Ok(())
 }
