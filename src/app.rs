@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
-use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
+use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings, SettingsError};
 use crate::http::{
     self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
 };
@@ -303,6 +303,24 @@ pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
 /// As [`migrate`], and when the database stays away for `database.startup_timeout_seconds`.
 pub async fn migrate_to_serve(settings: &Settings, connect: &PgConnectOptions) -> anyhow::Result<()> {
     patiently(settings.database.startup_timeout, SchemaError::is_away, async || migrate(connect).await).await
+}
+
+/// The settings that `serve` runs with, and the database if one is named: `url` of the command line, or theirs. `config show` judges by
+/// the same. Unlike the other commands' settings these are of use only if the files that they name are there.
+///
+/// # Errors
+/// When `serve` would refuse them. Asks no database.
+pub fn usable_settings(
+    file: Option<&Path>,
+    url: Option<&SecretString>,
+) -> anyhow::Result<(Settings, Option<PgConnectOptions>)> {
+    let settings = Settings::load(file)?;
+    key_source(&settings.auth).check()?;
+    let connect = match settings.database.connect_options(url) {
+        Err(SettingsError::NoDatabase) => None,
+        connect => Some(connect?),
+    };
+    Ok((settings, connect))
 }
 
 /// Applies a file of configuration as code.

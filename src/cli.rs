@@ -193,7 +193,8 @@ pub(super) enum KeysCommand {
 pub(super) enum ConfigCommand {
     /// Print every setting as TOML, with where its value comes from: default, file or environment. Secrets are masked.
     ///
-    /// Asks no database. Exits 1 if a setting is wrong, and says which and where: fit for checking a file before it is used.
+    /// Asks no database. Exits 1 if serve would refuse the settings, and says which and where: fit for checking a file before it
+    /// is used. The files that settings name must be there; a database need not be named.
     Show(Common),
 }
 

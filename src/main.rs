@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use cli::{
-    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, ConfigCommand, DemoArgs, ImportArgs, KeysCommand,
-    ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
+    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, Common, ConfigCommand, DemoArgs, ImportArgs,
+    KeysCommand, ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
-use coupon_issuer::config::{LogFormat, Settings};
+use coupon_issuer::config::{LogFormat, Settings, SettingsError};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry::{self, SpanExport};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -80,6 +80,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Config(ConfigCommand::Show(common)) => {
+            app::usable_settings(common.config.as_deref(), common.database_url.as_ref())?;
             print!("{}", common.shown()?);
             Ok(())
         }
@@ -106,10 +107,11 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let settings = args.common.settings()?;
+    let Common { config, database_url } = args.common;
+    let (settings, connect) = app::usable_settings(config.as_deref(), database_url.as_ref())?;
+    let connect = connect.ok_or(SettingsError::NoDatabase)?;
     let spans = span_export(&settings);
     let collector = telemetry::start_logs(&settings.log.filter, settings.log.format.is_json(), spans.as_ref())?;
-    let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
     let stops = stop_signals()?;
     if args.migrate {
         app::migrate_to_serve(&settings, &connect).await?;

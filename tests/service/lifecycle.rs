@@ -16,7 +16,7 @@ use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_data
 /// The running binary.
 pub struct Running {
     child: Child,
-    address: String,
+    pub address: String,
     /// What it printed before it was serving.
     printed: Vec<String>,
 }
