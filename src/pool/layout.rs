@@ -366,7 +366,7 @@ fn shortened(cell: &str) -> String {
     short
 }
 
-/// Characters in a message: what cannot be seen is its code point.
+/// A text in a message or a table: what cannot be seen, or would move a cursor, is its code point.
 pub(super) fn escaped(characters: impl Iterator<Item = char>) -> String {
     let mut text = String::new();
     for c in characters {

@@ -325,6 +325,14 @@ org  series  total  issued  left  for one  last 24 h  empty in        descriptio
     assert_eq!(status(&app).await, expected);
 }
 
+#[tokio::test]
+async fn a_description_is_no_command_to_the_terminal() {
+    let gift = series(1, POOL).replace("\"Series 1\"", r#""Gift\u001b[2J\n\u202ecard""#);
+    let app = TestApp::start(&[gift]).await;
+    let told = status(&app).await;
+    assert!(told.ends_with("  Gift\\u{1b}[2J\\u{a}\\u{202e}card"), "{told}");
+}
+
 fn binary(app: &TestApp, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.args(arguments).env("DATABASE_URL", app.connect.to_url_lossy().as_str());
