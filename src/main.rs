@@ -2,6 +2,7 @@
 //! Nothing is decided here.
 
 mod cli;
+mod output;
 
 use std::io::{IsTerminal, Read};
 use std::net::{SocketAddr, TcpListener};
@@ -12,14 +13,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use cli::{
-    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, ConfigCommand, DemoArgs, ImportArgs, KeysCommand,
-    ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
+    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, Common, ConfigCommand, DemoArgs, ImportArgs,
+    KeysCommand, ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
-use coupon_issuer::config::{LogFormat, Settings};
+use coupon_issuer::config::{LogFormat, Settings, SettingsError};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
 use coupon_issuer::telemetry::{self, SpanExport};
 use indicatif::{ProgressBar, ProgressStyle};
+use output::{answer, complain, report};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -38,7 +40,7 @@ async fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coupon-issuer: {}", told(&error));
+            complain(format_args!("coupon-issuer: {}", told(&error)));
             ExitCode::FAILURE
         }
     }
@@ -62,54 +64,47 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve(args).await,
         Command::Migrate(common) => {
             app::migrate(&common.connect_options()?).await?;
-            println!("the schema is up to date");
+            report("the schema is up to date");
             Ok(())
         }
         Command::Apply(args) => {
-            println!("{}", app::apply(&args.common.connect_options()?, &args.file).await?);
+            report(app::apply(&args.common.connect_options()?, &args.file).await?);
             Ok(())
         }
         Command::Codes(CodesCommand::Import(args)) => import_codes(args).await,
         Command::Codes(CodesCommand::Status(args)) => {
             let connect = args.common.connect_options()?;
             let pools = app::codes_status(&connect, args.org, args.series, &Outside::default()).await?;
-            println!(
-                "{}",
-                if pools.is_empty() { "no series gives out uploaded codes".to_owned() } else { pools.to_string() }
-            );
-            Ok(())
+            if pools.is_empty() { answer("no series gives out uploaded codes") } else { answer(pools) }
         }
         Command::Config(ConfigCommand::Show(common)) => {
-            print!("{}", common.shown()?);
-            Ok(())
+            app::usable_settings(common.config.as_deref(), common.database_url.as_ref())?;
+            answer(common.shown()?)
         }
         Command::Audit(args) => audit(args).await,
         Command::Healthcheck(args) => healthcheck(&args.url).await,
-        Command::Openapi(args) => {
-            print!("{}", app::openapi(&Settings::load(args.config.as_deref())?)?);
-            Ok(())
-        }
+        Command::Openapi(args) => answer(app::openapi(&Settings::load(args.config.as_deref())?)?),
         Command::Keys(KeysCommand::Rotate(common)) => {
             let rotated =
                 app::rotate_keys(&common.connect_options()?, &common.settings()?.auth, &Outside::default()).await?;
-            println!("{rotated}");
+            report(rotated);
             Ok(())
         }
         Command::Keys(KeysCommand::List(common)) => {
             let keys = app::list_keys(&common.connect_options()?, &common.settings()?, &Outside::default()).await?;
-            println!("{keys}");
-            Ok(())
+            answer(keys)
         }
-        Command::Till(command) => till(command).await.map(|outcome| println!("{outcome}")),
-        Command::Client(command) => client(command).await.map(|outcome| println!("{outcome}")),
+        Command::Till(command) => till(command).await.map(report),
+        Command::Client(command) => client(command).await.map(report),
     }
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let settings = args.common.settings()?;
+    let Common { config, database_url } = args.common;
+    let (settings, connect) = app::usable_settings(config.as_deref(), database_url.as_ref())?;
+    let connect = connect.ok_or(SettingsError::NoDatabase)?;
     let spans = span_export(&settings);
     let collector = telemetry::start_logs(&settings.log.filter, settings.log.format.is_json(), spans.as_ref())?;
-    let connect = settings.database.connect_options(args.common.database_url.as_ref())?;
     let stops = stop_signals()?;
     if args.migrate {
         app::migrate_to_serve(&settings, &connect).await?;
@@ -140,7 +135,7 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let collector = telemetry::start_logs(&settings.log.filter, as_json, span_export(&settings).as_ref())?;
     let stops = stop_signals()?;
     let listener = bind(args.listen)?;
-    println!("Starting a private Postgres in {} ...", args.data_dir.display());
+    report(format_args!("Starting a private Postgres in {} ...", args.data_dir.display()));
     let options = Options { data_dir: args.data_dir, durable: true, settings: Vec::new() };
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await??;
     let served = serve_demo(&settings, &postgres, listener, stops).await;
@@ -162,10 +157,10 @@ async fn serve_demo(
     let connect = settings.database.connect_options(Some(&url))?;
     app::create_database(&connect).await?;
     app::migrate(&connect).await?;
-    println!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?);
+    report(format_args!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?));
     let metrics = telemetry::start_metrics()?;
     let app = App::build(settings, &connect, Outside::default()).await?;
-    println!("{}", welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
+    report(welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
     // A demo beside a Prometheus, or beside another demo, goes on without.
     if let Some(address) = settings.metrics.listen
         && let Err(error) = app::serve_metrics(address, metrics).await
@@ -199,16 +194,22 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
 }
 
-/// SIGTERM and Ctrl-C. Listening begins now, so that a signal during start is not lost.
+/// SIGTERM and Ctrl-C. Listening begins now, so that a signal during start is not lost. A terminal that hangs up is no reason to stop,
+/// and nothing is read again by it.
 fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let (told, stops) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
             let stop = tokio::select! {
                 _ = terminate.recv() => Stop::AfterDrain,
                 _ = interrupt.recv() => Stop::Now,
+                _ = hang_up.recv() => {
+                    tracing::info!("SIGHUP ignored: settings are read at the start; SIGTERM stops the service");
+                    continue;
+                }
             };
             // Nobody listens any more: the service has stopped.
             let _ = told.send(stop).await;
@@ -223,31 +224,45 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?);
     let mut tell = |event| match event {
-        Event::Begins(ImportState { is_finished: true, .. }) => println!("this file has been uploaded before"),
+        Event::Begins(ImportState { is_finished: true, .. }) => report("this file has been uploaded before"),
         Event::Begins(ImportState { lines_done, .. }) if lines_done > 0 => {
-            println!("going on after line {lines_done}, where an earlier run stopped");
+            report(format_args!("going on after line {lines_done}, where an earlier run stopped"));
         }
         Event::Begins(_) => {}
-        Event::Rejected { line, reason } => bar.suspend(|| eprintln!("line {line}: {reason}")),
+        Event::Rejected { line, reason } => bar.suspend(|| complain(format_args!("line {line}: {reason}"))),
         Event::Progress { done, of } => {
             bar.set_length(of);
             bar.set_position(done);
         }
     };
-    let done = app::import_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
-    bar.finish_and_clear();
-    println!("codes accepted: {}, duplicates: {}, malformed lines: {}", done.accepted, done.duplicates, done.malformed);
-    if done.malformed > 0 {
-        bail!("{} has lines that are no code", args.file.display());
+    let file = args.file.display();
+    let done = if args.dry_run {
+        let dry_run = app::dry_run_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
+        bar.finish_and_clear();
+        match dry_run.layout {
+            Some(layout) => report(format_args!("dry run, nothing is stored; {file} has {layout}")),
+            None => report(format_args!("dry run, nothing is stored; {file} has no codes")),
+        }
+        dry_run.counts
+    } else {
+        let done = app::import_codes(&connect, args.org, args.series, &args.file, &mut tell).await?;
+        bar.finish_and_clear();
+        done
+    };
+    let ImportState { accepted, duplicates, malformed, .. } = done;
+    report(format_args!("codes accepted: {accepted}, duplicates: {duplicates}, malformed lines: {malformed}"));
+    if malformed > 0 {
+        bail!("{file} has lines that are no code");
     }
     Ok(())
 }
 
 async fn audit(args: AuditArgs) -> anyhow::Result<()> {
     let (connect, settings) = (args.common.connect_options()?, args.common.settings()?);
-    let report = app::audit(&connect, &settings, args.org, &Outside::default()).await?;
-    println!("{report}");
-    if report.wrong() > 0 {
+    let found = app::audit(&connect, &settings, args.org, &Outside::default()).await?;
+    let wrong = found.wrong();
+    answer(found)?;
+    if wrong > 0 {
         bail!("not everything is as it must be");
     }
     Ok(())

@@ -64,6 +64,29 @@ pub enum KeySource {
     Value(SecretString),
 }
 
+impl KeySource {
+    /// Checks that the keys can be read and are keys, where they are not in the database.
+    ///
+    /// # Errors
+    /// What [`SigningKeys::load`] would fail on.
+    pub fn check(&self) -> Result<(), KeyError> {
+        self.outside()?.iter().flatten().try_for_each(|row| read(row).map(drop))
+    }
+
+    /// `None`: they are in the database.
+    fn outside(&self) -> Result<Option<Vec<SigningKeyRow>>, KeyError> {
+        match self {
+            Self::Database => Ok(None),
+            Self::File(path) => {
+                let text =
+                    fs::read_to_string(path).map_err(|error| KeyError::File(path.display().to_string(), error))?;
+                rows_of(&SecretString::from(text), "the file of auth.signing_keys_file").map(Some)
+            }
+            Self::Value(text) => rows_of(text, "auth.signing_keys").map(Some),
+        }
+    }
+}
+
 /// The keys as they are at present.
 pub struct SigningKeys {
     source: KeySource,
@@ -95,15 +118,9 @@ impl SigningKeys {
 
     /// Reads them again, and says whether one is gone or ends at another time than before.
     pub(super) async fn refresh(&self) -> Result<bool, KeyError> {
-        let rows = match &self.source {
-            KeySource::Database => self.stored().await?,
-            KeySource::File(path) => {
-                let text =
-                    fs::read_to_string(path).map_err(|error| KeyError::File(path.display().to_string(), error))?;
-                let text = SecretString::from(text);
-                rows_of(&text, "the file of auth.signing_keys_file")?
-            }
-            KeySource::Value(text) => rows_of(text, "auth.signing_keys")?,
+        let rows = match self.source.outside()? {
+            Some(rows) => rows,
+            None => self.stored().await?,
         };
         let keys = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let stays =

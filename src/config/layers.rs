@@ -115,6 +115,18 @@ impl Layers {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }
 
+    /// The value of a key, whatever it is.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        let mut parts = key.split('.');
+        let first = self.values.get(parts.next()?)?;
+        parts.try_fold(first, |value, part| value.get(part))
+    }
+
+    /// The value of a key cannot be used.
+    pub(super) fn wrong(&self, key: &str, reason: impl Into<String>) -> SettingsError {
+        wrong(key, &self.origin(key), reason)
+    }
+
     fn slot(&mut self, key: &str) -> Option<&mut Value> {
         let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
         let mut table = &mut self.values;

@@ -1,22 +1,47 @@
-//! A file of codes, read line by line: `code` or `code,customer`, quoted as in CSV where need be.
+//! A file of codes: looked through as a whole before anything of it is stored, then read line by line.
 //!
 //! Memory stays flat whatever is in the file: a line is bounded, and a quote never runs into the next line.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// The most characters of a code, and of a customer's id.
-const LONGEST: usize = 255;
-/// The most bytes of a line: both, quoted, in four-byte characters.
+use super::layout::{HeaderError, Layout, LineError, Row, escaped, named_separator};
+
+/// The most bytes of a line: code and customer, quoted, in four-byte characters.
 const LONGEST_LINE: usize = 4096;
-/// The names that a first line may give its columns.
-const HEADERS: [&str; 3] = ["customer", "customerid", "customer_id"];
+/// How much of a line a message quotes, in bytes.
+const QUOTED: usize = 60;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Why no line of a file is taken.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum FileError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("this is a directory")]
+    Directory,
+    #[error(
+        "this is a pipe or a device: write the codes to a file, so that a broken upload can go on where it stopped"
+    )]
+    Pipe,
+    #[error("this is UTF-16, as Excel's \"Unicode Text\" is: save it as UTF-8 (in Excel: \"CSV UTF-8\")")]
+    Utf16,
+    #[error("this is a workbook or another ZIP file: save it as CSV")]
+    Workbook,
+    #[error("this is compressed: unpack it first")]
+    Compressed,
+    #[error("line {line} has NUL characters in it: this is UTF-16 without a byte order mark, or no text")]
+    Binary { line: i64 },
+    #[error("line {line} cannot be understood, so nothing of the file is taken: {reason}. It is \"{quoted}\"")]
+    Line { line: i64, reason: HeaderError, quoted: String },
+}
 
 /// A code and whom it is for, or what is wrong with the line.
-pub(super) type Content = Result<(String, Option<String>), &'static str>;
+pub(super) type Content = Result<Row, LineError>;
 
 /// A line that is neither blank nor a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,69 +51,185 @@ pub(super) struct Line {
     pub(super) content: Content,
 }
 
-/// What a file is known by.
-pub(super) struct Fingerprint {
-    pub(super) sha256: Vec<u8>,
+/// A place in a file: so many bytes and lines are before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Place {
     pub(super) bytes: u64,
+    pub(super) lines: i64,
 }
 
-/// Reads the whole file once.
-pub(super) fn fingerprint(path: &Path) -> io::Result<Fingerprint> {
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
+/// A file that is understood.
+#[derive(Debug)]
+pub(super) struct CodeFile {
+    file: File,
+    /// What the file is known by.
+    pub(super) sha256: Vec<u8>,
+    pub(super) bytes: u64,
+    /// `None`: there is nothing in it.
+    pub(super) layout: Option<Layout>,
+    /// Behind the header.
+    body: Place,
+}
+
+impl CodeFile {
+    /// Opens a file and reads all of it, to know it by its content and to see whether it is understood. Lines that are no code do not
+    /// keep it from being so, unless what they are makes the others doubtful.
+    pub(super) fn open(path: &Path) -> Result<Self, FileError> {
+        if path.as_os_str() == "-" {
+            return Err(FileError::Pipe);
+        }
+        // Before it is opened: opening a pipe waits for somebody to write into it.
+        let kind = fs::metadata(path)?.file_type();
+        if kind.is_dir() {
+            return Err(FileError::Directory);
+        }
+        if !kind.is_file() {
+            return Err(FileError::Pipe);
+        }
+        let file = File::open(path)?;
+        let (sha256, bytes) = fingerprint(&file)?;
+        let (layout, body) = read_head(&file)?;
+        let understood = Self { file, sha256, bytes, layout, body };
+        understood.look_through()?;
+        Ok(understood)
+    }
+
+    /// The lines from a place on that an earlier reading has come to.
+    pub(super) fn lines_from(&self, place: Place) -> io::Result<Lines<'_>> {
+        let place = if place.bytes > self.body.bytes { place } else { self.body };
+        Ok(Lines { raw: RawLines::at(&self.file, place)?, layout: self.layout.as_ref() })
+    }
+
+    fn look_through(&self) -> Result<(), FileError> {
+        let mut lines = self.lines_from(Place::default())?;
+        while let Some(line) = lines.next()? {
+            if let Err(reason) = line.content
+                && reason.is_about_the_file()
+            {
+                return Err(lines.raw.refuse(reason.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn fingerprint(file: &File) -> io::Result<(Vec<u8>, u64)> {
+    let mut input = BufReader::with_capacity(1 << 16, file);
     let mut hash = Sha256::new();
     let mut bytes = 0;
     loop {
-        let read = file.fill_buf()?;
+        let read = input.fill_buf()?;
         if read.is_empty() {
-            return Ok(Fingerprint { sha256: hash.finalize().to_vec(), bytes });
+            return Ok((hash.finalize().to_vec(), bytes));
         }
         hash.update(read);
         let length = read.len();
         bytes += length as u64;
-        file.consume(length);
+        input.consume(length);
     }
 }
 
-/// The lines of a file, from a place that an earlier reading has come to.
-pub(super) struct Lines {
-    input: BufReader<File>,
-    /// Bytes read, from the beginning of the file.
-    pub(super) bytes: u64,
-    /// Lines read.
-    pub(super) number: i64,
+/// Reads the layout off the first line that is not blank, and whether that is a header or is to be read again as a code.
+fn read_head(file: &File) -> Result<(Option<Layout>, Place), FileError> {
+    let mut lines = RawLines::at(file, Place::default())?;
+    let start = lines.input.fill_buf()?;
+    match start {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(FileError::Utf16),
+        [b'P', b'K', 3, 4, ..] | [0xd0, 0xcf, 0x11, 0xe0, ..] => return Err(FileError::Workbook),
+        [0x1f, 0x8b, ..] => return Err(FileError::Compressed),
+        _ => {} // Whatever else it begins with is read as text.
+    }
+    let mut separator = None;
+    loop {
+        let before = lines.place;
+        if !lines.advance()? {
+            return Ok((None, before));
+        }
+        if lines.line.contains(&0) {
+            return Err(FileError::Binary { line: lines.place.lines });
+        }
+        if lines.is_too_long {
+            return Err(lines.refuse(LineError::TooLong.into()));
+        }
+        if lines.is_blank() {
+            continue;
+        }
+        if separator.is_none()
+            && let Some(named) = named_separator(&lines.line)
+        {
+            separator = Some(named.map_err(|reason| lines.refuse(reason))?);
+            continue;
+        }
+        let layout = Layout::of_first_line(&lines.line, separator).map_err(|reason| lines.refuse(reason))?;
+        let body = if layout.has_header() { lines.place } else { before };
+        return Ok((Some(layout), body));
+    }
 }
 
-impl Lines {
-    /// Opens a file at this place.
-    pub(super) fn open(path: &Path, bytes: u64, number: i64) -> io::Result<Self> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(bytes))?;
-        Ok(Self { input: BufReader::with_capacity(1 << 16, file), bytes, number })
+/// The lines of a file that are neither blank nor a header.
+pub(super) struct Lines<'f> {
+    raw: RawLines<'f>,
+    layout: Option<&'f Layout>,
+}
+
+impl Lines<'_> {
+    /// Where reading has come to.
+    pub(super) const fn place(&self) -> Place {
+        self.raw.place
     }
 
-    /// The next line that is neither blank nor a header; `None` at the end.
+    /// The next one; `None` at the end.
     pub(super) fn next(&mut self) -> io::Result<Option<Line>> {
-        let mut raw = Vec::new();
-        loop {
-            raw.clear();
-            let read = self.input.by_ref().take(LONGEST_LINE as u64).read_until(b'\n', &mut raw)?;
-            if read == 0 {
-                return Ok(None);
-            }
-            self.bytes += read as u64;
-            self.number += 1;
-            let is_whole = raw.last() == Some(&b'\n') || read < LONGEST_LINE;
-            if !is_whole {
-                self.skip_rest()?;
-                return Ok(Some(Line { number: self.number, content: Err("the line is too long") }));
-            }
-            let line = if self.number == 1 { raw.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&raw) } else { &raw };
-            let line = line.trim_ascii();
-            if line.is_empty() || (self.number == 1 && is_header(line)) {
+        let Some(layout) = self.layout else { return Ok(None) };
+        while self.raw.advance()? {
+            if self.raw.is_blank() {
                 continue;
             }
-            return Ok(Some(Line { number: self.number, content: parse(line) }));
+            let content = match layout.line(&self.raw.line) {
+                _ if self.raw.is_too_long => Some(Err(LineError::TooLong)),
+                content => content.transpose(),
+            };
+            if let Some(content) = content {
+                return Ok(Some(Line { number: self.raw.place.lines, content }));
+            }
         }
+        Ok(None)
+    }
+}
+
+/// Lines as they are.
+struct RawLines<'f> {
+    input: BufReader<&'f File>,
+    place: Place,
+    /// The one that was read last, with its end; of one that is too long only the beginning.
+    line: Vec<u8>,
+    is_too_long: bool,
+}
+
+impl<'f> RawLines<'f> {
+    fn at(mut file: &'f File, place: Place) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(place.bytes))?;
+        Ok(Self { input: BufReader::with_capacity(1 << 16, file), place, line: Vec::new(), is_too_long: false })
+    }
+
+    /// Reads the next one; false at the end.
+    fn advance(&mut self) -> io::Result<bool> {
+        self.line.clear();
+        let read = self.input.by_ref().take(LONGEST_LINE as u64).read_until(b'\n', &mut self.line)?;
+        if read == 0 {
+            return Ok(false);
+        }
+        let is_first = self.place == Place::default();
+        self.place.bytes += read as u64;
+        self.place.lines += 1;
+        self.is_too_long = read == LONGEST_LINE && self.line.last() != Some(&b'\n');
+        if self.is_too_long {
+            self.skip_rest()?;
+        }
+        if is_first && self.line.starts_with(BYTE_ORDER_MARK) {
+            self.line.drain(..BYTE_ORDER_MARK.len());
+        }
+        Ok(true)
     }
 
     fn skip_rest(&mut self) -> io::Result<()> {
@@ -98,88 +239,69 @@ impl Lines {
             let length = end.map_or(buffered.len(), |at| at + 1);
             let is_over = end.is_some() || buffered.is_empty();
             self.input.consume(length);
-            self.bytes += length as u64;
+            self.place.bytes += length as u64;
             if is_over {
                 return Ok(());
             }
         }
     }
+
+    /// Spreadsheets write an empty row as its separators.
+    fn is_blank(&self) -> bool {
+        self.line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b',' | b';'))
+    }
+
+    /// The file is refused because of the line that was read last.
+    fn refuse(&self, reason: HeaderError) -> FileError {
+        FileError::Line { line: self.place.lines, reason, quoted: quoted(&self.line) }
+    }
 }
 
-fn is_header(line: &[u8]) -> bool {
-    let mut line = line.to_ascii_lowercase();
-    line.retain(|byte| *byte != b'"');
-    let mut columns = line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    columns.next() == Some(b"code")
-        && columns.next().is_none_or(|column| HEADERS.iter().any(|name| name.as_bytes() == column))
-        && columns.next().is_none()
-}
-
-/// One line, without its end.
-fn parse(line: &[u8]) -> Content {
-    let line = std::str::from_utf8(line).map_err(|_| "the line is not UTF-8")?;
-    if line.contains('\r') {
-        return Err("the line has a carriage return in it: lines end with LF, or CR and LF");
+/// The beginning of a line in a message. What cannot be seen, or is no text, is escaped: it may be meant for a terminal.
+fn quoted(line: &[u8]) -> String {
+    let line = line.trim_ascii_end();
+    let mut quoted = String::new();
+    for chunk in line[..line.len().min(QUOTED)].utf8_chunks() {
+        quoted.push_str(&escaped(chunk.valid().chars()));
+        quoted.push_str(&chunk.invalid().escape_ascii().to_string());
     }
-    let columns: Vec<String> = if line.contains('"') {
-        quoted(line)?
-    } else {
-        line.split(',').map(|column| column.trim().to_owned()).collect()
-    };
-    let (code, customer) = match columns.as_slice() {
-        [code] => (code, ""),
-        [code, customer] => (code, customer.as_str()),
-        _ => return Err("there is more than a code and a customer"),
-    };
-    if code.is_empty() {
-        return Err("the code is missing");
+    if line.len() > QUOTED {
+        quoted.push('\u{2026}');
     }
-    if code.chars().count() > LONGEST {
-        return Err("the code is longer than 255 characters");
-    }
-    if code.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err("the code has a space or a control character in it");
-    }
-    if customer.chars().count() > LONGEST {
-        return Err("the customer's id is longer than 255 characters");
-    }
-    if customer.contains(char::is_control) {
-        return Err("the customer's id has a control character in it");
-    }
-    Ok((code.clone(), (!customer.is_empty()).then(|| customer.to_owned())))
-}
-
-fn quoted(line: &str) -> Result<Vec<String>, &'static str> {
-    if !line.matches('"').count().is_multiple_of(2) {
-        return Err("a quote is not closed");
-    }
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .buffer_capacity(line.len())
-        .trim(csv::Trim::All)
-        .from_reader(line.as_bytes());
-    match reader.records().next() {
-        Some(Ok(record)) => Ok(record.iter().map(str::to_owned).collect()),
-        _ => Err("the line is not CSV"),
-    }
+    quoted
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::fmt::Write as _;
+    use std::io::Write as _;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
 
     use super::*;
+    use crate::model::{check_code, is_invisible};
 
-    fn lines(text: &[u8]) -> Vec<(i64, Content)> {
+    fn file(text: &[u8]) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text).unwrap();
-        let mut lines = Lines::open(file.path(), 0, 0).unwrap();
+        file
+    }
+
+    fn lines(text: &[u8]) -> Vec<(i64, Content)> {
+        understood(text).unwrap()
+    }
+
+    fn understood(text: &[u8]) -> Result<Vec<(i64, Content)>, String> {
+        let open = CodeFile::open(file(text).path()).map_err(|error| error.to_string())?;
+        let mut lines = open.lines_from(Place::default()).unwrap();
         let mut read = Vec::new();
         while let Some(line) = lines.next().unwrap() {
             read.push((line.number, line.content));
         }
-        assert_eq!(lines.bytes, text.len() as u64);
-        read
+        assert_eq!(lines.place().bytes, text.len() as u64);
+        Ok(read)
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "stands for what is read")]
@@ -189,18 +311,23 @@ mod tests {
 
     #[test]
     fn plain_lines_and_csv() {
-        let text = b"\xef\xbb\xbfCode, customerId\r\nA1\r\n\r\n A2 , c 2 \n\"A\"\"3\",\"c,3\"\nA4,\n\xc3\x84-5";
+        let text = b"\xef\xbb\xbfCode, customerId\r\nA1\r\n\r\n A2 , c 2 \n\"A3\",\"c,\"\"3\"\nA4,\n,,\nA5\r\r\n \"A6\" , \"c\" ";
         let expected = [
             (2, code("A1", None)),
             (4, code("A2", Some("c 2"))),
-            (5, code("A\"3", Some("c,3"))),
+            (5, code("A3", Some("c,\"3"))),
             (6, code("A4", None)),
-            (7, code("\u{c4}-5", None)),
+            (8, code("A5", None)),
+            (9, code("A6", Some("c"))),
         ];
         assert_eq!(lines(text), expected);
-        // Only the first line can be a header, and only by these names.
-        assert_eq!(lines(b"A1\ncode\n"), [(1, code("A1", None)), (2, code("code", None))]);
-        assert_eq!(lines(b"code,voucher\n"), [(1, code("code", Some("voucher")))]);
+        assert_eq!(lines(b"\n\nA1\nA2;\n")[0], (3, code("A1", None)));
+        assert_eq!(lines(b"customer;code\n7;A1\n;A2\n"), [(2, code("A1", Some("7"))), (3, code("A2", None))]);
+        assert_eq!(lines(b"customer\tcode\r\n\tA1\r\n"), [(2, code("A1", None))]);
+        assert_eq!(lines(b"sep=;\r\ncode;customer\r\nA1;c\r\n"), [(3, code("A1", Some("c")))]);
+        for nothing in [b"".as_slice(), b"\n", b"code\n", b"sep=;\n", b"\xef\xbb\xbf"] {
+            assert_eq!(lines(nothing), []);
+        }
     }
 
     #[test]
@@ -211,26 +338,185 @@ mod tests {
             ("A1,c,d", "there is more than a code and a customer"),
             ("A 1", "the code has a space or a control character in it"),
             ("A\u{0}1", "the code has a space or a control character in it"),
+            ("A1;c", "the character ; stands outside quotes, and the separator of the file is comma"),
             ("A1,c\u{0}", "the customer's id has a control character in it"),
             ("\"A1", "a quote is not closed"),
+            ("\"A1\"x", "a quote stands in the middle of a cell: quote the whole cell, and double each quote in it"),
+            ("A\"1\"", "a quote stands in the middle of a cell: quote the whole cell, and double each quote in it"),
             ("\"A1\"\r\"A2\"", "the line has a carriage return in it: lines end with LF, or CR and LF"),
             (long.as_str(), "the code is longer than 255 characters"),
             (&format!("A1,{long}"), "the customer's id is longer than 255 characters"),
             (&long.repeat(100), "the line is too long"),
         ] {
-            let text = format!("{line}\nB2\n");
-            assert_eq!(lines(text.as_bytes()), [(1, Err(reason)), (2, code("B2", None))]);
+            let read = lines(format!("A0\n{line}\nB2\n").as_bytes());
+            assert_eq!(read.len(), 3);
+            assert_eq!((read[1].0, read[1].1.as_ref().unwrap_err().to_string()), (2, reason.to_owned()));
+            assert_eq!(read[2], (3, code("B2", None)));
         }
-        assert_eq!(lines(b"A\xff\nB2"), [(1, Err("the line is not UTF-8")), (2, code("B2", None))]);
+        assert_eq!(lines(b"A0\nA\xff\nB2")[1..], [(2, Err(LineError::NotUtf8)), (3, code("B2", None))]);
     }
 
     #[test]
+    fn a_file_that_is_not_understood_is_refused_as_a_whole() {
+        let long = "x".repeat(5000);
+        for (text, reason) in [
+            (b"gift card\nA1\n".as_slice(), "line 1 cannot be understood"),
+            (
+                b"\n\xe2\x80\x8b\nA1\n",
+                "line 2 cannot be understood, so nothing of the file is taken: the code has U+200B (zero width space) in it; allowed are the letters A to Z and a to z, digits and - _ . / +. It is \"\\u{200b}\"",
+            ),
+            (b"code,amount\nA1,5\n", "It is \"code,amount\""),
+            (b"A\xff\x1b[2J\n", "the line is not UTF-8. It is \"A\\xff\\u{1b}[2J\""),
+            (b"A1\rA2\r", "lines end with LF, or CR and LF. It is \"A1\\u{d}A2\""),
+            (b"sep=|\nA1|c\n", "\"|\" is no separator"),
+            (b"sep=;\nA1,c\n", "the character , stands outside quotes, and the separator of the file is semicolon"),
+            (long.as_bytes(), "the line is too long"),
+            (b"A1,c\nA2,d\n\xef\xbb\xbfA3,e\n", "line 3 cannot be understood, so nothing of the file is taken: U+FEFF"),
+            (b"\xef\xbb\xbf\xef\xbb\xbfA1\n", "U+FEFF (byte order mark) in the middle of the file"),
+            (
+                b"code,customer\nA1,c\ncustomer,code\nd,A2\n",
+                "line 3 cannot be understood, so nothing of the file is taken: a header in the middle",
+            ),
+            (b"\xff\xfeA\x001\x00\n\x00", "is UTF-16"),
+            (b"A\x001\x00\n\x00", "line 1 has NUL characters in it"),
+            (b"PK\x03\x04\x14\x00", "is a workbook"),
+            (b"\x1f\x8b\x08", "is compressed"),
+        ] {
+            let refused = understood(text).unwrap_err();
+            assert!(refused.contains(reason), "{refused}\nnot\n{reason}");
+        }
+        let refused = understood(long.as_bytes()).unwrap_err();
+        assert!(refused.len() < 300, "{refused}");
+        let directory = CodeFile::open(&std::env::temp_dir()).unwrap_err().to_string();
+        assert_eq!(directory, "this is a directory");
+    }
+
+    /// In each of its places: what was read before and what is read from there on are the whole file.
+    #[test]
     fn reading_goes_on_where_it_stopped() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(b"A1\nA2\nA3\n").unwrap();
-        let mut first = Lines::open(file.path(), 0, 0).unwrap();
-        first.next().unwrap();
-        let mut second = Lines::open(file.path(), first.bytes, first.number).unwrap();
-        assert_eq!(second.next().unwrap(), Some(Line { number: 2, content: code("A2", None) }));
+        let text = b"customer;code\n7;A1\n\n;A2\nx\n8;A3\n";
+        let (all, file) = (lines(text), file(text));
+        for stop in 1..=all.len() {
+            let open = CodeFile::open(file.path()).unwrap();
+            let mut first = open.lines_from(Place::default()).unwrap();
+            for _ in 0..stop {
+                first.next().unwrap();
+            }
+            let place = first.place();
+            let mut second = open.lines_from(place).unwrap();
+            let mut rest = Vec::new();
+            while let Some(line) = second.next().unwrap() {
+                rest.push((line.number, line.content));
+            }
+            assert_eq!(rest, all[stop..]);
+        }
+    }
+
+    /// Pieces of files that people have, and bytes.
+    fn anything() -> impl Strategy<Value = Vec<u8>> {
+        const PIECES: &[&str] = &[
+            "A1",
+            "gift-9",
+            "566881933",
+            ",",
+            ";",
+            "\t",
+            "\"",
+            "\"\"",
+            "\n",
+            "\r\n",
+            "\r",
+            " ",
+            "code",
+            "customer",
+            "sep=;",
+            "=\"00077\"",
+            "\u{feff}",
+            "\u{200b}",
+            "\u{a0}",
+            "\u{c4}",
+            "\0",
+            "'",
+            "|",
+            "\u{1b}[2J",
+        ];
+        let piece = prop_oneof![
+            6 => select(PIECES).prop_map(|piece| piece.as_bytes().to_vec()),
+            1 => vec(any::<u8>(), 1..4),
+        ];
+        // Half of them have a first line that is understood.
+        let first = select(&["", "A0,c\n"]);
+        (first, vec(piece, 0..40)).prop_map(|(first, pieces)| [first.as_bytes(), &pieces.concat()].concat())
+    }
+
+    const HEADERS: &[&[&str]] = &[&[], &["code", "customer"], &["customer", "code"]];
+
+    /// Well-formed rows: a code, a customer, and whether each is quoted.
+    fn rows() -> impl Strategy<Value = Vec<(String, Option<String>, bool)>> {
+        // A prefix keeps them from being names of columns, or what spreadsheets write.
+        let code = "X[A-Za-z0-9._/+-]{0,20}";
+        let customer = proptest::option::of("K[ -~\u{e0}-\u{ff}]{0,20}k");
+        vec((code, customer, any::<bool>()), 1..20)
+    }
+
+    /// Rows as CSV.
+    fn written(
+        rows: &[(String, Option<String>, bool)],
+        separator: char,
+        header: &[&str],
+        end: &str,
+        before: &str,
+    ) -> String {
+        let mut text = before.to_owned();
+        let is_swapped = header.first() == Some(&"customer");
+        if !header.is_empty() {
+            text.push_str(&header.join(&separator.to_string()));
+            text.push_str(end);
+        }
+        for (code, customer, is_quoted) in rows {
+            let customer = customer.as_deref().unwrap_or_default();
+            let needs_quotes = |cell: &str| *is_quoted || cell.contains([',', ';', '\t', '"']);
+            let cell = |cell: &str| {
+                if needs_quotes(cell) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+            };
+            let (mut left, mut right) = (cell(code), cell(customer));
+            if is_swapped {
+                std::mem::swap(&mut left, &mut right);
+            }
+            write!(text, "{left}{separator}{right}{end}").unwrap();
+        }
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_understood_or_refused_and_no_code_is_outside_the_alphabet(text in anything()) {
+            for (_, content) in understood(&text).unwrap_or_default() {
+                if let Ok((code, customer)) = content {
+                    prop_assert_eq!(check_code(&code), Ok(()));
+                    let customer = customer.unwrap_or_else(|| "c".to_owned());
+                    prop_assert!(!customer.is_empty() && !customer.contains(is_invisible), "{:?}", customer);
+                }
+            }
+        }
+
+        #[test]
+        fn well_formed_rows_are_understood_in_every_format(
+            rows in rows(),
+            separator in select([',', ';', '\t'].as_slice()),
+            header in select(HEADERS),
+            end in select(["\n", "\r\n"].as_slice()),
+            mark in any::<bool>(),
+            named in any::<bool>(),
+        ) {
+            let mut before = if mark { "\u{feff}".to_owned() } else { String::new() };
+            if named {
+                write!(before, "sep={separator}{end}").unwrap();
+            }
+            let text = written(&rows, separator, header, end, &before);
+            let read: Vec<Content> = lines(text.as_bytes()).into_iter().map(|(_, content)| content).collect();
+            let expected: Vec<Content> = rows.into_iter().map(|(code, customer, _)| Ok((code, customer))).collect();
+            prop_assert_eq!(read, expected, "{}", text);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use sqlx::postgres::PgConnectOptions;
 
+use super::layout::escaped;
 use crate::model::{OrgId, SeriesId};
 use crate::store::StoreError;
 use crate::store::pool::{self, PoolStatus};
@@ -58,7 +59,7 @@ impl fmt::Display for Pools {
                 pool.left_for_one.to_string(),
                 pool.issued_lately.to_string(),
                 empty_in(pool, self.now),
-                pool.description.clone(),
+                escaped(pool.description.chars()),
             ]
         }));
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -3,17 +3,20 @@
 
 mod file;
 mod forecast;
+mod layout;
 
 use std::path::Path;
 
 use sqlx::postgres::PgConnectOptions;
 
-use self::file::{Line, Lines, fingerprint};
+pub use self::file::FileError;
+use self::file::{CodeFile, Line, Lines, Place};
 pub use self::forecast::{Pools, status};
+pub use self::layout::{HeaderError, Layout, LineError};
 use crate::model::{OrgId, SeriesId};
 use crate::store::StoreError;
 pub use crate::store::pool::ImportState;
-use crate::store::pool::{CodeUpload, UploadedCode, is_pool};
+use crate::store::pool::{CodeUpload, DryRunUpload, UploadedCode, is_pool};
 
 /// Lines in one transaction, at most.
 const PIECE_LINES: usize = 50_000;
@@ -25,7 +28,7 @@ const PIECE_BYTES: u64 = 4 << 20;
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum ImportError {
     #[error("{0}: {1}")]
-    File(String, #[source] std::io::Error),
+    File(String, #[source] FileError),
     #[error("--series {}: organisation {} has no such series", .1.0, .0.0)]
     NoSuchSeries(OrgId, SeriesId),
     #[error("--series {}: its codes are not uploaded (client_handling_type is not DISC_CODE_PIN)", .0.0)]
@@ -46,7 +49,7 @@ pub enum Event {
         /// Counted from 1.
         line: i64,
         /// Why.
-        reason: &'static str,
+        reason: LineError,
     },
     /// So many bytes of the file are done.
     Progress {
@@ -55,6 +58,15 @@ pub enum Event {
         /// In all.
         of: u64,
     },
+}
+
+/// What an upload would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DryRun {
+    /// How the file was understood; `None`: there is nothing in it.
+    pub layout: Option<Layout>,
+    /// The counts that the upload would end with.
+    pub counts: ImportState,
 }
 
 /// Uploads a file of codes into a series' pool, a piece in each transaction. A file whose upload broke goes on where it
@@ -72,42 +84,105 @@ pub async fn import(
     path: &Path,
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> Result<ImportState, ImportError> {
-    let unreadable = |error| ImportError::File(path.display().to_string(), error);
-    match is_pool(connect, org_id, series_id).await? {
-        Some(true) => {}
-        Some(false) => return Err(ImportError::NotAPool(series_id)),
-        None => return Err(ImportError::NoSuchSeries(org_id, series_id)),
-    }
-    let known_by = fingerprint(path).map_err(unreadable)?;
-    let upload = CodeUpload::begin(connect, org_id, series_id, known_by.sha256).await?;
+    let source = Source::open(connect, org_id, series_id, path).await?;
+    let upload = CodeUpload::begin(connect, org_id, series_id, source.file.sha256.clone()).await?;
     let mut upload = upload.ok_or(ImportError::Busy(series_id))?;
     let so_far = upload.state();
     tell(Event::Begins(so_far));
     if so_far.is_finished {
         return Ok(so_far);
     }
-    let start = u64::try_from(so_far.bytes_done).unwrap_or(0);
-    let mut lines = Lines::open(path, start, so_far.lines_done).map_err(unreadable)?;
-    while let Some(piece) = Piece::read(&mut lines).map_err(unreadable)? {
-        piece.write(&mut upload, &lines, tell).await?;
-        tell(Event::Progress { done: lines.bytes, of: known_by.bytes });
+    let mut lines = source.lines(so_far)?;
+    while let Some(piece) = source.piece(&mut lines)? {
+        piece.write(&mut upload, lines.place(), tell).await?;
+        tell(Event::Progress { done: lines.place().bytes, of: source.file.bytes });
     }
     Ok(upload.finish().await?)
+}
+
+/// Does what [`import`] does, except that nothing is stored.
+///
+/// # Errors
+/// See [`ImportError`].
+pub async fn dry_run(
+    connect: &PgConnectOptions,
+    org_id: OrgId,
+    series_id: SeriesId,
+    path: &Path,
+    tell: &mut (dyn FnMut(Event) + Send),
+) -> Result<DryRun, ImportError> {
+    let source = Source::open(connect, org_id, series_id, path).await?;
+    let layout = source.file.layout.clone();
+    let mut upload = DryRunUpload::begin(connect, org_id, series_id, &source.file.sha256).await?;
+    let so_far = upload.state();
+    tell(Event::Begins(so_far));
+    if so_far.is_finished {
+        return Ok(DryRun { layout, counts: so_far });
+    }
+    let mut lines = source.lines(so_far)?;
+    while let Some(piece) = source.piece(&mut lines)? {
+        upload.add(&piece.codes, piece.malformed.len()).await?;
+        for (line, reason) in piece.malformed {
+            tell(Event::Rejected { line, reason });
+        }
+        tell(Event::Progress { done: lines.place().bytes, of: source.file.bytes });
+    }
+    let mut told = |line| tell(Event::Rejected { line, reason: LineError::Duplicate });
+    let counts = upload.finish(&mut told).await?;
+    Ok(DryRun { layout, counts })
+}
+
+/// A file that is understood, for a series that takes codes.
+struct Source<'p> {
+    path: &'p Path,
+    file: CodeFile,
+}
+
+impl<'p> Source<'p> {
+    async fn open(
+        connect: &PgConnectOptions,
+        org_id: OrgId,
+        series_id: SeriesId,
+        path: &'p Path,
+    ) -> Result<Self, ImportError> {
+        match is_pool(connect, org_id, series_id).await? {
+            Some(true) => {}
+            Some(false) => return Err(ImportError::NotAPool(series_id)),
+            None => return Err(ImportError::NoSuchSeries(org_id, series_id)),
+        }
+        let file = CodeFile::open(path).map_err(|error| ImportError::File(path.display().to_string(), error))?;
+        Ok(Self { path, file })
+    }
+
+    /// From where an earlier run stopped.
+    fn lines(&self, so_far: ImportState) -> Result<Lines<'_>, ImportError> {
+        // A number below zero would be a mistake of ours; what was uploaded before is a duplicate then.
+        let bytes = u64::try_from(so_far.bytes_done).unwrap_or(0);
+        self.file.lines_from(Place { bytes, lines: so_far.lines_done }).map_err(|error| self.unreadable(error))
+    }
+
+    fn piece(&self, lines: &mut Lines<'_>) -> Result<Option<Piece>, ImportError> {
+        Piece::read(lines).map_err(|error| self.unreadable(error))
+    }
+
+    fn unreadable(&self, error: std::io::Error) -> ImportError {
+        ImportError::File(self.path.display().to_string(), error.into())
+    }
 }
 
 /// The lines of one transaction.
 #[derive(Default)]
 struct Piece {
     codes: Vec<UploadedCode>,
-    malformed: Vec<(i64, &'static str)>,
+    malformed: Vec<(i64, LineError)>,
 }
 
 impl Piece {
     /// `None` at the end of the file.
-    fn read(lines: &mut Lines) -> std::io::Result<Option<Self>> {
+    fn read(lines: &mut Lines<'_>) -> std::io::Result<Option<Self>> {
         let mut piece = Self::default();
-        let end = lines.bytes + PIECE_BYTES;
-        while piece.codes.len() + piece.malformed.len() < PIECE_LINES && lines.bytes < end {
+        let end = lines.place().bytes + PIECE_BYTES;
+        while piece.codes.len() + piece.malformed.len() < PIECE_LINES && lines.place().bytes < end {
             let Some(Line { number, content }) = lines.next()? else { break };
             match content {
                 Ok((code, customer_id)) => piece.codes.push(UploadedCode { line: number, code, customer_id }),
@@ -121,15 +196,15 @@ impl Piece {
     async fn write(
         self,
         upload: &mut CodeUpload,
-        lines: &Lines,
+        place: Place,
         tell: &mut (dyn FnMut(Event) + Send),
     ) -> Result<(), ImportError> {
         let malformed = i64::try_from(self.malformed.len()).unwrap_or(i64::MAX);
-        let bytes = i64::try_from(lines.bytes).unwrap_or(i64::MAX);
-        let duplicates = upload.write(&self.codes, malformed, bytes, lines.number).await?;
+        let bytes = i64::try_from(place.bytes).unwrap_or(i64::MAX);
+        let duplicates = upload.write(&self.codes, malformed, bytes, place.lines).await?;
         let mut rejected = self.malformed;
-        rejected.extend(duplicates.into_iter().map(|line| (line, "the code has been uploaded or issued before")));
-        rejected.sort_unstable();
+        rejected.extend(duplicates.into_iter().map(|line| (line, LineError::Duplicate)));
+        rejected.sort_unstable_by_key(|(line, _)| *line);
         for (line, reason) in rejected {
             tell(Event::Rejected { line, reason });
         }

@@ -13,8 +13,9 @@ use super::toml::{Mistake, Mistakes, Section};
 use crate::auth::LONGEST_NAME;
 use crate::issuance::codes;
 use crate::model::{
-    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType, ExpiryStrategy, Face,
-    Identifiers, OrgId, OrganisationPlan, Series, SeriesId, StoreId,
+    Access, CODE_ALPHABET, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType,
+    ExpiryStrategy, Face, Identifiers, LONGEST_CODE, OrgId, OrganisationPlan, Series, SeriesId, StoreId, check_code,
+    may_be_in_code,
 };
 
 pub(super) const ACCESS_WORDS: &str = "none, read, write";
@@ -226,7 +227,10 @@ fn client_handling(
 ) -> Option<ClientHandling> {
     let kind = section.text("client_handling_type").unwrap_or_else(|| "DISC_CODE".to_owned());
     let shape = code_shape(section);
-    let generic = section.name("generic_code", LONGEST_NAME).map(|code| code.to_uppercase());
+    let generic = section.name("generic_code", LONGEST_CODE).map(|code| code.to_ascii_uppercase());
+    if let Some(Err(error)) = generic.as_deref().map(check_code) {
+        section.mistake("generic_code", error.to_string());
+    }
     if generic.is_some() && kind != "GENERIC" {
         section.mistake("generic_code", "means something only with client_handling_type GENERIC");
     }
@@ -288,8 +292,8 @@ fn check_space(section: &Section<'_>, shape: &CodeShape, cap: i64) {
 
 fn affix(section: &Section<'_>, key: &'static str) -> String {
     let given = section.text(key).unwrap_or_default();
-    if given.len() > 10 || !given.bytes().all(|byte| byte.is_ascii_graphic()) {
-        section.mistake(key, "must have at most 10 characters: letters, digits and signs, no space");
+    if given.len() > 10 || !given.chars().all(may_be_in_code) {
+        section.mistake(key, format!("must have at most 10 characters: {CODE_ALPHABET}"));
     }
     given.to_ascii_uppercase()
 }

@@ -1,4 +1,5 @@
-//! The uploaded codes: written by `COPY`, a piece of a file in each transaction, and counted for ops.
+//! The uploaded codes: written by `COPY`, a piece of a file in each transaction, and counted for ops. A dry run copies them into a
+//! temporary table only.
 //!
 //! How far a file has come is stored in the same transaction as the codes, so that an upload that broke can go on.
 
@@ -131,10 +132,7 @@ impl CodeUpload {
         lines_done: i64,
     ) -> Result<Vec<i64>, StoreError> {
         let mut transaction = self.connection.begin().await?;
-        let mut copy =
-            transaction.copy_in_raw("copy uploaded (line, code, customer_id) from stdin (format csv)").await?;
-        copy.send(as_csv(codes)?).await?;
-        copy.finish().await?;
+        copy_in(&mut transaction, codes).await?;
         // Else nobody would know how much that is, and plan for a few lines.
         sqlx::query("analyze uploaded").execute(&mut *transaction).await?;
         let known: Vec<i64> = sqlx::query_scalar(KEEP_NEW)
@@ -145,7 +143,6 @@ impl CodeUpload {
         let issued: Vec<i64> = sqlx::query_scalar(DROP_ISSUED).bind(self.org_id.0).fetch_all(&mut *transaction).await?;
         let duplicates: BTreeSet<i64> = known.into_iter().chain(issued).collect();
 
-        let count = |lines: usize| i64::try_from(lines).unwrap_or(i64::MAX);
         let state = ImportState {
             bytes_done,
             lines_done,
@@ -191,6 +188,104 @@ impl CodeUpload {
         self.connection.close().await?;
         Ok(ImportState { is_finished: true, ..self.state })
     }
+}
+
+/// What the upload of one file into one series' pool would do. Stores nothing: its table lasts as long as its connection.
+pub struct DryRunUpload {
+    connection: PgConnection,
+    org_id: OrgId,
+    state: ImportState,
+}
+
+impl DryRunUpload {
+    /// Begins where an earlier upload of the same file stopped.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn begin(
+        connect: &PgConnectOptions,
+        org_id: OrgId,
+        series_id: SeriesId,
+        file_sha256: &[u8],
+    ) -> Result<Self, StoreError> {
+        let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
+        let row =
+            sqlx::query("select i.* from code_import i where org_id = $1 and series_id = $2 and file_sha256 = $3")
+                .bind(org_id.0)
+                .bind(series_id.0)
+                .bind(file_sha256)
+                .fetch_optional(&mut connection)
+                .await?;
+        let state = row.as_ref().map_or(Ok(ImportState::default()), state_from)?;
+        sqlx::query(
+            "create temporary table uploaded (line bigint not null, code text not null, customer_id text)
+             on commit preserve rows",
+        )
+        .execute(&mut connection)
+        .await?;
+        Ok(Self { connection, org_id, state })
+    }
+
+    /// How far an upload has come.
+    #[must_use]
+    pub const fn state(&self) -> ImportState {
+        self.state
+    }
+
+    /// Adds a piece of the file.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn add(&mut self, codes: &[UploadedCode], malformed: usize) -> Result<(), StoreError> {
+        copy_in(&mut self.connection, codes).await?;
+        self.state.accepted += count(codes.len());
+        self.state.malformed += count(malformed);
+        Ok(())
+    }
+
+    /// Counts what would be new, and tells the lines of the rest.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn finish(mut self, tell: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, StoreError> {
+        sqlx::query("analyze uploaded").execute(&mut self.connection).await?;
+        let mut transaction = self.connection.begin().await?;
+        sqlx::query(LINES_NOT_NEW).bind(self.org_id.0).execute(&mut *transaction).await?;
+        loop {
+            let lines: Vec<i64> = sqlx::query_scalar("fetch 10000 from not_new").fetch_all(&mut *transaction).await?;
+            if lines.is_empty() {
+                break;
+            }
+            self.state.accepted -= count(lines.len());
+            self.state.duplicates += count(lines.len());
+            lines.into_iter().for_each(&mut *tell);
+        }
+        transaction.rollback().await?;
+        self.connection.close().await?;
+        Ok(self.state)
+    }
+}
+
+/// The lines that [`KEEP_NEW`] would leave out.
+const LINES_NOT_NEW: &str = "
+    declare not_new no scroll cursor for
+    select u.line from uploaded u
+    except
+    select f.line from (select distinct on (u.code) u.line, u.code from uploaded u order by u.code, u.line) f
+     where (select c.code from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code) is null
+       and (select p.code from pool_code p where p.org_id = $1 and p.code = f.code) is null
+       and f.code not in (select s.generic_code from series s where s.org_id = $1 and s.generic_code is not null)
+     order by 1";
+
+async fn copy_in(connection: &mut PgConnection, codes: &[UploadedCode]) -> Result<(), StoreError> {
+    let mut copy = connection.copy_in_raw("copy uploaded (line, code, customer_id) from stdin (format csv)").await?;
+    copy.send(as_csv(codes)?).await?;
+    copy.finish().await?;
+    Ok(())
+}
+
+fn count(lines: usize) -> i64 {
+    i64::try_from(lines).unwrap_or(i64::MAX)
 }
 
 /// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others. Whether a code

@@ -694,6 +694,25 @@ async fn a_generic_code_must_be_none_that_another_series_draws() {
 }
 
 #[tokio::test]
+async fn a_generic_code_and_an_affix_are_of_the_alphabet_of_codes() {
+    let connect = new_database().await;
+    let generic =
+        |code: &str| small(&[series(1, &format!("client_handling_type = \"GENERIC\"\ngeneric_code = \"{code}\""))]);
+    for (code, reason) in [
+        ("SPRING 15", "generic_code: the code has a space or a control character in it"),
+        ("SPRING\\n", "generic_code: the code has a space or a control character in it"),
+        ("SPRING\u{200b}", "generic_code: the code has U+200B (zero width space) in it"),
+        ("FR\u{dc}HLING", "generic_code: the code has the character \u{dc} (U+00DC) in it; allowed are the letters"),
+    ] {
+        let told = refused(&connect, &generic(code)).await;
+        assert!(told.contains(reason), "{told}");
+    }
+    let told = refused(&connect, &small(&[series(1, "coupon_prefix = \"A;\"")])).await;
+    assert!(told.contains("coupon_prefix: must have at most 10 characters: the letters"), "{told}");
+    apply(&connect, &generic("Spring-15_a/b.c+")).await;
+}
+
+#[tokio::test]
 async fn a_password_may_be_in_a_file_or_in_the_environment() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("secrets")).unwrap();

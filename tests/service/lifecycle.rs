@@ -16,7 +16,7 @@ use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_data
 /// The running binary.
 pub struct Running {
     child: Child,
-    address: String,
+    pub address: String,
     /// What it printed before it was serving.
     printed: Vec<String>,
 }
@@ -333,6 +333,47 @@ async fn migrate_and_apply_from_the_command_line() {
     assert_eq!((code, printed.as_str()), (Some(0), "no change\n"));
     let (code, _, error) = run(&["apply", "/nonexistent.toml"]);
     assert!(code == Some(1) && error.contains("/nonexistent.toml"), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_printed_is_no_failure_of_what_was_done() {
+    let database = new_database().await;
+    let run = |arguments: &[&str], stdout: Stdio| {
+        let mut command = binary();
+        command.args(arguments).env("DATABASE_URL", url(&database)).stdout(stdout).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let (code, error) = run(&["apply", demo], full());
+    assert_eq!(code, Some(0), "{error}");
+    assert!(error.starts_with("it is done, but standard output cannot be written") && error.contains("101"), "{error}");
+    assert_eq!(run(&["apply", demo], Stdio::null()), (Some(0), String::new()));
+
+    let (code, error) = run(&["openapi"], full());
+    assert!(code == Some(1) && error.starts_with("coupon-issuer: standard output: "), "{error}");
+    let (reader, gone) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(run(&["openapi"], gone.into()), (Some(0), String::new()), "as `| head` leaves it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_that_hangs_up_stops_nothing() {
+    let database = new_database().await;
+    let running = Running::start(&mut serve(&database));
+    running.signal("-HUP");
+    let ready = reqwest::get(format!("http://{}/readyz", running.address)).await.unwrap();
+    assert_eq!(ready.status(), 200);
+    running.signal("-INT");
+    assert_eq!(running.wait().code(), Some(0));
+}
+
+#[test]
+fn the_version_names_the_release_of_the_zone_data() {
+    let printed = String::from_utf8(binary().arg("--version").output().unwrap().stdout).unwrap();
+    let start = concat!("coupon-issuer ", env!("CARGO_PKG_VERSION"), " (time zones: 20");
+    assert!(printed.starts_with(start), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use coupon_issuer::app::{self, Event, ImportState, Outside};
@@ -68,7 +68,7 @@ async fn uploaded_codes_are_given_out_as_they_are() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     assert_eq!(code(&app, "c", 1).await, "5005");
     assert_eq!(
-        import(&app, 1, &file("code,customer\nGift-1a\n\"A,\"\"B\\\"\nfor-c,c\nfor-d,d\n")).await,
+        import(&app, 1, &file("code,customer\nGift-1a\n\"A+/.b_\"\nfor-c,c\nfor-d,d\n")).await,
         ((4, 0, 0), vec![])
     );
 
@@ -76,7 +76,7 @@ async fn uploaded_codes_are_given_out_as_they_are() {
     assert_eq!(code(&app, "c", 1).await, "for-c");
     let mut rest = [code(&app, "c", 1).await, code(&app, "c", 1).await];
     rest.sort();
-    assert_eq!(rest, ["A,\"B\\", "Gift-1a"]);
+    assert_eq!(rest, ["A+/.b_", "Gift-1a"]);
     assert_eq!(code(&app, "c", 1).await, "5005");
     assert_eq!(code(&app, "d", 1).await, "for-d");
     assert_eq!(app.count("select from pool_code").await, 0);
@@ -105,6 +105,75 @@ async fn what_exists_and_what_is_no_code_is_told_by_line() {
     assert_eq!(import(&app, 1, &file(&text)).await, ((2, 5, 2), expected.to_vec()));
     assert_eq!(app.count("select from pool_code where series_id = 1 and code in ('new', 'last')").await, 2);
     assert_eq!(app.count("select from pool_code where series_id = 1").await, 2);
+}
+
+/// Each of these was once uploaded as a code, or bound one to another customer.
+#[tokio::test]
+async fn separators_and_headers_are_understood() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    for (text, customer, expected) in [
+        ("GIFT-A1;566881933\n", "566881933", "GIFT-A1"),
+        ("code;customer\nGIFT-A2;566881934\n", "566881934", "GIFT-A2"),
+        ("customer,code\n566881935,GIFT-A3\n", "566881935", "GIFT-A3"),
+        ("\u{feff}sep=;\r\nCode;Customer ID\r\nGIFT-A4;566881936\r\n", "566881936", "GIFT-A4"),
+        ("Customer_Id\tVoucher Code\n566881937\tGIFT-A5\n", "566881937", "GIFT-A5"),
+    ] {
+        assert_eq!(import(&app, 1, &file(text)).await, ((1, 0, 0), vec![]), "{text}");
+        assert_eq!(code(&app, customer, 1).await, expected, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_understood_is_refused_before_anything_is_stored() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    for (text, reason) in [
+        ("\u{200b}\nA1\n", "line 1 cannot be understood, so nothing of the file is taken: the code has U+200B"),
+        ("=\"00077\"\nA1\n", "=\"00077\" is a formula"),
+        ("code,amount\nA1,5\n", "a header with the column \"amount\""),
+        ("A1,c\nA2,d\n\u{feff}customer,code\ne,A3\n", "line 3 cannot be understood"),
+    ] {
+        let codes = file(text);
+        for dry_run in [false, true] {
+            let refused = if dry_run {
+                app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap_err()
+            } else {
+                app::import_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap_err()
+            };
+            let refused = refused.to_string();
+            assert!(refused.starts_with(codes.path().to_str().unwrap()) && refused.contains(reason), "{refused}");
+        }
+    }
+    assert_eq!(app.count("select from pool_code").await, 0);
+    assert_eq!(app.count("select from code_import").await, 0);
+}
+
+/// A dry run counts what the upload then does, line by line, and leaves nothing behind.
+#[tokio::test]
+async fn a_dry_run_is_what_the_upload_will_do() {
+    let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
+    let app = TestApp::start(&[series(1, POOL), series(2, generic)]).await;
+    import(&app, 1, &file("given")).await;
+    assert_eq!(code(&app, "c", 1).await, "given");
+    import(&app, 1, &file("waiting")).await;
+
+    let codes = file("new\ngiven\nnew\n\nno code\nSPRING\nwaiting,c\nlast,c\n");
+    let mut rejected = Vec::new();
+    let mut tell = |event| {
+        if let Event::Rejected { line, reason } = event {
+            rejected.push(format!("{line}: {reason}"));
+        }
+    };
+    let dry_run = app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut tell).await.unwrap();
+    assert_eq!(dry_run.layout.unwrap().to_string(), "separator comma, no header: the first code is new");
+    assert_eq!(app.count("select from pool_code").await, 1);
+    assert_eq!(app.count("select from code_import").await, 2);
+
+    let done = import(&app, 1, &codes).await;
+    rejected.sort();
+    assert_eq!((counts(&dry_run.counts), rejected), done);
+    let again = app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap();
+    assert!(again.counts.is_finished);
+    assert_eq!(counts(&again.counts), done.0);
 }
 
 #[tokio::test]
@@ -256,6 +325,14 @@ org  series  total  issued  left  for one  last 24 h  empty in        descriptio
     assert_eq!(status(&app).await, expected);
 }
 
+#[tokio::test]
+async fn a_description_is_no_command_to_the_terminal() {
+    let gift = series(1, POOL).replace("\"Series 1\"", r#""Gift\u001b[2J\n\u202ecard""#);
+    let app = TestApp::start(&[gift]).await;
+    let told = status(&app).await;
+    assert!(told.ends_with("  Gift\\u{1b}[2J\\u{a}\\u{202e}card"), "{told}");
+}
+
 fn binary(app: &TestApp, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.args(arguments).env("DATABASE_URL", app.connect.to_url_lossy().as_str());
@@ -290,12 +367,46 @@ async fn the_commands_say_what_they_did() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(missing.stderr).starts_with("coupon-issuer: /nowhere/codes.txt: No such file"));
 
+    let more = file("sep=;\ncustomer;code\n7;four\n;five six\n");
+    let dry = ["codes", "import", "--dry-run", "--org", "1", "--series", "1", more.path().to_str().unwrap()];
+    let done = binary(&app, &dry);
+    let expected = format!(
+        "dry run, nothing is stored; {} has separator semicolon, header customer, code\n\
+         codes accepted: 1, duplicates: 0, malformed lines: 1\n",
+        more.path().display()
+    );
+    assert_eq!((done.status.code(), text(done.stdout)), (Some(1), expected));
+    assert!(text(done.stderr).starts_with("line 4: the code has a space or a control character in it\n"));
+
     let told = text(binary(&app, &["codes", "status", "--org", "1"]).stdout);
     assert!(
         told.contains("1    1       3      0       3     0        0          none issued lately  Series 1"),
         "{told}"
     );
     assert_eq!(text(binary(&app, &["codes", "status", "--org", "2"]).stdout), "no series gives out uploaded codes\n");
+}
+
+/// Opening one of these must not wait for somebody to write into it.
+#[tokio::test]
+async fn a_pipe_is_refused_in_words() {
+    let app = TestApp::start(&[series(1, POOL)]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for (path, reason) in [
+        (fifo.to_str().unwrap(), "this is a pipe or a device"),
+        ("-", "this is a pipe or a device"),
+        ("/dev/stdin", "this is a pipe or a device"),
+        (directory.path().to_str().unwrap(), "this is a directory"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+        command.args(["codes", "import", "--org", "1", "--series", "1", path]);
+        command.env("DATABASE_URL", app.connect.to_url_lossy().as_str()).stdin(Stdio::piped());
+        let refused = command.output().unwrap();
+        let error = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(1), "{path}");
+        assert!(error.starts_with(&format!("coupon-issuer: {path}: {reason}")), "{error}");
+    }
 }
 
 /// The metrics' view: what is nearest to its end comes first, and what has come there is no longer in its way.

@@ -1,10 +1,18 @@
 //! Settings as an operator meets them on the real binary: what `config show` prints, and how a mistake is told.
 //! None of it asks a database.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use crate::support::fresh_dir;
+use coupon_issuer::config::RANGES;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::lifecycle::{Running, serve};
+use crate::oauth::pem;
+use crate::support::{fresh_dir, new_database};
 
 /// `config show`, of this file and these variables and nothing else.
 fn show(file: Option<&PathBuf>, variables: &[(&str, &str)]) -> Output {
@@ -74,7 +82,7 @@ fn every_setting_is_shown_with_where_it_comes_from() {
 #[test]
 fn what_is_shown_can_be_used_again() {
     let file = written("settings-again", "[http]\npublic_url = \"https://coupons.example.com\"\n");
-    let first = shown(Some(&file), &[("COUPON_ISSUER__LOG__FILTER", "info,sqlx=\"debug\"")]);
+    let first = shown(Some(&file), &[("COUPON_ISSUER__LOG__FILTER", "info,[span{key=\"value\"}]=debug")]);
     let values = |text: &str| text.parse::<toml::Table>().unwrap();
     let again = shown(Some(&written("settings-again-2", &first)), &[]);
     assert_eq!(values(&again), values(&first));
@@ -90,7 +98,8 @@ fn the_defaults_are_shown_as_they_are_documented() {
 #[test]
 fn the_settings_of_the_image_are_good() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/production.toml");
-    let shown = shown(Some(&file), &[]);
+    // The secret that it names is mounted where it runs; a URL comes before it.
+    let shown = shown(Some(&file), &[("DATABASE_URL", "postgres://db/d")]);
     assert!(shown.contains("production.toml"), "{shown}");
 }
 
@@ -103,12 +112,20 @@ fn secrets_are_masked_wherever_they_come_from() {
     };
     assert_eq!(masked("postgres://u:hunter2@db:5432/d?sslmode=require"), "postgres://u:***@db:5432/d?sslmode=require");
     assert_eq!(masked("postgres://db/d?user=u&password=hunter2"), "postgres://db/d?user=u&password=***");
-    assert_eq!(masked("postgres:u:hunter2"), "***");
-    assert_eq!(masked("host=db password=hunter2"), "***");
     assert_eq!(masked("postgres:///d"), "postgres:///d");
-    let file = written("settings-secret", "[auth]\nsigning_keys = '''\nhunter2\n'''\n[database]\nurl = 'hunter2'\n");
+    for url in ["postgres:u:hunter2", "host=db password=hunter2"] {
+        let refusal = refusal(None, &[("COUPON_ISSUER__DATABASE__URL", url)]);
+        assert!(refusal.starts_with("the database URL is not valid") && !refusal.contains("hunter2"), "{refusal}");
+    }
+    let file =
+        written("settings-secret", &format!("[auth]\nsigning_keys = '''\n{}'''\n[database]\nurl = 'hunter2'\n", pem()));
     let shown = shown(Some(&file), &[("DATABASE_URL", "postgres://u:hunter2@h/d")]);
-    assert!(!shown.contains("hunter2") && shown.contains("signing_keys = \"***\"  # file "), "{shown}");
+    assert!(
+        !shown.contains("hunter2")
+            && !shown.contains("PRIVATE KEY")
+            && shown.contains("signing_keys = \"***\"  # file "),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -120,15 +137,15 @@ fn a_mistake_in_a_file_names_the_key_and_the_file() {
         ("http = 'x'", "http (FILE): is a table of settings, not a setting"),
         ("[http]\nlisten = 'nowhere'", "http.listen (FILE): invalid socket address syntax"),
         ("[http]\nmax_body_bytes = '1'", "http.max_body_bytes (FILE): invalid type: string \"1\", expected usize"),
-        ("[http]\nmax_body_bytes = -1", "http.max_body_bytes (FILE): invalid value: integer `-1`, expected usize"),
+        ("[http]\nmax_body_bytes = -1", "http.max_body_bytes (FILE): must be from 1024 to 104857600"),
         ("[http]\nmax_connections = true", "http.max_connections (FILE): invalid type: boolean `true`, expected usize"),
         ("[http]\ntrusted_proxies = ['10.0.0.0/33']", "http.trusted_proxies (FILE): invalid IP address syntax"),
-        ("[http]\nmax_series_ids = 0", "http.max_series_ids (FILE): must be at least 1"),
+        ("[http]\nmax_series_ids = 0", "http.max_series_ids (FILE): must be from 1 to 10000"),
         ("[http]\npublic_url = 'coupons'", "http.public_url (FILE): must be a URL such as https://coupons.example.com"),
-        ("[http]\ndrain_seconds = -1", "http.drain_seconds (FILE): must be from 0 to 100000000 seconds"),
-        ("[http]\ndrain_seconds = nan", "http.drain_seconds (FILE): must be from 0 to 100000000 seconds"),
-        ("[issuing]\ntimeout_seconds = 0", "issuing.timeout_seconds (FILE): must be more than 0"),
-        ("[issuing]\nkeep_requests_hours = 23", "issuing.keep_requests_hours (FILE): must be 24 or more"),
+        ("[http]\ndrain_seconds = -1", "http.drain_seconds (FILE): must be from 0 to 3600"),
+        ("[http]\ndrain_seconds = nan", "http.drain_seconds (FILE): must be from 0 to 3600"),
+        ("[issuing]\ntimeout_seconds = 0", "issuing.timeout_seconds (FILE): must be from 0.001 to 3600"),
+        ("[issuing]\nkeep_requests_hours = 23", "issuing.keep_requests_hours (FILE): must be from 24 to 8760"),
         ("[log]\nformat = 'xml'", "log.format (FILE): unknown variant `xml`, expected one of `auto`, `text`, `json`"),
         // What a secret is, or a line that holds one, is not told.
         ("[database]\nurl = ['hunter2']", "database.url (FILE): must be a string"),
@@ -147,6 +164,144 @@ fn a_mistake_in_a_file_names_the_key_and_the_file() {
     }
     let refusal = refusal(Some(&PathBuf::from("/nowhere.toml")), &[]);
     assert_eq!(refusal, "file /nowhere.toml: No such file or directory (os error 2)");
+}
+
+/// What was once taken, and silenced the log, switched a limit off, waited for years or panicked.
+#[test]
+fn numbers_have_ranges_names_exist_and_files_are_there() {
+    for (name, value, told) in [
+        (
+            "LOG__FILTER",
+            "warning",
+            "\"warning\" is no level: write warn; levels are off, error, warn, info, debug, trace",
+        ),
+        ("LOG__FILTER", "sqlx=debug", "shows no line of the service: begin with one of off, error"),
+        ("WRITER__QUEUE", "9223372036854775807", "must be from 1 to 1000000"),
+        ("WRITER__QUEUE", "1e300", "must be from 1 to 1000000"),
+        ("DATABASE__MAX_CONNECTIONS", "4294967295", "must be from 1 to 1000"),
+        ("DATABASE__STATEMENT_TIMEOUT_SECONDS", "0.0001", "must be from 0.001 to 3600"),
+        ("RATE_LIMIT__PER_MINUTE", "0", "must be -1 (no limit), or from 1 to 1000000"),
+        ("RATE_LIMIT__PER_MINUTE", "-5", "must be -1 (no limit), or from 1 to 1000000"),
+        ("ISSUING__KEEP_REQUESTS_HOURS", "4294967295", "must be from 24 to 8760"),
+        ("ACTIVITY__KEEP_HOURS", "4294967295", "must be from 2 to 8760"),
+        ("TRACES__SAMPLE_RATIO", "nan", "must be from 0 to 1"),
+        ("TRACES__OTLP_ENDPOINT", "http://", "must be a URL such as"),
+        ("METRICS__LISTEN", "127.0.0.1:8080", "takes the port of http.listen: each needs one of its own"),
+    ] {
+        let variable = format!("COUPON_ISSUER__{name}");
+        let key = name.to_lowercase().replace("__", ".");
+        let refusal = refusal(None, &[(&variable, value)]);
+        assert!(refusal.starts_with(&format!("{key} (environment {variable}): {told}")), "{refusal}\nnot\n{told}");
+    }
+    let missing = "auth.signing_keys_file: /nowhere.pem: No such file";
+    assert!(refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS_FILE", "/nowhere.pem")]).starts_with(missing));
+    let missing = "database.url_file: /nowhere: No such file";
+    assert!(refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", "/nowhere")]).starts_with(missing));
+    let no_key = refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS", "hunter2")]);
+    assert!(
+        no_key.starts_with("auth.signing_keys holds no RSA private key") && !no_key.contains("hunter2"),
+        "{no_key}"
+    );
+
+    let shown =
+        shown(None, &[("COUPON_ISSUER__LOG__FILTER", "debug "), ("COUPON_ISSUER__RATE_LIMIT__PER_MINUTE", "-1")]);
+    assert!(shown.contains("per_minute = -1  # environment "), "{shown}");
+}
+
+/// All keys, as the defaults document them.
+fn keys() -> Vec<(String, String)> {
+    let defaults: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
+    let of = |(table, keys): (String, toml::Value)| {
+        keys.as_table().unwrap().keys().map(|key| (table.clone(), key.clone())).collect::<Vec<_>>()
+    };
+    defaults.into_iter().flat_map(of).collect()
+}
+
+const VALUES: &[&str] = &[
+    "-5",
+    "-1",
+    "0",
+    "1",
+    "2",
+    "50",
+    "1000",
+    "4294967295",
+    "9223372036854775807",
+    "0.5",
+    "1e-300",
+    "1e308",
+    "nan",
+    "-inf",
+    "true",
+    "''",
+    "'warning'",
+    "'debug '",
+    "'info,sqlx=debug'",
+    "'/nowhere'",
+    "'http://127.0.0.1:1/v1/traces'",
+    "'json'",
+    "'127.0.0.1:0'",
+    "'postgres://127.0.0.1:1/d'",
+    "[]",
+    "['10.0.0.0/8']",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// `serve` comes as far as the database, which is not there, or says word for word what `config show` says.
+    #[test]
+    fn any_file_is_judged_alike_by_config_show_and_serve(lines in proptest::collection::vec((select(keys()), select(VALUES)), 0..3)) {
+        let mut tables = std::collections::BTreeMap::<String, String>::new();
+        for ((table, key), value) in lines {
+            let text = tables.entry(table).or_default();
+            if !text.contains(&format!("{key} = ")) {
+                writeln!(text, "{key} = {value}").unwrap();
+            }
+        }
+        let text = tables.into_iter().map(|(table, keys)| format!("[{table}]\n{keys}")).collect::<Vec<_>>().concat();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let run = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+            command.args(arguments).arg("--config").arg(file.path()).env_clear();
+            // What would make it wait for the database, or need a port.
+            command.env("COUPON_ISSUER__DATABASE__ACQUIRE_TIMEOUT_SECONDS", "0.1");
+            command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "0");
+            command.env("COUPON_ISSUER__HTTP__LISTEN", "127.0.0.1:0").env("COUPON_ISSUER__METRICS__LISTEN", "");
+            command.env("COUPON_ISSUER__DATABASE__URL", "postgres://u:hunter2@127.0.0.1:1/d");
+            let output = command.output().unwrap();
+            (output.status.success(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (is_good, error) = run(&["config", "show"]);
+        let (_, served) = run(&["serve"]);
+        prop_assert!(!error.contains("panicked") && !served.contains("panicked"), "{}\n{}{}", text, error, served);
+        prop_assert!(!error.contains("hunter2") && !served.contains("hunter2"), "{}\n{}{}", text, error, served);
+        if is_good {
+            prop_assert!(served.contains("the database cannot be asked"), "{}\n{}", text, served);
+        } else {
+            prop_assert_eq!(error, served, "{}", text);
+        }
+    }
+}
+
+/// A number within its range is one that the service can be built with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_starts_with_every_number_at_either_end_of_its_range() {
+    let database = new_database().await;
+    for is_most in [false, true] {
+        let mut command = serve(&database);
+        for (key, least, most) in RANGES {
+            // In a thousandth of a second no database answers.
+            let number = if is_most || key.ends_with("timeout_seconds") { most } else { least };
+            command.env(format!("COUPON_ISSUER__{}", key.to_uppercase().replace('.', "__")), number.to_string());
+        }
+        let running = Running::start(command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "60"));
+        let ready = reqwest::get(format!("http://{}/readyz", running.address)).await.unwrap();
+        assert_eq!(ready.status(), 200);
+        running.signal("-INT");
+        assert_eq!(running.wait().code(), Some(0));
+    }
 }
 
 #[test]
@@ -172,7 +327,7 @@ fn a_mistake_in_the_environment_names_the_variable() {
         (
             "COUPON_ISSUER__WRITER__TASKS",
             "0",
-            "writer.tasks (environment COUPON_ISSUER__WRITER__TASKS): must be at least 1",
+            "writer.tasks (environment COUPON_ISSUER__WRITER__TASKS): must be from 1 to 64",
         ),
     ] {
         let refusal = refusal(None, &[(name, value)]);

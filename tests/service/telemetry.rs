@@ -300,7 +300,8 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let collector = Collector::start().await;
     let endpoint = collector.endpoint.clone();
     let (service, _) = Service::with_series(|command| {
-        // Only what callers ask to be traced.
+        // Only what callers ask to be traced. The path may be there already.
+        let endpoint = format!("{endpoint}/v1/traces");
         command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", endpoint).env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "0");
     })
     .await;
