@@ -321,6 +321,9 @@ impl DatabaseSettings {
             return Err(SettingsError::Url);
         }
         let options = PgConnectOptions::from_str(text).map_err(|_| SettingsError::Url)?;
+        // The URL has an IPv6 address in brackets; who looks a host up takes none.
+        let bare = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned);
+        let options = if let Some(host) = bare { options.host(&host) } else { options };
         Ok(options.application_name("coupon-issuer"))
     }
 }

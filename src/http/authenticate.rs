@@ -101,10 +101,8 @@ fn credentials(headers: &HeaderMap) -> Result<Option<Credentials>, ApiError> {
 
 /// There are clients that write this header as if it were `Authorization`.
 fn without_bearer(token: &str) -> &str {
-    match token.trim_start().split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim_start(),
-        _ => token,
-    }
+    let (scheme, rest) = token.split_once([' ', '\t']).unwrap_or((token, ""));
+    if scheme.eq_ignore_ascii_case("bearer") { rest.trim() } else { token }
 }
 
 /// A header that may come once, as text.

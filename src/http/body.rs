@@ -88,9 +88,12 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     let parsed: Object<T> = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner();
+        // The words of the parser for half of a surrogate pair, in what is well-formed JSON.
+        let is_half = ["hex escape", "surrogate"].iter().any(|words| reason.to_string().contains(words));
         // A number that no type can hold, and half of a surrogate pair, are well-formed JSON all the same.
         let is_json = reason.is_data() || serde_json::from_str::<IgnoredAny>(text).is_ok();
         match (is_json, path.as_str()) {
+            (true, _) if is_half => bad(&format!("{path}: holds half of a surrogate pair, which is no character")),
             (true, ".") => bad(&reason.to_string()),
             (true, _) => bad(&format!("{path}: {reason}")),
             (false, _) => bad(&format!("the body is not JSON: {reason}")),

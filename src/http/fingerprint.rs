@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::ids::{IdNumber, IdText};
+use super::ids::{IdNumber, IdText, MobileText};
 use crate::issuance::Fingerprint;
 use crate::model::{Attribution, Source};
 
@@ -53,6 +53,7 @@ enum Place {
     SeriesId,
     Customer,
     CustomerId,
+    Mobile,
     Other,
 }
 
@@ -61,7 +62,8 @@ impl Place {
         match (self, name) {
             (Self::Body, b"seriesIds") => Self::SeriesIds,
             (Self::Body, b"customer") => Self::Customer,
-            (Self::Customer, b"id" | b"mobile") => Self::CustomerId,
+            (Self::Customer, b"id") => Self::CustomerId,
+            (Self::Customer, b"mobile") => Self::Mobile,
             _ => Self::Other,
         }
     }
@@ -76,6 +78,7 @@ impl Place {
         match self {
             Self::SeriesId => serde_json::from_str::<IdNumber>(json).ok().map(|id| id.0.to_string()),
             Self::CustomerId => serde_json::from_str::<IdText>(json).ok().map(|id| id.0),
+            Self::Mobile => serde_json::from_str::<MobileText>(json).ok().map(|mobile| mobile.0),
             Self::Body | Self::SeriesIds | Self::Customer | Self::Other => None,
         }
     }

@@ -92,6 +92,9 @@ fn integer(number: &str) -> Option<i128> {
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     // The value is these digits times ten to this power.
     let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() && whole.trim_start_matches('-') == "0" {
+        return Some(0);
+    }
     let digits = format!("{whole}{fraction}");
     let power = exponent.parse::<i32>().ok()?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
     let digits = if power < 0 {
@@ -113,6 +116,8 @@ mod tests {
         for (number, is) in [
             ("0", Some(0)),
             ("-0", Some(0)),
+            ("-0.00e-5", Some(0)),
+            ("0E99999999999", Some(0)),
             ("101", Some(101)),
             ("101.0", Some(101)),
             ("1.01e2", Some(101)),

@@ -177,7 +177,7 @@ impl Attempt {
         // A request that failed as a whole was told nothing of its entities: what is stored of them stays.
         let told = result.as_ref().ok().map(|issuance| untaken(&issuance.entities));
         // All of it is issued: the records say so themselves.
-        if matches!(self.stage, Stage::Ahead | Stage::Unbegun) || told.as_ref().is_some_and(Vec::is_empty) {
+        if matches!(self.stage, Stage::Ahead) || told.as_ref().is_some_and(Vec::is_empty) {
             return;
         }
         let told = match told.map(serde_json::to_value).transpose() {

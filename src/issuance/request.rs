@@ -170,8 +170,8 @@ struct Slot {
     unavailable: bool,
     /// What was issued for it before, under the same key.
     issued_before: Option<Granted>,
-    /// The database refused it, and it is to be seen whether another attempt has issued it.
-    failed: bool,
+    /// It was not stored, for this reason, and it is to be seen whether another attempt has issued it.
+    failed: Option<Refusal>,
 }
 
 impl Slot {
@@ -183,7 +183,7 @@ impl Slot {
             collisions: 0,
             unavailable: false,
             issued_before: None,
-            failed: false,
+            failed: None,
         }
     }
 }
@@ -320,7 +320,7 @@ impl Course<'_> {
         let issuer = self.issuer;
         let mut views = HashMap::new();
         let mut unknown = HashSet::new();
-        let is_undecided = |slot: &&Slot| slot.issued_before.is_none() && !slot.failed;
+        let is_undecided = |slot: &&Slot| slot.issued_before.is_none() && slot.failed.is_none();
         for slot in self.open().map(|index| &self.slots[index]).filter(is_undecided) {
             let remembered = issuer.directory.series(&self.organisation, slot.series_id).await;
             match remembered.filter(|at| !slot.needs_facts && at.needs_no_facts()) {
@@ -370,8 +370,8 @@ impl Course<'_> {
                 works.push(Work::Confirm(self.read_since));
                 continue;
             }
-            if self.slots[index].failed {
-                self.slots[index].outcome = Some(Err(self.failed()));
+            if let Some(refusal) = self.slots[index].failed {
+                self.slots[index].outcome = Some(Err(self.certain(refusal)));
                 continue;
             }
             let series_id = self.slots[index].series_id;
@@ -389,8 +389,7 @@ impl Course<'_> {
                     queue.sent(series_id, &view.at);
                 }
                 Ok(None) => self.slots[index].needs_facts = true,
-                Err(Refusal::Failed) => self.slots[index].outcome = Some(Err(self.failed())),
-                Err(refusal) => self.slots[index].outcome = Some(Err(refusal)),
+                Err(refusal) => self.slots[index].outcome = Some(Err(self.certain(refusal))),
             }
         }
         (sent, works)
@@ -463,11 +462,14 @@ impl Course<'_> {
         }
     }
 
-    /// What an entity is told that this attempt has not issued, for a fault of ours or of the database: 786 only where it is
-    /// known that no attempt under the same key has, else 748.
-    fn failed(&self) -> Refusal {
-        let is_claimed = self.attempt.as_ref().is_none_or(|attempt| attempt.is_begun());
-        if is_claimed && !self.recorded { Refusal::Failed } else { Refusal::TimedOut }
+    /// A refusal, of which 786 says that nothing is stored: only where it is known that no attempt under the same key has issued
+    /// the entity, else it is 748. Nobody claims a natural key: another attempt may be about to issue.
+    fn certain(&self, refusal: Refusal) -> Refusal {
+        let is_claimed = match &self.attempt {
+            Some(attempt) => attempt.is_begun() && !self.recorded,
+            None => self.ledger.is_none(),
+        };
+        if refusal == Refusal::Failed && !is_claimed { Refusal::TimedOut } else { refusal }
     }
 
     fn record(&mut self, sent: Sent, written: Written) {
@@ -498,13 +500,14 @@ impl Course<'_> {
             Written::Unbegun => None,
             Written::Collision => {
                 slot.collisions += 1;
-                slot.failed = slot.collisions >= MOST_COLLISIONS;
-                self.recorded |= slot.failed && is_keyed;
+                slot.failed = (slot.collisions >= MOST_COLLISIONS).then_some(Refusal::Failed);
+                self.recorded |= slot.failed.is_some() && is_keyed;
                 None
             }
             // The next turn looks what other attempts have issued, and tells.
-            Written::Failed => {
-                slot.failed = true;
+            Written::Failed | Written::ServerFault => {
+                let is_fault = written == Written::ServerFault;
+                slot.failed = Some(if is_fault { Refusal::TimedOut } else { Refusal::Failed });
                 self.recorded |= is_keyed;
                 None
             }
@@ -514,7 +517,7 @@ impl Course<'_> {
                 let may_be_issued = sent.granted.resent || is_keyed;
                 Some(Err(if may_be_issued { Refusal::TimedOut } else { Refusal::Failed }))
             }
-            Written::ServerFault | Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
+            Written::Expired | Written::InDoubt => Some(Err(Refusal::TimedOut)),
         };
     }
 

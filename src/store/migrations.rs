@@ -34,6 +34,12 @@ pub enum SchemaError {
         "the schema is too far ahead of this version, which does not know migration {0}: run a newer coupon-issuer"
     )]
     Ahead(i64),
+    /// The database keeps text in another encoding, which does not have all characters.
+    #[error(
+        "the database's encoding is {0}, and must be UTF8: create another one, with \
+         `create database … encoding 'UTF8' template template0`"
+    )]
+    Encoding(String),
     /// A migration was changed after it ran.
     #[error("migration {0} in the database is not the one of this version: the schema cannot be trusted")]
     Changed(i64),
@@ -63,6 +69,7 @@ impl From<sqlx::Error> for SchemaError {
 /// When the database is away, or its schema is too new a version's.
 pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     let mut connection = connect.connect().await?;
+    check_encoding(&mut connection).await?;
     MIGRATOR.run(&mut connection).await.map_err(|error| match error {
         MigrateError::VersionMismatch(version) => SchemaError::Changed(version),
         other => SchemaError::Failed(other),
@@ -100,10 +107,17 @@ impl Store {
     }
 }
 
+async fn check_encoding(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    let encoding: String =
+        sqlx::query_scalar("select current_setting('server_encoding')").fetch_one(connection).await?;
+    if encoding == "UTF8" { Ok(()) } else { Err(SchemaError::Encoding(encoding)) }
+}
+
 async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
     let exists: bool =
         sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut *connection).await?;
     if !exists {
+        check_encoding(connection).await?;
         return Err(SchemaError::Behind(MIGRATOR.iter().count()));
     }
     let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("select version, checksum from _sqlx_migrations where success")

@@ -23,6 +23,7 @@ mod waiting;
 pub mod writer;
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use beginnings::{Beginnings, NewAttempt};
@@ -37,7 +38,8 @@ pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgSeverity};
-use sqlx::{Connection, Postgres};
+use sqlx::{ConnectOptions, Connection, Postgres};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::meters::{self, Level};
@@ -46,17 +48,17 @@ use crate::meters::{self, Level};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database is away, starting, stopping or out of connections: trying again later may succeed.
-    #[error("the database is unavailable: {0}")]
+    #[error("the database is unavailable: {}", told(.0))]
     Unavailable(sqlx::Error),
     /// The database gave it up by its own clock: it waited for a lock, or is too busy.
-    #[error("the database took too long: {0}")]
+    #[error("the database took too long: {}", told(.0))]
     TookTooLong(sqlx::Error),
     /// The server failed on a statement for a reason of its own: a full disk, no memory, a broken file or library (classes 53,
     /// 58 and XX). Whether it fails on all of them is found out by the writer.
-    #[error("the database server failed: {0}")]
+    #[error("the database server failed: {}", told(.0))]
     ServerFault(sqlx::Error),
     /// The database answered with an error.
-    #[error("the database refused a statement: {0}")]
+    #[error("the database refused a statement: {}", told(.0))]
     Failed(sqlx::Error),
 }
 
@@ -68,13 +70,13 @@ impl From<sqlx::Error> for StoreError {
         }
         let is_server_fault = code.as_deref().is_some_and(is_server_fault);
         let away = match &error {
-            // After a fatal one there is no connection any more.
-            sqlx::Error::Database(database) if is_server_fault => is_fatal(&**database),
-            sqlx::Error::Database(_) => code.is_some_and(|code| {
-                // Connection exceptions, too many connections, the server shutting down or starting up, and one that only
-                // reads: a standby that has not taken over yet, or a primary that no longer is one.
-                code.starts_with("08") || matches!(&*code, "53300" | "57P01" | "57P02" | "57P03" | "25006")
-            }),
+            // One that only reads: a standby that has not taken over yet, or a primary that no longer is one. And too many
+            // connections, a server that shuts down or starts up, or fails as it makes a session: there is none afterwards.
+            // What is not fatal is the statement's, whatever its class: a trigger may speak to other servers.
+            sqlx::Error::Database(database) => {
+                let is_away = |code: &str| is_server_fault || code.starts_with("57P0");
+                code.is_some_and(|code| code == "25006" || (is_fatal(&**database) && is_away(&code)))
+            }
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
@@ -92,9 +94,15 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Insufficient resources but for connections, errors of the system, and internal ones.
+/// Insufficient resources, errors of the system, and internal ones; and connections that a statement makes itself.
 fn is_server_fault(code: &str) -> bool {
-    ["53", "58", "XX"].iter().any(|class| code.starts_with(class)) && code != "53300"
+    ["08", "53", "58", "XX"].iter().any(|class| code.starts_with(class))
+}
+
+/// What went wrong, for the log: with the code that says whose fault it is, and without the line of Postgres' source.
+fn told(error: &sqlx::Error) -> String {
+    let Some(database) = error.as_database_error() else { return error.to_string() };
+    format!("{} ({})", database.message(), database.code().as_deref().unwrap_or("no code"))
 }
 
 fn is_fatal(error: &dyn DatabaseError) -> bool {
@@ -111,6 +119,9 @@ const READ_COMMITTED: &str = "set session characteristics as transaction isolati
 
 /// A connection that was in use so shortly ago is not asked whether it still works.
 const SURELY_FIT: Duration = Duration::from_millis(500);
+/// How long it may take to find out why no connection can be made, and how long that holds.
+const CAUSE_WITHIN: Duration = Duration::from_millis(500);
+const CAUSE_HOLDS: Duration = Duration::from_secs(1);
 /// How long a connection may take to be fit for the next reader.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -129,6 +140,9 @@ pub struct ReadLimits {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    connect: PgConnectOptions,
+    /// Why no connection can be made, and when that was found.
+    cause: Arc<Mutex<Option<(Instant, String)>>>,
     waiting: Level,
     acquire: Histogram,
 }
@@ -166,9 +180,9 @@ impl Store {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(connect);
+            .connect_lazy_with(connect.clone());
         let acquire = metrics::histogram!(meters::DATABASE_ACQUIRE.name);
-        Self { pool, waiting: Level::default(), acquire }
+        Self { pool, connect, cause: Arc::default(), waiting: Level::default(), acquire }
     }
 
     /// What becomes of the connections at this moment.
@@ -185,7 +199,32 @@ impl Store {
         let (_waits, since) = (self.waiting.hold(), Instant::now());
         let acquired = self.pool.acquire().await;
         self.acquire.record(since.elapsed());
-        Ok(Lease(acquired?))
+        match acquired {
+            Ok(connection) => Ok(Lease(connection)),
+            // Not one connection could be made: the pool tried until its time was over, and does not say what was in the way.
+            Err(sqlx::Error::PoolTimedOut) if self.pool.size() == 0 => Err(self.cause().await),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why no connection can be made, found out by trying once. Those who ask within a second share what the first one finds.
+    async fn cause(&self) -> sqlx::Error {
+        let mut cause = self.cause.lock().await;
+        if let Some((found_at, reason)) = &*cause
+            && found_at.elapsed() < CAUSE_HOLDS
+        {
+            return no_connection(reason);
+        }
+        let reason = match timeout(CAUSE_WITHIN, self.connect.connect()).await {
+            Ok(Err(sqlx::Error::Io(error))) => error.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            // It is back, for whoever tries again.
+            Ok(Ok(_connection)) => return sqlx::Error::PoolTimedOut,
+            Err(_elapsed) => "no answer to an attempt to connect".to_owned(),
+        };
+        let error = no_connection(&reason);
+        *cause = Some((Instant::now(), reason));
+        error
     }
 
     /// Closes the connections, waiting for those in use.
@@ -218,6 +257,10 @@ impl Drop for Lease {
         let given_back = self.0.return_to_pool();
         tokio::spawn(timeout(GIVE_BACK, given_back));
     }
+}
+
+fn no_connection(reason: &str) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::other(format!("no connection can be made: {reason}")))
 }
 
 /// The database took longer than its own timeout allows: as good as a connection that broke.

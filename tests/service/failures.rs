@@ -287,7 +287,8 @@ async fn fail_on(app: &TestApp, errors: &[&str]) {
 async fn a_fault_of_the_server_on_one_coupon_fails_it_alone() {
     let app =
         Arc::new(TestApp::start_with(&format!("{ORG}{}", series(1, "")), |settings| settings.writer.tasks = 1).await);
-    let faults = ["53100", "53200", "58030", "58P01", "XX000", "XX001"];
+    // The last three as a trigger has them that speaks to another server, or that does what it may not.
+    let faults = ["53100", "53200", "58030", "58P01", "XX000", "XX001", "53300", "08001", "25006"];
     fail_on(&app, &faults).await;
     assert_eq!(app.issue_one("warm", 1).await, "issued");
     let writers = "select pid, backend_start::text from pg_stat_activity
@@ -342,10 +343,87 @@ async fn where_every_write_fails_the_database_is_away() {
         assert_eq!((status, ready().await), (503, 503), "{error}");
         replaced.put_back().await;
         // Nobody has to ask for a coupon first.
-        assert_eq!(ready().await, 200, "{error}");
+        eventually("ready again", async || ready().await == 200).await;
         assert_eq!(keyed("k").await.unwrap().text().await.unwrap(), first, "{error}");
     }
     assert_eq!(app.count("select from coupon").await, 2);
+}
+
+/// A type that a session knows was made anew, say: others are well, and so is the one that takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_ill_is_replaced() {
+    let app = TestApp::start(&[series(1, ""), series(2, "do_not_resend_existing_voucher = false")]).await;
+    let app = Arc::new(app);
+    for _ in 0..4 {
+        let answers = issue_all(&app, (0..16).map(|caller| caller.to_string())).await;
+        assert!(answers.iter().all(|answer| answer["failureCount"] == 0), "{answers:?}");
+    }
+    let writers = "select pid from pg_stat_activity
+                    where datname = current_database() and application_name = 'coupon-issuer writer'";
+    let ill: Vec<i32> = sqlx::query_scalar(writers).fetch_all(&app.pool).await.unwrap();
+    assert!(!ill.is_empty());
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "alter procedure issue_coupons_2 rename to well;
+         create procedure issue_coupons_2(
+             coupons new_coupon_2[], durability text, inout outcomes smallint[], inout issued_codes text[])
+         language plpgsql as $$ begin
+             if pg_backend_pid() = any ('{{{}}}') then raise exception 'cache lookup failed' using errcode = 'XX000'; end if;
+             call well(coupons, durability, outcomes, issued_codes);
+         end $$",
+        ill.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
+    )))
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    for round in 0..4 {
+        let answers = issue_all(&app, (0..16).map(|caller| format!("{round}-{caller}"))).await;
+        assert!(answers.iter().all(|answer| answer["failureCount"] == 0), "{answers:?}");
+        assert_eq!(outcomes(&app.issue(&format!("{round}-0"), &[2]).await), ["resent"]);
+    }
+    let ready = app.client().get(app.url("/readyz")).send().await.unwrap();
+    assert_eq!(ready.status(), 200);
+}
+
+/// As when whoever runs Postgres lets nobody write any more, because its disk is nearly full. The sessions stay.
+#[tokio::test]
+async fn a_database_that_lets_nobody_write_is_away() {
+    let app = TestApp::start(&[series(1, "")]).await;
+    assert_eq!(app.issue_one("before", 1).await, "issued");
+    let set = async |value: &str| {
+        let database = app.connect.get_database().unwrap();
+        let statement = format!("alter database {database} set default_transaction_read_only = {value}");
+        let mut connection = app.connect.clone().database("postgres").connect().await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        close(connection).await;
+    };
+    let ready = async || app.client().get(app.url("/readyz")).send().await.unwrap().status().as_u16();
+    set("on").await;
+    // Sessions that are there go on; those that are ended come back as ones that may not write.
+    app.count(
+        "select pg_terminate_backend(pid) from pg_stat_activity
+          where datname = current_database() and application_name = 'coupon-issuer writer'",
+    )
+    .await;
+    eventually("nobody may write", async || {
+        app.send(&json!({"seriesIds": [1], "customer": {"id": "during"}})).await.0 == 503
+    })
+    .await;
+    assert_eq!(ready().await, 503);
+    set("off").await;
+    eventually("ready", async || ready().await == 200).await;
+    assert_eq!(app.issue_one("after", 1).await, "issued");
+    assert_eq!(app.count("select from coupon where customer_id = 'during'").await, 0);
+}
+
+#[tokio::test]
+async fn a_service_that_starts_where_no_write_is_taken_is_not_ready() {
+    let app = TestApp::start(&[series(1, "")]).await;
+    let replaced = ReplacedWriter::with(&app, "begin raise exception 'no' using errcode = 'XX000'; end").await;
+    let other = TestApp::start_over(app.connect.clone(), &format!("{ORG}{}", series(1, "")), |_| {}).await;
+    let ready = async || other.client().get(other.url("/readyz")).send().await.unwrap().status().as_u16();
+    assert_eq!(ready().await, 503);
+    replaced.put_back().await;
+    eventually("ready", async || ready().await == 200).await;
 }
 
 /// The retry cannot show what the first attempt has issued: 786 would say that it is not stored.
@@ -376,6 +454,16 @@ async fn what_an_earlier_attempt_has_issued_never_counts_as_not_stored() {
         replaced.put_back().await;
         assert_eq!(keyed().await.1, first);
     }
+}
+
+/// One request of each of these customers, at once.
+async fn issue_all(app: &Arc<TestApp>, customers: impl Iterator<Item = String>) -> Vec<serde_json::Value> {
+    let mut asking = tokio::task::JoinSet::new();
+    for customer in customers {
+        let app = Arc::clone(app);
+        asking.spawn(async move { app.issue(&customer, &[1, 2]).await });
+    }
+    asking.join_all().await
 }
 
 /// An outcome that this version does not know says nothing of whether the coupon is stored.
@@ -435,6 +523,10 @@ async fn a_request_that_gets_nowhere_is_bounded() {
         replaced.put_back().await;
     }
     assert_eq!(app.count("select from coupon").await, 1);
+    // A claim that led to nothing is given back.
+    let retried = app.post(r#"{"seriesIds":[1,2,1],"customer":{"id":"c"}}"#).header("Idempotency-Key", "k-10");
+    let answer = retried.send().await.unwrap().json().await.unwrap();
+    assert_eq!(outcomes(&answer), ["issued"; 3]);
 }
 
 #[tokio::test]

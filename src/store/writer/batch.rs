@@ -1,7 +1,7 @@
 //! One batch: sent as one call, and, where the call breaks midway, settled item by item.
 //!
 //! What a broken call has committed is found again in the database by its issue id, never guessed; the rest is sent
-//! again one by one, so that an item the database cannot take fails alone. Before that an empty call, the probe, shows whether
+//! again one by one, so that an item the database cannot take fails alone. Before that the probe, an empty call, shows whether
 //! the database takes any write at all.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use super::call::{Expect, issue_coupons, meaning};
 use super::connection::{Backend, Connector, WriterConnection};
 use super::{Meters, NewCoupon, Work, Written};
 use crate::seldom::Seldom;
-use crate::store::{StoreError, no_answer};
+use crate::store::{StoreError, is_fatal, no_answer, told};
 
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After a deadline, the time that is left to find out what a broken call has committed.
@@ -27,9 +27,12 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A writer tries again every moment while somebody waits.
 static AWAY: Seldom = Seldom::new();
-/// A server that fails may fail on every coupon.
+/// A server that fails may fail on every batch, and on every coupon.
+static BROKEN: Seldom = Seldom::new();
+static AGAIN: Seldom = Seldom::new();
 static REFUSED: Seldom = Seldom::new();
 static FAULTS: Seldom = Seldom::new();
+static NOT_TAKEN: Seldom = Seldom::new();
 
 /// Sends batches over one connection, which it makes and replaces as needed.
 pub(super) struct Batches {
@@ -39,14 +42,14 @@ pub(super) struct Batches {
     broken: Vec<Backend>,
     /// When the batch at hand must be answered, whatever is known of it by then.
     until: Instant,
-    /// The database refuses every write, as far as the last call shows. All tasks share it.
-    refused: Arc<AtomicBool>,
+    /// Whether a task has found that the database takes no writes: see [`super::Writer::is_refused`].
+    suspect: Arc<AtomicBool>,
     meters: Meters,
 }
 
 impl Batches {
-    pub(super) fn new(connector: Connector, refused: Arc<AtomicBool>, meters: Meters) -> Self {
-        Self { connector, current: None, broken: Vec::new(), until: Instant::now(), refused, meters }
+    pub(super) fn new(connector: Connector, suspect: Arc<AtomicBool>, meters: Meters) -> Self {
+        Self { connector, current: None, broken: Vec::new(), until: Instant::now(), suspect, meters }
     }
 
     pub(super) const fn meters(&self) -> &Meters {
@@ -89,35 +92,88 @@ impl Batches {
             }
             Err(error) if coupons.is_empty() => {
                 self.meters.broken.increment(1);
-                let unconfirmed = self.unconfirmed(&error);
+                let unconfirmed = self.unconfirmed(error).await;
                 merge(works, std::iter::empty(), |_| unconfirmed.clone())
             }
             Err(error) => {
-                tracing::warn!(%error, coupons = coupons.len(), "a batch broke; settling it coupon by coupon");
+                let (error, coupons_sent) = (told(&error), coupons.len());
+                BROKEN.tell(|times| {
+                    tracing::warn!(error, coupons = coupons_sent, times, "a batch broke; settling it coupon by coupon");
+                });
                 self.meters.broken.increment(1);
                 merge(works, self.settle(&coupons, deadline).await.into_iter(), |_| Written::Unconfirmed)
             }
         }
     }
 
-    /// What an empty call that broke leaves unconfirmed. Over a connection that is still there, reading again would find the same.
-    fn unconfirmed(&self, error: &sqlx::Error) -> Written {
-        if self.current.is_none() {
-            tracing::warn!(%error, "a flush broke; what it was to confirm is read again");
-            return Written::Unconfirmed;
-        }
-        if took_too_long(error) {
-            tracing::warn!(%error, "a flush took too long");
+    /// What an empty call that broke leaves unconfirmed.
+    async fn unconfirmed(&mut self, error: sqlx::Error) -> Written {
+        let reason = told(&error);
+        if self.current.is_some() && took_too_long(&error) {
+            BROKEN.tell(|times| tracing::warn!(error = reason, times, "a flush took too long"));
             return Written::Expired;
         }
-        self.refuses(error);
-        Written::Unavailable
+        if matches!(self.is_refused(Err(error)).await, Ok(true)) {
+            return Written::Unavailable;
+        }
+        BROKEN.tell(|times| {
+            tracing::warn!(error = reason, times, "a flush broke; what it was to confirm is read again");
+        });
+        Written::Unconfirmed
     }
 
-    /// The probe failed over a connection that works: the database takes no writes.
-    fn refuses(&self, error: &sqlx::Error) {
-        self.refused.store(true, Ordering::Relaxed);
-        REFUSED.tell(|times| tracing::error!(%error, times, "the database refuses every write"));
+    /// Whether the database takes no writes at all, by what the probe has found. Where it failed over a session that is still
+    /// there, a new one is asked: a session may be ill, because a type that it knows was made anew, and others be well.
+    ///
+    /// An error: the connection broke, or the probe took too long.
+    async fn is_refused(&mut self, probed: Result<(), sqlx::Error>) -> Result<bool, sqlx::Error> {
+        let Err(error) = probed else { return Ok(false) };
+        if took_too_long(&error) {
+            return Err(error);
+        }
+        let Some(ill) = self.current.take() else { return Err(error) };
+        // It has nothing to do any more; if it does not go, the server sees to it.
+        drop(timeout(LEAST_PATIENCE, ill.close()).await);
+        timeout(self.patience(), self.reconnect()).await.unwrap_or_else(|_| Err(no_answer()))?;
+        let Err(error) = self.probe().await else { return Ok(false) };
+        if took_too_long(&error) || self.current.is_none() {
+            return Err(error);
+        }
+        self.suspect.store(true, Ordering::Relaxed);
+        let error = told(&error);
+        REFUSED.tell(|times| tracing::error!(error, times, "the database refuses every write"));
+        Ok(true)
+    }
+
+    /// An empty call, over a session that may write.
+    async fn probe(&mut self) -> Result<(), sqlx::Error> {
+        self.call(&[], Expect::All).await?;
+        let patience = self.patience();
+        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
+        // An empty call is taken where only reading is allowed.
+        let query = sqlx::query_scalar("select current_setting('transaction_read_only') = 'on'");
+        let only_reads = timeout(patience, query.fetch_one(&mut writer.connection)).await;
+        match self.checked(only_reads.unwrap_or_else(|_| Err(no_answer()))).await {
+            Ok(true) => Err(sqlx::Error::Protocol("transactions are read-only".to_owned())),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the database takes no writes at all, as a connection of its own finds. `None`: that cannot be found out by then.
+    pub(super) async fn find_out(mut self, deadline: Instant) -> Option<bool> {
+        self.until = deadline;
+        if !self.connected(deadline).await {
+            return None;
+        }
+        let probed = self.probe().await;
+        let is_refused = match &probed {
+            Ok(()) => Some(false),
+            Err(error) if took_too_long(error) || self.current.is_none() => None,
+            Err(_) => Some(true),
+        };
+        self.close().await;
+        is_refused
     }
 
     /// Settles the coupons of a call that broke.
@@ -131,7 +187,12 @@ impl Batches {
                 Ok(()) => {
                     return written.into_iter().map(|outcome| outcome.unwrap_or(Written::InDoubt)).collect();
                 }
-                Err(error) => tracing::warn!(%error, "settling a broken batch was itself cut short; again"),
+                Err(error) => {
+                    let error = told(&error);
+                    AGAIN.tell(|times| {
+                        tracing::warn!(error, times, "settling a broken batch was itself cut short; again");
+                    });
+                }
             }
             sleep(RECONNECT_PAUSE).await;
         }
@@ -152,11 +213,8 @@ impl Batches {
         deadline: Instant,
     ) -> Result<(), sqlx::Error> {
         let found = self.find_committed(coupons).await?;
-        if let Err(error) = self.call(&[], Expect::All).await {
-            if self.current.is_none() || took_too_long(&error) {
-                return Err(error);
-            }
-            self.refuses(&error);
+        let probed = self.probe().await;
+        if self.is_refused(probed).await? {
             // What is found may not be flushed.
             for (coupon, outcome) in coupons.iter().zip(written.iter_mut()) {
                 let is_found = found.contains_key(&coupon.issue_id);
@@ -200,7 +258,8 @@ impl Batches {
             match timeout_at(deadline, self.reconnect()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    AWAY.tell(|times| tracing::warn!(%error, times, "a writer cannot reach the database"));
+                    let error = told(&error);
+                    AWAY.tell(|times| tracing::warn!(error, times, "a writer cannot reach the database"));
                     self.current = None;
                     if timeout_at(deadline, sleep(RECONNECT_PAUSE)).await.is_err() {
                         return false;
@@ -239,16 +298,16 @@ impl Batches {
         let result = called.unwrap_or_else(|_| Err(no_answer())).and_then(|row| {
             let outcomes: Vec<i16> = row.try_get("outcomes")?;
             let codes: Vec<Option<String>> = row.try_get("issued_codes")?;
+            if [outcomes.len(), codes.len()] != [coupons.len(); 2] {
+                let (outcomes, codes, coupons) = (outcomes.len(), codes.len(), coupons.len());
+                tracing::error!(outcomes, codes, coupons, "the database's outcomes leave coupons in doubt");
+            }
             let mut written = vec![Written::InDoubt; coupons.len()];
             for (place, (outcome, code)) in places.into_iter().zip(outcomes.into_iter().zip(codes)) {
                 written[place] = meaning(coupons[place], outcome, code);
             }
             Ok(written)
         });
-        if result.is_ok() && self.refused.load(Ordering::Relaxed) {
-            self.refused.store(false, Ordering::Relaxed);
-            tracing::info!("the database takes writes again");
-        }
         self.checked(result).await
     }
 
@@ -278,7 +337,11 @@ impl Batches {
             Err(StoreError::Failed(error) | StoreError::ServerFault(error) | StoreError::TookTooLong(error)) => {
                 (error, true)
             }
-            Err(StoreError::Unavailable(error)) => (error, false),
+            // The session of a database that only reads is still there; the probe looks whether a new one may write.
+            Err(StoreError::Unavailable(error)) => {
+                let is_statements = error.as_database_error().is_some_and(|error| !is_fatal(error));
+                (error, is_statements)
+            }
         };
         if !(is_statements && self.unlock().await) {
             self.broken.extend(self.current.take().map(|broken| broken.backend));
@@ -297,17 +360,17 @@ impl Batches {
 
 /// What it means that the database cannot take a coupon that was sent alone, and that is not stored.
 fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> Written {
-    let series_id = coupon.series_id.0;
-    match StoreError::from(error) {
-        error @ StoreError::ServerFault(_) => {
-            FAULTS.tell(|times| tracing::error!(%error, series_id, times, "the database server failed on a coupon"));
-            Written::ServerFault
-        }
-        error => {
-            tracing::error!(%error, series_id, "the database cannot take this coupon");
-            Written::Failed
-        }
+    let (series_id, reason) = (coupon.series_id.0, told(&error));
+    if matches!(StoreError::from(error), StoreError::Failed(_)) {
+        NOT_TAKEN.tell(|times| {
+            tracing::error!(error = reason, series_id, times, "the database cannot take this coupon");
+        });
+        return Written::Failed;
     }
+    FAULTS.tell(|times| {
+        tracing::error!(error = reason, series_id, times, "the database server failed on a coupon");
+    });
+    Written::ServerFault
 }
 
 /// Whether what was read since then is flushed by now. Of what was read before the connection was made that has flushed it, a

@@ -187,14 +187,16 @@ impl Meters {
     }
 }
 
+/// How long it holds that a probe was refused.
+const PROBE_HOLDS: Duration = Duration::from_secs(1);
+
 /// A handle on the queue. The tasks end when the last handle is dropped and the queue is empty.
 #[derive(Debug, Clone)]
 pub struct Writer {
     coupons: Queue,
     /// What only waits for a flush waits behind no coupon, and behind no lock that a coupon needs.
     confirmations: Queue,
-    /// The database refuses every write, as far as the last call shows.
-    refused: Arc<AtomicBool>,
+    prober: Arc<Prober>,
     up: Level,
     most_up: usize,
 }
@@ -218,23 +220,23 @@ impl Writer {
     /// Starts the tasks: those that write, and one that confirms. They connect when there is something to do.
     #[must_use]
     pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
-        let (up, refused) = (Level::default(), Arc::default());
-        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up, &refused);
+        let (up, suspect) = (Level::default(), Arc::new(AtomicBool::new(true)));
+        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up, &suspect);
         let alone = WriterLimits { tasks: 1, ..limits };
-        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up, &refused);
+        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up, &suspect);
         tasks.extend(confirming);
-        (Self { coupons, confirmations, refused, up, most_up: limits.tasks + 1 }, tasks)
+        let prober = Arc::new(Prober { connect: connect.clone(), limits, suspect, last: Mutex::default() });
+        (Self { coupons, confirmations, prober, up, most_up: limits.tasks + 1 }, tasks)
     }
 
-    /// Whether the database refuses every write, though it can be reached. Once it did, an empty call of this method's own finds
-    /// out whether it still does, so that nobody has to ask for a coupon first.
+    /// Whether the database refuses every write, though it can be reached. At the start, and after a task has found so, a
+    /// connection of its own finds out, so that nobody has to ask for a coupon first.
     pub async fn is_refused(&self, deadline: Instant) -> bool {
-        if !self.refused.load(Ordering::Relaxed) {
+        if !self.prober.suspect.load(Ordering::Relaxed) {
             return false;
         }
-        // What the call finds is in `refused` by then; if the queue is full, somebody else's call finds it.
-        let _ = self.write(vec![Work::Confirm(Instant::now())], deadline).await;
-        self.refused.load(Ordering::Relaxed)
+        // What cannot be found out by then is found by whoever asks whether the database is there.
+        self.prober.is_refused(deadline).await.unwrap_or(false)
     }
 
     /// What is waiting, and what it is written over.
@@ -279,13 +281,47 @@ impl Writer {
     }
 }
 
+/// Finds out whether the database takes writes, over a connection of its own, for all who ask within a second.
+#[derive(Debug)]
+struct Prober {
+    connect: PgConnectOptions,
+    limits: WriterLimits,
+    /// Nobody has found yet that the database takes writes, or a task has found that it does not.
+    suspect: Arc<AtomicBool>,
+    last: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Prober {
+    async fn is_refused(&self, deadline: Instant) -> Option<bool> {
+        let mut last = self.last.lock().await;
+        // That it takes writes was found before somebody had reason to doubt it again.
+        if let Some((found_at, true)) = *last
+            && found_at.elapsed() < PROBE_HOLDS
+        {
+            return Some(true);
+        }
+        let connector =
+            connection::Connector::new(self.connect.clone(), self.limits.statement_timeout, Level::default());
+        let batches = batch::Batches::new(connector, Arc::clone(&self.suspect), Meters::of("probes"));
+        let is_refused = batches.find_out(deadline).await?;
+        let was_refused = last.replace((Instant::now(), is_refused)).is_some_and(|(_, was_refused)| was_refused);
+        if !is_refused {
+            self.suspect.store(false, Ordering::Relaxed);
+            if was_refused {
+                tracing::info!("the database takes writes again");
+            }
+        }
+        Some(is_refused)
+    }
+}
+
 impl Queue {
     fn start(
         connect: &PgConnectOptions,
         limits: WriterLimits,
         meters: &Meters,
         up: &Level,
-        refused: &Arc<AtomicBool>,
+        suspect: &Arc<AtomicBool>,
     ) -> (Self, Vec<JoinHandle<()>>) {
         let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
@@ -293,7 +329,7 @@ impl Queue {
         let tasks = (0..limits.tasks)
             .map(|task| {
                 let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
-                let batches = batch::Batches::new(connector, Arc::clone(refused), meters.clone());
+                let batches = batch::Batches::new(connector, Arc::clone(suspect), meters.clone());
                 let taking = Taking { jobs: Arc::clone(&jobs), limit: limits.batch };
                 tokio::spawn(run(task, taking, Arc::clone(&backlog), batches))
             })
