@@ -382,6 +382,15 @@ mod tests {
         assert!(matches!(settings.database.connect_options(None), Err(SettingsError::NoDatabase)));
     }
 
+    #[test]
+    fn an_ipv6_address_is_in_brackets_in_a_url_alone() {
+        let database = Settings::load(None).unwrap().database;
+        for (url, host) in [("postgres://u@[::1]:5433/db", "::1"), ("postgres://u@db.example:5433/db", "db.example")] {
+            let options = database.connect_options(Some(&url.to_owned().into())).unwrap();
+            assert_eq!((options.get_host(), options.get_port()), (host, 5433), "{url}");
+        }
+    }
+
     /// Whoever adds a secret has to name it, or `config show` prints it.
     #[test]
     fn secrets_are_masked_and_nothing_else_is() {

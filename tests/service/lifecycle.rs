@@ -416,3 +416,36 @@ async fn metrics_are_on_a_port_of_their_own() {
         .unwrap()
         .unwrap();
 }
+
+/// The pool says of itself that its time is over; what is in the way is that nobody listens.
+#[tokio::test]
+async fn whoever_waits_for_a_database_is_told_why_there_is_none() {
+    let mut command = binary();
+    command.arg("serve").env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");
+    command.env("COUPON_ISSUER__DATABASE__ACQUIRE_TIMEOUT_SECONDS", "0.2");
+    command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "1");
+    let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(!ended.status.success());
+    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    assert!(told.contains("Connection refused") && told.contains("waiting for the database"), "{told}");
+    assert!(!told.contains("pool timed out"), "{told}");
+}
+
+#[tokio::test]
+async fn a_database_of_another_encoding_is_refused_in_words() {
+    let database = empty_database().await;
+    let name = format!("{}_latin1", database.get_database().unwrap());
+    let mut connection = database.connect().await.unwrap();
+    let create = format!("create database {name} encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+    close(connection).await;
+    for subcommand in ["migrate", "serve"] {
+        let mut command = binary();
+        command.arg(subcommand).env("COUPON_ISSUER__HTTP__LISTEN", "127.0.0.1:0");
+        command.env("DATABASE_URL", url(&database.clone().database(&name)));
+        let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(!ended.status.success());
+        let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+        assert!(told.contains("encoding is LATIN1, and must be UTF8"), "{told}");
+    }
+}
