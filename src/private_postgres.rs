@@ -90,8 +90,8 @@ pub enum PrivatePostgresError {
          {BIN_DIR_VARIABLE} to the directory of its initdb, pg_ctl and postgres"
     )]
     NoBinaries,
-    /// The environment names a directory that holds no usable installation.
-    #[error("{BIN_DIR_VARIABLE} is {0}, where there is no PostgreSQL {OLDEST_VERSION} or later")]
+    /// The environment or the caller names a directory that holds no usable installation.
+    #[error("there is no PostgreSQL {OLDEST_VERSION} or later in {0} (see {BIN_DIR_VARIABLE})")]
     WrongBinDir(PathBuf),
     /// There is no account to run the server.
     #[error("no account to run Postgres: it refuses root, and no user postgres or nobody is known")]
@@ -152,7 +152,16 @@ impl PrivatePostgres {
     /// No usable binaries or account; a directory that is not ours, or in use; a server that does
     /// not come up within a minute.
     pub fn start(options: &Options) -> Result<Self> {
-        let bin_dir = find_binaries()?;
+        Self::start_from(&find_binaries()?, options)
+    }
+
+    /// As [`PrivatePostgres::start`], from the installation whose programs are in this directory.
+    ///
+    /// # Errors
+    ///
+    /// As [`PrivatePostgres::start`].
+    pub fn start_from(bin_dir: &Path, options: &Options) -> Result<Self> {
+        let bin_dir = complete_installation(bin_dir)?;
         let account = Account::choose()?;
         let data_dir = usable_data_dir(&options.data_dir, account)?;
         let mut postgres = Self {
@@ -553,17 +562,25 @@ fn short_name_for(dir: &Path, parent: &str) -> PathBuf {
     Path::new(parent).join(format!("coupon-issuer-{hash:016x}"))
 }
 
-fn find_binaries() -> Result<PathBuf> {
+/// The directory of the programs that [`PrivatePostgres::start`] runs.
+///
+/// # Errors
+///
+/// No usable binaries.
+pub fn find_binaries() -> Result<PathBuf> {
     if let Some(dir) = env::var_os(BIN_DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
-        let dir = Path::new(&dir);
-        // Absolute, because our commands run in another directory.
-        let dir = std::path::absolute(dir).map_err(cannot("resolve", dir))?;
-        return first_recent([dir.clone()], major_version).ok_or(Error::WrongBinDir(dir));
+        return complete_installation(Path::new(&dir));
     }
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path = env::split_paths(&path).filter(|dir| dir.is_absolute());
     let dirs = on_path.chain(PLACES.iter().flat_map(|place| expand(place)));
     first_recent(dirs, major_version).ok_or(Error::NoBinaries)
+}
+
+/// This directory, as an absolute path, because our commands run in another directory.
+fn complete_installation(dir: &Path) -> Result<PathBuf> {
+    let dir = std::path::absolute(dir).map_err(cannot("resolve", dir))?;
+    first_recent([dir.clone()], major_version).ok_or(Error::WrongBinDir(dir))
 }
 
 /// The directories `place` stands for, the highest version first.

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coupon_issuer::app;
-use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::private_postgres::{Options, PrivatePostgres, PrivatePostgresError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
+use crate::installation::Installation;
 use crate::network::Network;
 
 /// So few that its connection table can be filled.
@@ -42,6 +43,8 @@ pub struct Cluster {
     pub replicas: [Replica; 2],
     pub network: Network,
     pub directory: PathBuf,
+    /// What Postgres runs from. An error says why it is no copy.
+    pub installation: Result<Installation, String>,
     postgres: Arc<Mutex<PrivatePostgres>>,
     superuser: PgConnectOptions,
 }
@@ -53,9 +56,11 @@ impl Cluster {
             std::fs::remove_dir_all(&directory).unwrap();
         }
         std::fs::create_dir_all(&directory).unwrap();
-        let settings = vec![("max_connections".to_owned(), MOST_CONNECTIONS.to_owned())];
-        let options = Options { data_dir: directory.join("postgres"), durable: true, settings };
-        let postgres = spawn_blocking(move || PrivatePostgres::start(&options)).await.unwrap().unwrap();
+        let start = {
+            let directory = directory.clone();
+            move || start_postgres(&directory).unwrap()
+        };
+        let (postgres, installation) = spawn_blocking(start).await.unwrap();
         let network = Network::start(postgres.socket_dir().join(".s.PGSQL.5432")).await;
         let superuser = PgConnectOptions::from_str(&postgres.url("postgres")).unwrap();
         for statement in ["create role service login", "create database chaos owner service"] {
@@ -66,7 +71,7 @@ impl Cluster {
         app::migrate(&superuser.clone().username(ROLE)).await.unwrap();
         let url = format!("postgres://{ROLE}@{}/{DATABASE}?sslmode=disable", network.address());
         let replicas = [1, 2].map(|number| Replica::new(&url, directory.join(format!("service-{number}.log"))));
-        Self { replicas, network, directory, postgres: Arc::new(Mutex::new(postgres)), superuser }
+        Self { replicas, network, directory, installation, postgres: Arc::new(Mutex::new(postgres)), superuser }
     }
 
     /// How the services would connect without the network.
@@ -115,6 +120,22 @@ impl Cluster {
         let mut command = binary(url.as_str());
         command.stdin(Stdio::null());
         command
+    }
+}
+
+/// Starts Postgres from a copy of its installation, or from the installation itself where that cannot be.
+fn start_postgres(directory: &Path) -> Result<(PrivatePostgres, Result<Installation, String>), PrivatePostgresError> {
+    // The verdict compares when a coupon was committed with what a till was told.
+    let settings = [("max_connections", MOST_CONNECTIONS), ("track_commit_timestamp", "on")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let options = Options { data_dir: directory.join("postgres"), durable: true, settings };
+    let started = Installation::copy_into(&directory.join("installation")).and_then(|copy| {
+        let postgres = PrivatePostgres::start_from(copy.bin_dir(), &options);
+        postgres.map(|postgres| (postgres, copy)).map_err(|error| format!("it does not start from its copy: {error}"))
+    });
+    match started {
+        Ok((postgres, copy)) => Ok((postgres, Ok(copy))),
+        Err(why) => PrivatePostgres::start(&options).map(|postgres| (postgres, Err(why))),
     }
 }
 

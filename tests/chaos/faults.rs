@@ -20,7 +20,13 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::catalogue;
 use crate::cluster::{Cluster, family, freeze, signal};
 use crate::network::Weather;
-use crate::tills::Shop;
+use crate::tills::{Shop, Wrong};
+
+/// What Postgres says when the fault is its own, or its machine's: disk full, out of memory, an I/O error, an internal error,
+/// corrupted data.
+const SERVER_ERRORS: [&str; 5] = ["53100", "53200", "58030", "XX000", "XX001"];
+/// How long a service may take to notice that nothing can be written.
+const NOT_READY_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -46,6 +52,12 @@ pub enum Fault {
     SlowNetwork,
     /// The database is one that nothing can be written to, as in the middle of a failover.
     ReadOnly,
+    /// Postgres refuses some of the coupons, for reasons of its own.
+    CouponErrors,
+    /// Postgres refuses every call that writes, for a reason of its own.
+    CallErrors,
+    /// The package was upgraded under the running server: new sessions cannot load its libraries.
+    Libraries,
     /// A service is killed, and started again after a time.
     Kill,
     /// A service is stopped with SIGTERM, and started again.
@@ -59,7 +71,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Restart,
         Self::Crash,
         Self::Backend,
@@ -73,6 +85,9 @@ impl Fault {
         Self::Stall,
         Self::SlowNetwork,
         Self::ReadOnly,
+        Self::CouponErrors,
+        Self::CallErrors,
+        Self::Libraries,
         Self::Kill,
         Self::Stop,
         Self::Apply,
@@ -96,6 +111,9 @@ impl Fault {
             Self::Stall => "stall",
             Self::SlowNetwork => "slow-network",
             Self::ReadOnly => "read-only",
+            Self::CouponErrors => "coupon-errors",
+            Self::CallErrors => "call-errors",
+            Self::Libraries => "libraries",
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::Apply => "apply",
@@ -111,6 +129,26 @@ impl Fault {
 
     pub fn goes_with(self, other: Self) -> bool {
         self.is_of_services() != other.is_of_services()
+    }
+}
+
+/// A procedure, and the statement that makes it.
+#[derive(Debug, PartialEq, Eq, sqlx::FromRow)]
+struct Procedure {
+    name: String,
+    arguments: String,
+    definition: String,
+}
+
+impl Procedure {
+    /// The statement that makes it one that always fails.
+    fn that_raises(&self, error: &str) -> String {
+        let Self { name, arguments, .. } = self;
+        format!(
+            "create or replace procedure {name}({arguments}) language plpgsql as $$ begin
+                 raise 'a fault of the server' using errcode = '{error}';
+             end $$"
+        )
     }
 }
 
@@ -146,6 +184,9 @@ impl World {
             Fault::Stall => self.turn_the_weather(Weather::Stalled, time).await,
             Fault::SlowNetwork => self.turn_the_weather(Weather::Slow, time).await,
             Fault::ReadOnly => self.refuse_writes(time).await,
+            Fault::CouponErrors => self.refuse_some_coupons(time).await,
+            Fault::CallErrors => self.refuse_calls(time, random).await,
+            Fault::Libraries => self.spoil_libraries(time).await,
             Fault::Kill => self.kill_a_service(time, random).await,
             Fault::Stop => self.stop_a_service(random).await,
             Fault::Apply => self.apply(time).await,
@@ -162,11 +203,10 @@ impl World {
         let mut admin = self.cluster.admin().await;
         let writers =
             "select pid from pg_stat_activity where application_name = 'coupon-issuer writer' order by random()";
-        if let Some(pid) = sqlx::query_scalar::<_, i32>(writers).fetch_optional(&mut admin).await.unwrap() {
+        // One that has ended by itself meanwhile is followed by another.
+        while let Ok(Some(pid)) = sqlx::query_scalar::<_, i32>(writers).fetch_optional(&mut admin).await {
             signal("-9", &[pid.cast_unsigned()]);
-            while sqlx::query("select 1").execute(&mut admin).await.is_ok() {
-                sleep(Duration::from_millis(5)).await;
-            }
+            sleep(Duration::from_millis(200)).await;
         }
         self.cluster.execute("select 1").await;
     }
@@ -238,6 +278,81 @@ impl World {
         sleep(time).await;
         self.cluster.execute("alter system reset default_transaction_read_only").await;
         self.cluster.execute("select pg_reload_conf()").await;
+    }
+
+    /// Always the same coupons: those that are sent again alone are refused again.
+    async fn refuse_some_coupons(&self, time: Duration) {
+        let refuse = format!(
+            "create function refuse() returns trigger language plpgsql as $$ begin
+                 raise 'a fault of the server' using errcode = ('{{{}}}'::text[])[1 + (hashtextextended(new.code, 1) & 255) % {}];
+             end $$;
+             create trigger refuse before insert on coupon for each row
+                 when (hashtextextended(new.issue_id::text, 0) & 7 = 0) execute function refuse()",
+            SERVER_ERRORS.join(","),
+            SERVER_ERRORS.len(),
+        );
+        self.cluster.execute(&refuse).await;
+        sleep(time).await;
+        self.cluster.execute("drop function if exists refuse() cascade").await;
+    }
+
+    /// Even those that write nothing: that shows that it is no coupon's fault.
+    async fn refuse_calls(&self, time: Duration, random: &mut StdRng) {
+        let error = SERVER_ERRORS[random.random_range(0..SERVER_ERRORS.len())];
+        self.shop.say(&format!("{}: {error}", Fault::CallErrors.name()));
+        let procedures = self.writers_procedures().await;
+        assert!(!procedures.is_empty(), "the writer calls procedures of another name now");
+        for procedure in &procedures {
+            self.cluster.execute(&procedure.that_raises(error)).await;
+        }
+        self.without_database(time).await;
+        for procedure in &procedures {
+            self.cluster.execute(&procedure.definition).await;
+        }
+        assert!(self.writers_procedures().await == procedures, "they are not what they were before");
+    }
+
+    /// Of every version that there is.
+    async fn writers_procedures(&self) -> Vec<Procedure> {
+        let all = "select quote_ident(proname) as name, pg_get_function_arguments(oid) as arguments,
+                          pg_get_functiondef(oid) as definition
+                     from pg_proc where prokind = 'p' and proname like 'issue\\_coupons%' order by oid";
+        sqlx::query_as(all).fetch_all(&mut self.cluster.admin().await).await.unwrap()
+    }
+
+    async fn spoil_libraries(&self, time: Duration) {
+        // Where it is no copy, this fault does not strike.
+        let Ok(installation) = &self.cluster.installation else { return };
+        installation.spoil();
+        self.end_all_sessions().await;
+        self.without_database(time).await;
+        installation.mend();
+    }
+
+    /// Waits for so long while nothing can be written, and until both services have said that they are not ready.
+    async fn without_database(&self, time: Duration) {
+        let ((), first, second) = tokio::join!(sleep(time), self.says_not_ready(0), self.says_not_ready(1));
+        for (replica, says_so) in [first, second].into_iter().enumerate() {
+            if !says_so {
+                let address = self.cluster.replicas[replica].address;
+                self.shop.complain_about(Wrong::Ready, format!("the service at {address} is ready, and cannot write"));
+            }
+        }
+    }
+
+    /// Whether a replica says within a time that it is not ready, or says nothing at all. Once is not enough: whoever has just lost
+    /// his connections says so as well.
+    async fn says_not_ready(&self, replica: usize) -> bool {
+        let until = Instant::now() + NOT_READY_WITHIN;
+        let mut in_a_row = 0;
+        while in_a_row < 10 {
+            if Instant::now() > until {
+                return false;
+            }
+            in_a_row = if self.shop.is_ready(replica).await { 0 } else { in_a_row + 1 };
+            sleep(Duration::from_millis(50)).await;
+        }
+        true
     }
 
     async fn turn_the_weather(&self, weather: Weather, time: Duration) {

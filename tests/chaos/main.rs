@@ -9,6 +9,7 @@
 mod catalogue;
 mod cluster;
 mod faults;
+mod installation;
 mod network;
 mod tills;
 mod verdict;
@@ -29,13 +30,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::Cluster;
 use crate::faults::{Fault, World};
-use crate::tills::{Counts, Shop};
+use crate::tills::{Counts, Shop, Wrong};
 use crate::verdict::Totals;
 
 /// How long the services may take to recover from a fault.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Complaints after which a run ends, and those that are told again at its end.
+/// Complaints after which a run ends, and those of each kind that are told again at its end.
 const ENOUGH: usize = 1000;
 const TOLD: usize = 20;
 
@@ -78,8 +79,12 @@ async fn run(plan: &Plan) {
     let world = set_up(plan, seed).await;
     let started = Instant::now();
     let mut struck = Struck::default();
+    if let Err(why) = &world.cluster.installation {
+        println!("{}: skipped, Postgres' installation cannot be copied: {why}", Fault::Libraries.name());
+        struck.skipped = Some(Fault::Libraries);
+    }
     world.shop.open();
-    for one in strikes(plan, &mut random) {
+    for one in strikes(plan, struck.skipped, &mut random) {
         let recovery = strike(&world, &one, &mut random, &mut struck).await;
         // The rest would only tell the same again.
         if recovery > RECOVERED_WITHIN || world.shop.complaints().len() > ENOUGH {
@@ -92,11 +97,33 @@ async fn run(plan: &Plan) {
     let sales = world.shop.all_sales().await;
     let counts = world.shop.take_counts();
     let totals = verdict::reach(&world, sales, &mut random).await;
+    complain_of_errors(&world, &counts);
     println!("{}", table(&struck, &counts, &totals, started.elapsed()));
     let complaints = world.shop.complaints();
-    let told = complaints.iter().take(TOLD).cloned().collect::<Vec<_>>().join("\n");
     let kept = world.cluster.directory.display();
-    assert!(complaints.is_empty(), "CHAOS_SEED={seed}, logs in {kept}: {} are wrong:\n{told}", complaints.len());
+    assert!(complaints.is_empty(), "CHAOS_SEED={seed}, logs in {kept}:\n{}", by_kind(&complaints));
+}
+
+/// Complains once about each fault during which an error of Postgres' own was answered as what it is not.
+fn complain_of_errors(world: &World, counts: &Counts) {
+    for (during, times) in &counts.failed {
+        world.shop.complain_about(Wrong::Failed, format!("500 was answered {times} times, asked during {during}"));
+    }
+    for (during, times) in &counts.denied {
+        world.shop.complain_about(Wrong::Denied, format!("786 was told {times} times, asked during {during}"));
+    }
+}
+
+/// The first complaints of each kind, and how many there are.
+fn by_kind(complaints: &[(Wrong, String)]) -> String {
+    let mut kinds: BTreeMap<Wrong, Vec<&str>> = BTreeMap::new();
+    for (kind, wrong) in complaints {
+        kinds.entry(*kind).or_default().push(wrong);
+    }
+    let told = |(kind, wrong): (&Wrong, &Vec<&str>)| {
+        format!("{kind:?}, {} times:\n{}", wrong.len(), wrong[..wrong.len().min(TOLD)].join("\n"))
+    };
+    kinds.iter().map(told).collect::<Vec<_>>().join("\n")
 }
 
 /// Everything, running, with the organisation and its codes.
@@ -121,12 +148,12 @@ struct Strike {
 }
 
 /// All strikes in their order. A long run has one lock of a minute besides.
-fn strikes(plan: &Plan, random: &mut StdRng) -> Vec<Strike> {
+fn strikes(plan: &Plan, without: Option<Fault>, random: &mut StdRng) -> Vec<Strike> {
     let skipped = variable("CHAOS_SKIP").unwrap_or_default();
     let skipped: Vec<&str> = skipped.split(',').collect();
     let mut left: Vec<Fault> = Fault::ALL
         .into_iter()
-        .filter(|fault| !skipped.contains(&fault.name()))
+        .filter(|fault| !skipped.contains(&fault.name()) && Some(*fault) != without)
         .flat_map(|fault| std::iter::repeat_n(fault, plan.rounds))
         .collect();
     left.shuffle(random);
@@ -150,6 +177,8 @@ struct Struck {
     faults: BTreeMap<Fault, (usize, Duration)>,
     /// How often two at a time.
     pairs: usize,
+    /// One that cannot strike here.
+    skipped: Option<Fault>,
 }
 
 /// Lets it strike, waits until the services have recovered, and returns how long that took.
@@ -201,8 +230,11 @@ fn table(struck: &Struck, counts: &Counts, totals: &Totals, took: Duration) -> S
     for (fault, (times, worst)) in &struck.faults {
         writeln!(table, "{:<14}{times:>6}{:>16.2} s", fault.name(), worst.as_secs_f32()).unwrap();
     }
+    if let Some(fault) = struck.skipped {
+        writeln!(table, "{:<14}{:>6}{:>18}", fault.name(), 0, "skipped").unwrap();
+    }
     let faults: usize = struck.faults.values().map(|(times, _)| times).sum();
-    let Counts { attempts, hang_ups, broken, timed_out, asked_again, statuses, undecided, longest } = counts;
+    let Counts { attempts, hang_ups, broken, timed_out, asked_again, statuses, undecided, longest, .. } = counts;
     let Totals { requests, coupons, resent, refused, interrupted, logged } = totals;
     let (longest, meanwhile) = (longest.0.as_secs_f32(), &longest.1);
     let lines = [

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coupon_issuer::model::{Clock, SystemClock};
+use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -15,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
+use crate::faults::Fault;
 
 const TILLS: u64 = 24;
 /// Customers that come and go, and those few of them that everyone serves at once.
@@ -72,11 +75,41 @@ pub struct Sale {
     pub customer: String,
     pub series: Vec<i64>,
     pub known: Vec<Known>,
+    attempts: u32,
+    /// Every 786 that was answered.
+    pub denials: Vec<Denial>,
+}
+
+/// That nothing of an entity is stored (786), as an answer said.
+#[derive(Debug, Clone)]
+pub struct Denial {
+    pub entity: usize,
+    /// The id of the request that was answered, and when it was sent.
+    pub request_id: String,
+    pub asked_at: Timestamp,
 }
 
 impl Sale {
     pub fn new(key: String, customer: String, series: Vec<i64>) -> Self {
-        Self { known: vec![Known::Nothing; series.len()], key, customer, series }
+        let known = vec![Known::Nothing; series.len()];
+        Self { known, key, customer, series, attempts: 0, denials: Vec::new() }
+    }
+
+    /// The id of the attempt made last.
+    fn request_id(&self) -> String {
+        format!("{}.{}", self.key, self.attempts)
+    }
+
+    /// Keeps in mind which entities the answer to the attempt made last has said to be not stored.
+    fn remember_denials(&mut self, asked_at: Timestamp) {
+        let denied = self.known.iter().enumerate().filter(|(_, known)| **known == Known::Refused(786));
+        let denied: Vec<usize> = denied.map(|(entity, _)| entity).collect();
+        let request_id = self.request_id();
+        self.denials.extend(denied.into_iter().map(|entity| Denial {
+            entity,
+            request_id: request_id.clone(),
+            asked_at,
+        }));
     }
 
     pub fn is_final(&self) -> bool {
@@ -118,8 +151,26 @@ pub struct Counts {
     pub statuses: BTreeMap<u16, u64>,
     /// Entities that were answered with a code that says to try again.
     pub undecided: BTreeMap<u64, u64>,
+    /// Answers of 500, and entities answered 786 in spite of an error that is Postgres' own, by what was going on when it was asked.
+    pub failed: BTreeMap<String, u64>,
+    pub denied: BTreeMap<String, u64>,
     /// The longest time from a request to its answer, and what was going on when it began.
     pub longest: (Duration, String),
+}
+
+/// What a complaint is about. How an error of Postgres' own is answered is judged apart from everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wrong {
+    /// Anything that is told or stored.
+    Anything,
+    /// 500 was answered.
+    Failed,
+    /// 786 was told of a coupon that is stored.
+    DeniedStored,
+    /// 786 was told of a coupon that Postgres has refused for a reason of its own. Only 748 is true.
+    Denied,
+    /// A service says that it is ready, and nothing can be written.
+    Ready,
 }
 
 /// Where the tills are: what they share.
@@ -135,7 +186,7 @@ pub struct Shop {
     /// Everybody who is selling.
     tasks: Mutex<Vec<JoinHandle<Vec<Sale>>>>,
     probes: Mutex<Vec<Sale>>,
-    wrong: Mutex<Vec<String>>,
+    wrong: Mutex<Vec<(Wrong, String)>>,
 }
 
 impl Shop {
@@ -168,11 +219,15 @@ impl Shop {
 
     /// Notes something that must not be.
     pub fn complain(&self, wrong: String) {
-        eprintln!("WRONG during {}: {wrong}", self.going_on.lock().unwrap());
-        self.wrong.lock().unwrap().push(wrong);
+        self.complain_about(Wrong::Anything, wrong);
     }
 
-    pub fn complaints(&self) -> Vec<String> {
+    pub fn complain_about(&self, what: Wrong, wrong: String) {
+        eprintln!("WRONG ({what:?}) during {}: {wrong}", self.going_on.lock().unwrap());
+        self.wrong.lock().unwrap().push((what, wrong));
+    }
+
+    pub fn complaints(&self) -> Vec<(Wrong, String)> {
         self.wrong.lock().unwrap().clone()
     }
 
@@ -238,6 +293,8 @@ impl Shop {
     /// Asks a replica once, and learns from its answer; whether there was one. With `patience` it hangs up after that time.
     pub async fn attempt(&self, sale: &mut Sale, replica: usize, patience: Option<Duration>) -> bool {
         self.counts.lock().unwrap().attempts += 1;
+        sale.attempts += 1;
+        let asked_at = SystemClock.now();
         let (started, going_on) = (Instant::now(), self.going_on.lock().unwrap().clone());
         let exchange = timeout(patience.unwrap_or(CLIENT_TIMEOUT), self.exchange(sale, replica)).await;
         let mut counts = self.counts.lock().unwrap();
@@ -248,20 +305,33 @@ impl Shop {
             (Ok(Ok((status, _))), _) => *counts.statuses.entry(*status).or_default() += 1,
         }
         let Ok(Ok((status, answer))) = exchange else { return false };
+        if status == 500 {
+            *counts.failed.entry(going_on.clone()).or_default() += 1;
+        }
         if started.elapsed() > counts.longest.0 {
-            counts.longest = (started.elapsed(), going_on);
+            counts.longest = (started.elapsed(), going_on.clone());
         }
         drop(counts);
-        self.digest(sale, status, &answer)
+        let before = sale.denials.len();
+        let is_good = self.digest(sale, status, asked_at, &answer);
+        // Nothing else fails then but what the server refuses.
+        if going_on.contains(Fault::CouponErrors.name()) && sale.denials.len() > before {
+            let denied = (sale.denials.len() - before) as u64;
+            *self.counts.lock().unwrap().denied.entry(going_on).or_default() += denied;
+        }
+        is_good
     }
 
     /// Makes of an answer what a till does; whether it was one.
-    fn digest(&self, sale: &mut Sale, status: u16, answer: &Value) -> bool {
+    fn digest(&self, sale: &mut Sale, status: u16, asked_at: Timestamp, answer: &Value) -> bool {
         let wrong = match status {
             200 => sale.learn(answer),
             409 | 429 | 500 | 503 => return false,
             _ => vec![format!("{}: {status} {answer}", sale.key)],
         };
+        if wrong.is_empty() {
+            sale.remember_denials(asked_at);
+        }
         let mut counts = self.counts.lock().unwrap();
         for known in &sale.known {
             if let Known::Refused(code @ (748 | 786)) = known {
@@ -280,7 +350,8 @@ impl Shop {
         let url = format!("http://{}/v2/coupon/bulk/issue", self.addresses[replica]);
         let body = json!({"seriesIds": sale.series, "customer": {"id": sale.customer}});
         let request = self.client.post(url).basic_auth("store.server", Some("server123")).json(&body);
-        let answer = request.header("Idempotency-Key", &sale.key).send().await?;
+        let request = request.header("Idempotency-Key", &sale.key).header("X-Request-Id", sale.request_id());
+        let answer = request.send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
     }
 
@@ -290,6 +361,13 @@ impl Shop {
         let request = self.client.get(url).basic_auth("store.server", Some("server123")).timeout(CLIENT_TIMEOUT);
         let answer = request.send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
+    }
+
+    /// Whether a replica says that it is ready. One that says nothing is not.
+    pub async fn is_ready(&self, replica: usize) -> bool {
+        let url = format!("http://{}/readyz", self.addresses[replica]);
+        let answer = self.client.get(url).timeout(CLIENT_TIMEOUT).send().await;
+        answer.is_ok_and(|answer| answer.status() == 200)
     }
 
     /// How long it takes until a replica issues a fresh coupon that nothing limits. What takes more

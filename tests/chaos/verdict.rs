@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
+use jiff::{SignedDuration, Timestamp};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::Value;
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -14,10 +16,13 @@ use tokio::time::timeout;
 use crate::catalogue;
 use crate::cluster::logs;
 use crate::faults::World;
-use crate::tills::{FINISHED_WITHIN, Known, Sale};
+use crate::tills::{Denial, FINISHED_WITHIN, Known, Sale, Wrong};
 
 /// Sales of which the receipt is looked at, and which are asked for once more.
 pub const SAMPLE: usize = 300;
+
+/// How long after the time of its commit a coupon may be there for all to see: longer than a flush takes, where it is slowed down.
+const SEEN_WITHIN: SignedDuration = SignedDuration::from_millis(300);
 
 /// Each returns a row for each thing that is wrong.
 const MUST_BE_EMPTY: [(&str, &str); 13] = [
@@ -103,10 +108,16 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
     let mut admin = world.cluster.admin().await;
     limits_hold(world, &mut admin).await;
     let stored = stored(&mut admin).await;
+    let origins = origins(&mut admin).await;
     let all: HashSet<&Stored> = stored.values().flat_map(BTreeMap::values).collect();
     for sale in &sales {
         if let Err(wrong) = agrees(sale, stored.get(&sale.key), &all) {
             world.shop.complain(format!("{}: {wrong}; {sale:?}, stored {:?}", sale.key, stored.get(&sale.key)));
+        }
+        for denial in &sale.denials {
+            if let Some(wrong) = was_stored(sale, denial, &origins) {
+                world.shop.complain_about(Wrong::DeniedStored, wrong);
+            }
         }
         count(sale, &mut totals);
     }
@@ -131,6 +142,44 @@ async fn stored(admin: &mut PgConnection) -> HashMap<String, BTreeMap<i64, Store
         stored.entry(row.get("request_key")).or_default().insert(row.get("entity"), coupon);
     }
     stored
+}
+
+/// Which request has issued a coupon, and when it was committed.
+struct Origin {
+    request_id: String,
+    committed_at: Timestamp,
+}
+
+/// By key and entity.
+async fn origins(admin: &mut PgConnection) -> HashMap<(String, usize), Origin> {
+    let rows = sqlx::query(
+        "select request_key, entity, coalesce(request_id, request_uuid::text) as request_id,
+                (extract(epoch from pg_xact_commit_timestamp(coupon.xmin)) * 1000000)::bigint as committed_at
+           from keyed_coupon join coupon using (org_id, customer_id, series_id, issue_id)",
+    );
+    let origin = |row: PgRow| {
+        let entity: i64 = row.get("entity");
+        let committed_at = Timestamp::from_microsecond(row.get("committed_at")).unwrap();
+        let origin = Origin { request_id: row.get("request_id"), committed_at };
+        ((row.get("request_key"), usize::try_from(entity).unwrap()), origin)
+    };
+    rows.fetch_all(admin).await.unwrap().into_iter().map(origin).collect()
+}
+
+/// What is wrong with saying that nothing of an entity was stored: the very request that was answered so has issued it, or an
+/// attempt whose coupon was there before that request was sent. One that a later attempt has issued is as it should be, and of
+/// one that was at work at the same time nobody can tell here which was first.
+fn was_stored(sale: &Sale, denial: &Denial, origins: &HashMap<(String, usize), Origin>) -> Option<String> {
+    let origin = origins.get(&(sale.key.clone(), denial.entity))?;
+    let before = origin.committed_at.checked_add(SEEN_WITHIN).unwrap() < denial.asked_at;
+    (before || origin.request_id == denial.request_id).then(|| {
+        let (Denial { entity, request_id, asked_at }, Origin { request_id: issued_by, committed_at }) = (denial, origin);
+        format!(
+            "{}: entity {entity} was told 786 by {request_id}, sent at {asked_at}, and {issued_by} has issued it, committed at \
+             {committed_at}",
+            sale.key
+        )
+    })
 }
 
 /// Whether what a till knows in the end is what is stored: no coupon less, and none more.

@@ -264,7 +264,8 @@ async fn an_issuer_that_is_down_is_verified_from_what_was_fetched_and_holds_up_n
     let mut waiting = pin!(status(&app, &unknown));
     let others = async {
         eventually("the issuer is asked again", async || issuer.times_asked() == 2).await;
-        for number in 0..20 {
+        // Few: they have the five seconds after which whoever waits for the issuer is answered without it.
+        for number in 0..3 {
             let token = key.sign(&but(&later, &json!({"jti": number.to_string()})), |_| {});
             assert_eq!(status(&app, &token).await, 200);
             assert_eq!(app.issue_one("c", 1).await, "issued");
