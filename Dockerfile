@@ -14,7 +14,7 @@ RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' > src/main.rs \
 
 FROM dependencies AS build
 COPY migrations migrations
-COPY config/default.toml config/demo.toml config/
+COPY config/default.toml config/demo.toml config/demo_gift_cards.csv config/
 COPY src src
 ARG REVISION=unknown
 ENV COUPON_ISSUER_REVISION=$REVISION

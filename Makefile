@@ -11,7 +11,9 @@ help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1:8080
-	cargo run --quiet -- demo
+	@echo "Building the service (the first time this takes some minutes) ..."
+	@cargo build
+	@cargo run --quiet -- demo
 
 test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private one
 	cargo test

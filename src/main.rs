@@ -31,6 +31,10 @@ use tokio::sync::mpsc;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const DEMO: &str = include_str!("../config/demo.toml");
+/// Codes for its series that gives out uploaded ones.
+const DEMO_GIFT_CARDS: &str = include_str!("../config/demo_gift_cards.csv");
+const DEMO_ORG: i64 = 1;
+const DEMO_POOL: i64 = 106;
 const DEMO_DATABASE: &str = "coupon_issuer";
 
 #[tokio::main]
@@ -136,9 +140,9 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let stops = stop_signals()?;
     let listener = bind(args.listen)?;
     report(format_args!("Starting a private Postgres in {} ...", args.data_dir.display()));
-    let options = Options { data_dir: args.data_dir, durable: true, settings: Vec::new() };
+    let options = Options { data_dir: args.data_dir.clone(), durable: true, settings: Vec::new() };
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await??;
-    let served = serve_demo(&settings, &postgres, listener, stops).await;
+    let served = serve_demo(&settings, &postgres, &args.data_dir, listener, stops).await;
     let stopped = tokio::task::spawn_blocking(move || postgres.stop()).await?;
     if let Some(collector) = collector {
         collector.finish().await;
@@ -150,6 +154,7 @@ async fn demo(args: DemoArgs) -> anyhow::Result<()> {
 async fn serve_demo(
     settings: &Settings,
     postgres: &PrivatePostgres,
+    data_dir: &Path,
     listener: TcpListener,
     stops: mpsc::Receiver<Stop>,
 ) -> anyhow::Result<()> {
@@ -158,9 +163,12 @@ async fn serve_demo(
     app::create_database(&connect).await?;
     app::migrate(&connect).await?;
     report(format_args!("Applying config/demo.toml: {}", app::apply_text(&connect, DEMO).await?));
+    let gift_cards = data_dir.join("gift_cards.csv");
+    tokio::fs::write(&gift_cards, DEMO_GIFT_CARDS).await.context("writing the demo's codes")?;
+    app::import_codes(&connect, DEMO_ORG, DEMO_POOL, &gift_cards, &mut |_event| {}).await?;
     let metrics = telemetry::start_metrics()?;
     let app = App::build(settings, &connect, Outside::default()).await?;
-    report(welcome(listener.local_addr()?, &postgres.psql_hint(DEMO_DATABASE)));
+    report(welcome(listener.local_addr()?, settings.http.console, &postgres.psql_hint(DEMO_DATABASE)));
     // A demo beside a Prometheus, or beside another demo, goes on without.
     if let Some(address) = settings.metrics.listen
         && let Err(error) = app::serve_metrics(address, metrics).await
@@ -170,7 +178,14 @@ async fn serve_demo(
     app.serve(listener, stops).await
 }
 
-fn welcome(address: SocketAddr, psql: &str) -> String {
+fn welcome(address: SocketAddr, has_console: bool, psql: &str) -> String {
+    let console = if has_console {
+        format!(
+            "\nWhat goes on, for any till or client with read access (office.desk, office123): http://{address}/console\n"
+        )
+    } else {
+        String::new()
+    };
     format!(
         "
 Issue two coupons:
@@ -180,7 +195,7 @@ Issue two coupons:
     http://{address}/v2/coupon/bulk/issue
 
 Or in a browser: http://{address}/docs
-
+{console}
 Look at them:
 
   {psql} -c 'select series_id, customer_id, code, expires_on, xmin from coupon'

@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, within};
 use crate::model::{Caller, CustomerId, Metadata, Organisation, Series, SeriesId};
+use crate::seldom::Seldom;
 use crate::store::writer::{Beginning, KeyedEntity, Work, Written};
 use crate::store::{Begun, KeyedRequest, NewAttempt, RecordedCoupon, StoreError};
 use crate::traces;
@@ -31,6 +32,8 @@ const MOST_READINGS: u32 = 5;
 
 /// How long the caller waits for the end of an attempt to be stored: its answer is known by then.
 const END_WITHIN: Duration = Duration::from_secs(1);
+
+static UNSTORED: Seldom = Seldom::new();
 
 /// What names a request, so that trying it again finishes it.
 #[derive(Debug, Clone)]
@@ -189,7 +192,9 @@ impl Attempt {
         };
         let stored = issuer.store.end_request(&self.new.request, self.new.attempt, told);
         if let Err(error) = within(Instant::now() + END_WITHIN, stored).await {
-            tracing::warn!(%error, "the end of an attempt at a keyed request cannot be stored");
+            UNSTORED.tell(
+                |times| tracing::warn!(%error, times, "the end of an attempt at a keyed request cannot be stored"),
+            );
         }
     }
 }

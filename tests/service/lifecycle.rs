@@ -107,8 +107,11 @@ async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
     let answer = Command::new("sh").args(["-c", &curl]).output().unwrap();
     let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
     assert_eq!(outcomes(&answer), ["issued", "issued"], "{answer}");
-    let again = running.post(json!({"seriesIds": [103], "customer": {"id": "566881933"}})).await.unwrap();
-    assert_eq!(outcomes(&again), ["issued"]);
+    let again = running.post(json!({"seriesIds": [103, 106], "customer": {"id": "566881933"}})).await.unwrap();
+    assert_eq!(outcomes(&again), ["issued", "issued"]);
+    let console = reqwest::Client::new().get(format!("http://{}/console", running.address));
+    assert!(printed.contains("/console") && printed.contains("(office.desk, office123)"), "{printed}");
+    assert_eq!(console.basic_auth("office.desk", Some("office123")).send().await.unwrap().status(), 200);
     running.signal("-INT");
     assert_eq!(running.wait().code(), Some(0));
 
