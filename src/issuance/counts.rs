@@ -2,6 +2,7 @@
 //! Every counter is there from the start, so that an alert rule finds it at zero.
 
 use metrics::{Counter, counter};
+use strum::IntoEnumIterator;
 
 use super::{Entity, Refusal};
 use crate::meters;
@@ -18,7 +19,7 @@ impl Counts {
     pub(super) fn new() -> Self {
         let outcome = |name: &'static str| counter!(meters::ENTITIES.name, "outcome" => name);
         let granted = ["issued", "resent", "replayed"].map(|name| (name, outcome(name), None));
-        let refused = Refusal::EACH.map(|refusal| {
+        let refused = Refusal::iter().map(|refusal| {
             let by_code = counter!(meters::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
             (refusal.name(), outcome(refusal.name()), Some(by_code))
         });
@@ -46,7 +47,9 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_counter_of_its_own() {
-        let names: BTreeSet<_> = Refusal::EACH.map(Refusal::name).into();
-        assert_eq!(names.len(), Refusal::EACH.len());
+        let names: BTreeSet<_> = Refusal::iter().map(Refusal::name).collect();
+        let counters = Counts::new().outcomes;
+        assert_eq!(names.len(), Refusal::iter().count());
+        assert!(names.iter().all(|name| counters.iter().any(|(counted, ..)| counted == name)));
     }
 }

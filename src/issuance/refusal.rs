@@ -4,10 +4,13 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
-/// Why one entity got no coupon (contract 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Why one entity got no coupon (contract 3), in the contract's order. The only list there is: counters, console and the OpenAPI
+/// document go through its variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, EnumIter, IntoStaticStr)]
 #[serde(tag = "reason", rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// The organisation has no such series.
     UnknownSeries,
@@ -17,12 +20,12 @@ pub enum Refusal {
     InvalidStore,
     /// The series, or the coupon it would issue, is past its expiry.
     Expired,
-    /// The customer holds a coupon of a mutually exclusive series.
-    MutuallyExclusive,
     /// One per customer, and the customer has one.
     AlreadyHolds,
     /// The customer has received as many as the series allows.
     PerUserMaximum,
+    /// The customer holds a coupon of a mutually exclusive series.
+    MutuallyExclusive,
     /// The series has issued all it may.
     CapReached,
     /// The uploaded codes are given out.
@@ -32,33 +35,17 @@ pub enum Refusal {
         /// The first instant at which the gap is over.
         next_eligible_at: Timestamp,
     },
-    /// The coupon's transaction did not finish in time.
+    /// The coupon's transaction did not finish in time, or the database server failed on it. It may be stored.
     TimedOut,
-    /// The database failed this coupon, or no free code was found.
+    /// The database refused this coupon, or no free code was found. It is not stored.
     Failed,
 }
 
 impl Refusal {
-    /// Every one there is; of [`Refusal::Gap`] one.
-    pub const ALL: [Self; 12] = [
-        Self::UnknownSeries,
-        Self::ExternallyManaged,
-        Self::InvalidStore,
-        Self::Expired,
-        Self::AlreadyHolds,
-        Self::PerUserMaximum,
-        Self::MutuallyExclusive,
-        Self::CapReached,
-        Self::PoolEmpty,
-        Self::Gap { next_eligible_at: Timestamp::UNIX_EPOCH },
-        Self::TimedOut,
-        Self::Failed,
-    ];
-
     /// The one of this [`Refusal::name`].
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|refusal| refusal.name() == name)
+        Self::iter().find(|refusal| refusal.name() == name)
     }
 
     /// The error code (contract 3).
@@ -123,39 +110,10 @@ impl Refusal {
         }
     }
 
-    /// One of each, to be counted from the start.
-    pub(super) const EACH: [Self; 12] = [
-        Self::UnknownSeries,
-        Self::ExternallyManaged,
-        Self::InvalidStore,
-        Self::Expired,
-        Self::MutuallyExclusive,
-        Self::AlreadyHolds,
-        Self::PerUserMaximum,
-        Self::CapReached,
-        Self::PoolEmpty,
-        Self::Gap { next_eligible_at: Timestamp::UNIX_EPOCH },
-        Self::TimedOut,
-        Self::Failed,
-    ];
-
     /// The name under which it is counted, logged and stored.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::UnknownSeries => "unknown_series",
-            Self::ExternallyManaged => "externally_managed",
-            Self::InvalidStore => "invalid_store",
-            Self::Expired => "expired",
-            Self::MutuallyExclusive => "mutually_exclusive",
-            Self::AlreadyHolds => "already_holds",
-            Self::PerUserMaximum => "per_user_maximum",
-            Self::CapReached => "cap_reached",
-            Self::PoolEmpty => "pool_empty",
-            Self::Gap { .. } => "gap",
-            Self::TimedOut => "timed_out",
-            Self::Failed => "failed",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -165,7 +123,7 @@ mod tests {
 
     #[test]
     fn each_is_found_by_its_name() {
-        for refusal in Refusal::ALL {
+        for refusal in Refusal::iter() {
             assert_eq!(Refusal::named(refusal.name()), Some(refusal));
         }
         assert_eq!(Refusal::named("issued"), None);
@@ -173,8 +131,7 @@ mod tests {
 
     #[test]
     fn it_is_stored_under_its_name() {
-        let at = Timestamp::UNIX_EPOCH;
-        for refusal in [Refusal::Gap { next_eligible_at: at }, Refusal::AlreadyHolds, Refusal::TimedOut] {
+        for refusal in Refusal::iter() {
             let stored = serde_json::to_value(refusal).unwrap();
             assert_eq!(stored["reason"], refusal.name());
             assert_eq!(serde_json::from_value::<Refusal>(stored).unwrap(), refusal);

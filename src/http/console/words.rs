@@ -95,6 +95,8 @@ const fn meaning(refusal: Refusal) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use strum::IntoEnumIterator;
+
     use super::*;
 
     #[test]
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_words() {
-        for refusal in Refusal::ALL {
+        for refusal in Refusal::iter() {
             assert_eq!(reason(refusal.name()).code, refusal.code().to_string());
         }
         assert_eq!(reason("of_later").meaning, "of later");

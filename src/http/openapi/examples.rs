@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use strum::IntoEnumIterator;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::{OpenApi, RefOr};
 
@@ -108,23 +109,13 @@ pub(in crate::http) fn metadata() -> Value {
 }
 
 /// Every refusal of an entity, in the contract's order.
-pub(super) fn refusals() -> [Refusal; 12] {
+pub(super) fn refusals() -> impl Iterator<Item = Refusal> {
     // 2026-12-01T00:00:00Z
     let next_eligible_at = Timestamp::constant(1_796_083_200, 0);
-    [
-        Refusal::UnknownSeries,
-        Refusal::ExternallyManaged,
-        Refusal::InvalidStore,
-        Refusal::Expired,
-        Refusal::AlreadyHolds,
-        Refusal::PerUserMaximum,
-        Refusal::MutuallyExclusive,
-        Refusal::CapReached,
-        Refusal::PoolEmpty,
-        Refusal::Gap { next_eligible_at },
-        Refusal::TimedOut,
-        Refusal::Failed,
-    ]
+    Refusal::iter().map(move |refusal| match refusal {
+        Refusal::Gap { .. } => Refusal::Gap { next_eligible_at },
+        other => other,
+    })
 }
 
 /// Adds an answer with each refusal to those that an issue may get.
