@@ -12,6 +12,7 @@ mod facts;
 mod organisation;
 mod plan;
 mod rate_limit;
+mod secret;
 mod series;
 
 pub use caller::{Access, Attribution, Caller, Credential, Target, TargetType};
@@ -27,4 +28,5 @@ pub use plan::{
     TokenIssuerPlan,
 };
 pub use rate_limit::RateLimit;
+pub use secret::{SecretError, secret_in, secret_line};
 pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Series, SeriesId};
