@@ -24,8 +24,8 @@ pub use entropy::{Entropy, EntropyError, OsEntropy};
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
 pub use plan::{
-    ClientProof, CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan, TokenAlgorithm,
-    TokenIssuerPlan,
+    ClientProof, CustomerPlan, IdentifierPlan, OAuthClientPlan, OrganisationPlan, Place, Settings, StorePlan, TillPlan,
+    TokenAlgorithm, TokenIssuerPlan,
 };
 pub use rate_limit::RateLimit;
 pub use secret::{SecretError, secret_in, secret_line};

@@ -1,5 +1,5 @@
 //! A secret as a file, a variable of the environment or standard input holds it: one line of UTF-8.
-//! Where it comes from is the business of whoever asks; what it is for as well.
+//! Whoever needs one reads it; here the text is checked.
 
 use secrecy::SecretString;
 
