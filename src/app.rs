@@ -28,6 +28,7 @@ use crate::http::{
     self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
 };
 use crate::issuance::{IssueLimits, Issuer};
+pub use crate::model::secret_in;
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
 use crate::pool::{self, Pools};
 pub use crate::pool::{DryRun, Event, ImportState, LineError};

@@ -6,7 +6,7 @@ mod layers;
 mod log_filter;
 mod ranges;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -306,14 +306,11 @@ impl DatabaseSettings {
     /// # Errors
     /// When no database is named, or its URL cannot be read.
     pub fn connect_options(&self, url: Option<&SecretString>) -> Result<PgConnectOptions, SettingsError> {
-        let from_file = || {
-            std::fs::read_to_string(&self.url_file)
-                .map_err(|error| SettingsError::UrlFile(self.url_file.clone(), error))
-        };
+        let from_file = || url_in(&self.url_file).map_err(|error| SettingsError::UrlFile(self.url_file.clone(), error));
         let url = match url {
             Some(url) => url.clone(),
             None if !self.url.expose_secret().is_empty() => self.url.clone(),
-            None if !self.url_file.is_empty() => from_file()?.trim_start_matches('\u{feff}').trim().to_owned().into(),
+            None if !self.url_file.is_empty() => from_file()?,
             None => return Err(SettingsError::NoDatabase),
         };
         let text = url.expose_secret();
@@ -326,6 +323,17 @@ impl DatabaseSettings {
         let options = if let Some(host) = bare { options.host(&host) } else { options };
         Ok(options.application_name("coupon-issuer"))
     }
+}
+
+/// The only line of a file. The parser of URLs would leave out the line's end between two, and take them for one.
+fn url_in(path: &str) -> io::Result<SecretString> {
+    let text = std::fs::read_to_string(path)?;
+    let url = text.trim_start_matches('\u{feff}').trim();
+    if url.contains(['\r', '\n']) {
+        let reason = "the file is more than one line: it holds the URL and nothing else";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(url.into())
 }
 
 fn hours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

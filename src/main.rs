@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use cli::{
     AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, Common, ConfigCommand, DemoArgs, ImportArgs,
@@ -329,23 +329,16 @@ async fn client(command: ClientCommand) -> anyhow::Result<Outcome> {
 
 /// One line, from a file or from standard input; a terminal is asked for it twice, and does not show it.
 fn read_secret(file: Option<&Path>, what: &str) -> anyhow::Result<SecretString> {
-    let mut text = match file {
-        Some(file) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
-        None if std::io::stdin().is_terminal() => ask_for_secret(what)?,
+    let bytes = match file {
+        Some(file) => std::fs::read(file).with_context(|| file.display().to_string())?,
+        None if std::io::stdin().is_terminal() => ask_for_secret(what)?.into_bytes(),
         None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).with_context(|| format!("reading the {what}"))?;
-            text
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).with_context(|| format!("reading the {what}"))?;
+            bytes
         }
     };
-    text.truncate(text.trim_end_matches(['\r', '\n']).len());
-    if text.is_empty() {
-        bail!("the {what} is empty");
-    }
-    if text.contains(['\r', '\n']) {
-        bail!("the {what} is more than one line");
-    }
-    Ok(text.into())
+    app::secret_in(bytes).map_err(|error| anyhow!("the {what} {error}"))
 }
 
 fn ask_for_secret(what: &str) -> anyhow::Result<String> {

@@ -193,7 +193,9 @@ fn kid(pair: &KeyPair) -> String {
 /// The keys of a PEM text: the first signs, the others only verify.
 fn rows_of(pem: &SecretString, place: &'static str) -> Result<Vec<SigningKeyRow>, KeyError> {
     let mut rows = Vec::new();
-    for key in PrivatePkcs8KeyDer::pem_slice_iter(pem.expose_secret().as_bytes()) {
+    // Behind a byte order mark the first key would not be seen, and the second would sign.
+    let pem = pem.expose_secret().trim_start_matches('\u{feff}');
+    for key in PrivatePkcs8KeyDer::pem_slice_iter(pem.as_bytes()) {
         let key = key.map_err(|_| KeyError::None(place))?;
         let pair = KeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| KeyError::None(place))?;
         let signs_from = if rows.is_empty() { Timestamp::MIN } else { Timestamp::MAX };

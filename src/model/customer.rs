@@ -97,6 +97,12 @@ impl Identifiers {
         email.trim().to_lowercase()
     }
 
+    /// The mobile, the e-mail and the external id.
+    #[must_use]
+    pub const fn beside_the_id(&self) -> [&Option<String>; 3] {
+        [&self.mobile, &self.email, &self.external_id]
+    }
+
     /// Whether the customer is not named at all.
     #[must_use]
     pub const fn is_empty(&self) -> bool {

@@ -12,6 +12,7 @@ mod facts;
 mod organisation;
 mod plan;
 mod rate_limit;
+mod secret;
 mod series;
 
 pub use caller::{Access, Attribution, Caller, Credential, Target, TargetType};
@@ -23,8 +24,9 @@ pub use entropy::{Entropy, EntropyError, OsEntropy};
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
 pub use plan::{
-    ClientProof, CustomerPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan, TillPlan, TokenAlgorithm,
-    TokenIssuerPlan,
+    ClientProof, CustomerPlan, IdentifierPlan, OAuthClientPlan, OrganisationPlan, Place, Settings, StorePlan, TillPlan,
+    TokenAlgorithm, TokenIssuerPlan,
 };
 pub use rate_limit::RateLimit;
+pub use secret::{SecretError, secret_in, secret_line};
 pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Series, SeriesId};

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use jiff::civil::Date;
 use secrecy::SecretString;
 
-use super::{Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, RateLimit, Series, StoreId};
+use super::{
+    Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, RateLimit, Series, SeriesId, StoreId,
+};
 
 /// An organisation with everything in it.
 #[derive(Debug, Clone)]
@@ -37,6 +39,17 @@ pub struct OrganisationPlan {
     pub customers: Vec<CustomerPlan>,
     /// Its series.
     pub series: Vec<Series>,
+    /// The series that those of the file exclude and the file does not list, each where it is named.
+    pub unlisted_series: Vec<(SeriesId, Place)>,
+}
+
+/// Where in the file something is said.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The line, from 1.
+    pub line: usize,
+    /// The key, with the tables it is in.
+    pub key: String,
 }
 
 /// A store.
@@ -158,13 +171,46 @@ pub enum ClientProof {
     Issuer(String),
 }
 
-/// A customer to be registered, by the identifiers that are given; others it may have are left as they are.
+/// A customer to be registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerPlan {
     /// Its key.
     pub id: CustomerId,
-    /// The rest.
-    pub identifiers: Identifiers,
+    /// Where the file has it.
+    pub place: Place,
+    /// In the order of [`IdentifierPlan::NAMES`].
+    pub identifiers: [IdentifierPlan; 3],
+}
+
+/// What becomes of one of a customer's identifiers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentifierPlan {
+    /// It stays as it is: the file leaves it out.
+    Kept,
+    /// The customer has it no longer.
+    Withdrawn,
+    /// The customer has this one, in the form in which it is compared.
+    Given {
+        /// The identifier.
+        value: String,
+        /// Where the file gives it.
+        place: Place,
+    },
+}
+
+impl IdentifierPlan {
+    /// The identifiers besides the id, as the contract tells them apart; in the order of [`Identifiers::beside_the_id`].
+    pub const NAMES: [&'static str; 3] = ["mobile", "email", "external_id"];
+
+    /// What the customer has afterwards who has this now.
+    #[must_use]
+    pub fn applied_to(&self, stored: Option<&String>) -> Option<String> {
+        match self {
+            Self::Kept => stored.cloned(),
+            Self::Withdrawn => None,
+            Self::Given { value, .. } => Some(value.clone()),
+        }
+    }
 }
 
 /// Something with settings that can be told: for saying what a change changes.
@@ -200,14 +246,10 @@ impl Settings for TokenIssuerPlan {
     }
 }
 
-impl Settings for CustomerPlan {
+impl Settings for Identifiers {
     fn settings(&self) -> Vec<(&'static str, String)> {
         let told = |value: &Option<String>| value.clone().unwrap_or_default();
-        vec![
-            ("mobile", told(&self.identifiers.mobile)),
-            ("email", told(&self.identifiers.email)),
-            ("external_id", told(&self.identifiers.external_id)),
-        ]
+        IdentifierPlan::NAMES.into_iter().zip(self.beside_the_id().map(told)).collect()
     }
 }
 

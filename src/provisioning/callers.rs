@@ -3,16 +3,19 @@
 //! Secrets are read here, from wherever the file says; no mistake repeats one.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::{Host, Url};
 
-use super::file::{ACCESS_WORDS, Names, Secrets, unique};
+use super::file::{ACCESS_WORDS, Lines, Names, Secrets, unique};
 use super::toml::Section;
 use crate::auth::LONGEST_NAME;
 use crate::model::{
-    Access, ClientProof, OAuthClientPlan, RateLimit, StoreId, TillPlan, TokenAlgorithm, TokenIssuerPlan,
+    Access, ClientProof, OAuthClientPlan, RateLimit, SecretError, StoreId, TillPlan, TokenAlgorithm, TokenIssuerPlan,
+    secret_in, secret_line,
 };
 
 const LONGEST_URL: usize = 500;
@@ -24,7 +27,7 @@ const SECRET_KEYS: [&str; 3] = ["secret", "secret_file", "secret_env"];
 pub(super) fn till(
     section: &Section<'_>,
     secrets: &Secrets<'_>,
-    stores: &BTreeSet<i64>,
+    stores: &Lines<i64>,
     ids: &mut BTreeSet<String>,
     names: &mut Names,
 ) -> Option<TillPlan> {
@@ -37,7 +40,7 @@ pub(super) fn till(
         unique(section, "id", &mut names.tills, id.clone());
     }
     let store_id = section.required("store_id", section.integer("store_id", 1..=i64::MAX));
-    if store_id.is_some_and(|id| !stores.contains(&id)) {
+    if store_id.is_some_and(|id| !stores.contains_key(&id)) {
         section.mistake("store_id", "is no store of this organisation in this file");
     }
     let access = section.choice("access", ACCESS_WORDS, Access::parse);
@@ -48,7 +51,7 @@ pub(super) fn till(
     Some(TillPlan { id: id?, store_id: StoreId(store_id?), password: password?, access, disabled, rate_limit })
 }
 
-pub(super) fn token_issuer(section: &Section<'_>, issuers: &mut BTreeSet<String>) -> Option<TokenIssuerPlan> {
+pub(super) fn token_issuer(section: &Section<'_>, issuers: &mut Lines<String>) -> Option<TokenIssuerPlan> {
     let issuer = section.required("issuer", url(section, "issuer", false));
     // One with a mistake in it is known, too: what refers to it is no mistake besides.
     if let Some(issuer) = &issuer {
@@ -65,7 +68,7 @@ pub(super) fn oauth_client(
     section: &Section<'_>,
     secrets: &Secrets<'_>,
     tills: &BTreeSet<String>,
-    issuers: &BTreeSet<String>,
+    issuers: &Lines<String>,
     names: &mut Names,
 ) -> Option<OAuthClientPlan> {
     let key = section.required("key", section.name("key", LONGEST_NAME));
@@ -84,7 +87,7 @@ pub(super) fn oauth_client(
 }
 
 /// A secret, or an issuer of tokens.
-fn client_proof(section: &Section<'_>, secrets: &Secrets<'_>, issuers: &BTreeSet<String>) -> Option<ClientProof> {
+fn client_proof(section: &Section<'_>, secrets: &Secrets<'_>, issuers: &Lines<String>) -> Option<ClientProof> {
     let ttl = section.integer("token_ttl_seconds", 1..=2_592_000);
     let [plain, file, variable] = SECRET_KEYS;
     if one_of(section, &[plain, file, variable, "token_issuer"])? != "token_issuer" {
@@ -96,7 +99,7 @@ fn client_proof(section: &Section<'_>, secrets: &Secrets<'_>, issuers: &BTreeSet
         section.mistake("token_ttl_seconds", "means something only with a secret");
     }
     let issuer = section.text("token_issuer")?;
-    if !issuers.contains(&issuer) {
+    if !issuers.contains_key(&issuer) {
         section.mistake("token_issuer", "is no token issuer of this organisation in this file");
     }
     Some(ClientProof::Issuer(issuer))
@@ -117,20 +120,26 @@ fn one_of(section: &Section<'_>, keys: &[&'static str]) -> Option<&'static str> 
 /// A secret: in the file, in a file of its own, or in the environment. One of the three keys must be there.
 fn secret(section: &Section<'_>, secrets: &Secrets<'_>, keys: [&'static str; 3]) -> Option<SecretString> {
     let [plain, file, variable] = keys;
-    let (key, secret) = if let Some(name) = section.text(file) {
-        let read = std::fs::read_to_string(secrets.directory.join(name));
-        (file, read.map(|text| text.trim_end_matches(['\r', '\n']).to_owned()).map_err(|error| error.to_string()))
-    } else if let Some(name) = section.text(variable) {
-        (variable, (secrets.variable)(&name).ok_or_else(|| "the environment has no such variable".to_owned()))
+    let (key, secret) = if section.has(file) {
+        (file, from_file(&secrets.directory.join(section.text(file)?)))
+    } else if section.has(variable) {
+        let value = (secrets.variable)(&section.text(variable)?);
+        (variable, value.ok_or_else(|| "the environment has no such variable".to_owned()).and_then(from_variable))
     } else {
-        (plain, Ok(section.text(plain)?))
+        (plain, secret_line(&section.text(plain)?).map_err(|error| error.to_string()))
     };
-    match secret.map(SecretString::from) {
-        Ok(secret) if !secret.expose_secret().is_empty() => return Some(secret),
-        Ok(_) => section.mistake(key, "must not be empty"),
-        Err(reason) => section.mistake(key, reason),
-    }
-    None
+    // A mistake refuses the file.
+    secret.map_err(|reason| section.mistake(key, reason)).ok()
+}
+
+fn from_file(path: &Path) -> Result<SecretString, String> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    secret_in(bytes).map_err(|error| error.to_string())
+}
+
+fn from_variable(value: OsString) -> Result<SecretString, String> {
+    let text = value.into_string().map_err(|_| SecretError::NotUtf8.to_string())?;
+    secret_line(&text).map_err(|error| error.to_string())
 }
 
 /// The limit for those of an organisation that have none of their own.

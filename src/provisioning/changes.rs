@@ -5,13 +5,13 @@
 use secrecy::SecretString;
 
 use super::stores::Codes;
-use super::{ApplyError, Report};
+use super::{ApplyError, Report, customers};
 use crate::auth::{hash_secret, till_password, verify_secret};
 use crate::model::{
     Access, ClientProof, CustomerPlan, OrgId, OrganisationPlan, RateLimit, Series, Settings, StorePlan, TokenIssuerPlan,
 };
 use crate::store::provisioning::{
-    OrganisationSettings, Provisioning, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
+    OrganisationSettings, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
 };
 
 /// What is to be written of one organisation.
@@ -37,13 +37,11 @@ impl Changes<'_> {
 
 /// Compares a plan with what is stored, and tells each difference in `report`.
 pub(super) async fn compare<'a>(
-    transaction: &mut Provisioning,
     plan: &'a OrganisationPlan,
+    stored: &StoredOrganisation,
     report: &mut Report,
 ) -> Result<Changes<'a>, ApplyError> {
-    let customers: Vec<_> = plan.customers.iter().map(|customer| customer.id.clone()).collect();
-    let stored = transaction.stored(plan.id, &customers).await?;
-    note_left_alone(plan, &stored, report);
+    note_left_alone(plan, stored, report);
     let others = stored.stores.values().filter(|stored| !plan.stores.iter().any(|store| store.id == stored.id));
     let mut codes = Codes::default();
     if let Some(shared) = plan.stores.iter().chain(others).flat_map(|store| codes.add(store)).next() {
@@ -59,10 +57,10 @@ pub(super) async fn compare<'a>(
     let shops = (plan.stores.iter())
         .filter(|one| differs(&format!("store {}", one.id.0), difference(stored.stores.get(&one.id), *one)))
         .collect();
-    let tills = compare_tills(plan, &stored, report).await?;
-    let token_issuers = plan.token_issuers.iter().filter(|one| issuer_differs(plan.id, one, &stored, report)).collect();
-    let oauth_clients = compare_clients(plan, &stored, report).await?;
-    let customers = plan.customers.iter().filter(|one| customer_differs(plan.id, one, &stored, report)).collect();
+    let tills = compare_tills(plan, stored, report).await?;
+    let token_issuers = plan.token_issuers.iter().filter(|one| issuer_differs(plan.id, one, stored, report)).collect();
+    let oauth_clients = compare_clients(plan, stored, report).await?;
+    let customers = plan.customers.iter().filter(|one| customer_differs(plan.id, one, stored, report)).collect();
     Ok(Changes {
         plan,
         is_new: stored.settings.is_none(),
@@ -150,17 +148,19 @@ fn issuer_differs(org_id: OrgId, issuer: &TokenIssuerPlan, stored: &StoredOrgani
     report.note(org_id, &format!("token_issuer {}", issuer.issuer), change)
 }
 
-/// Identifiers that the file does not give are left as they are.
 fn customer_differs(org_id: OrgId, customer: &CustomerPlan, stored: &StoredOrganisation, report: &mut Report) -> bool {
     let known = stored.customers.get(&customer.id);
-    let mut wanted = customer.clone();
-    if let Some(known) = known {
-        let (given, known) = (&mut wanted.identifiers, &known.identifiers);
-        given.mobile = given.mobile.take().or_else(|| known.mobile.clone());
-        given.email = given.email.take().or_else(|| known.email.clone());
-        given.external_id = given.external_id.take().or_else(|| known.external_id.clone());
-    }
-    report.note(org_id, &format!("customer {}", customer.id.0), difference(known, &wanted))
+    let wanted = customers::wanted(customer, known);
+    let difference = match (difference(known.map(|known| &known.identifiers), &wanted), known) {
+        // A customer made on first use is registered by being listed.
+        (Difference::None, Some(known)) if !known.registered => Difference::New,
+        (Difference::Settings(mut settings), Some(known)) if !known.registered => {
+            settings.insert(0, "registered".to_owned());
+            Difference::Settings(settings)
+        }
+        (difference, _) => difference,
+    };
+    report.note(org_id, &format!("customer {}", customer.id.0), difference)
 }
 
 /// The stored hash if it is the secret's, else a new one; and whether it is new.

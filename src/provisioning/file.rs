@@ -1,21 +1,24 @@
-//! The file of `apply`: its shape and its rules, parsed into plans. The tables of those who call are in `callers`, stores in `stores`.
+//! The file of `apply`: its shape and its rules, parsed into plans. The tables of those who call are in `callers`, stores in `stores`,
+//! customers in `customers`.
 //! All of it is checked before anything is changed.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
 use toml::de::DeTable;
 
 use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
+use super::customers::{Given, customer};
 use super::stores::{Codes, store};
 use super::toml::{Mistake, Mistakes, Section};
 use crate::auth::LONGEST_NAME;
 use crate::issuance::codes;
 use crate::model::{
-    Access, CODE_ALPHABET, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, DiscountType,
-    ExpiryStrategy, Face, Identifiers, LONGEST_CODE, OrgId, OrganisationPlan, Series, SeriesId, StoreId, check_code,
-    may_be_in_code,
+    Access, CODE_ALPHABET, ClientHandling, CodeShape, CustomerPolicy, DiscountType, ExpiryStrategy, Face, LONGEST_CODE,
+    OrgId, OrganisationPlan, Place, Series, SeriesId, StoreId, check_code, may_be_in_code,
 };
 
 pub(super) const ACCESS_WORDS: &str = "none, read, write";
@@ -28,7 +31,7 @@ pub struct Secrets<'a> {
     /// What a relative `password_file` is relative to.
     pub directory: &'a Path,
     /// Looks up an environment variable.
-    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
 }
 
 /// Parses a whole file.
@@ -56,21 +59,30 @@ pub fn parse(source: &str, secrets: &Secrets<'_>) -> Result<Vec<OrganisationPlan
 /// What must be unique over the whole file, because it is looked up without an organisation.
 #[derive(Default)]
 pub(super) struct Names {
-    orgs: BTreeSet<i64>,
-    pub(super) tills: BTreeSet<String>,
-    pub(super) clients: BTreeSet<String>,
+    orgs: Lines<i64>,
+    pub(super) tills: Lines<String>,
+    pub(super) clients: Lines<String>,
 }
 
+/// Values of the file, each with the line of the first that has it.
+pub(super) type Lines<T> = BTreeMap<T, usize>;
+
 /// Notes a value that was there before.
-pub(super) fn unique<T: Ord>(section: &Section<'_>, key: &str, seen: &mut BTreeSet<T>, value: T) {
-    if !seen.insert(value) {
-        section.mistake(key, "is listed twice");
+pub(super) fn unique<T: Ord>(section: &Section<'_>, key: &str, seen: &mut Lines<T>, value: T) {
+    let line = section.place_of(key).line;
+    match seen.entry(value) {
+        Entry::Occupied(first) => section.mistake(key, format!("is listed twice, first in line {}", first.get())),
+        Entry::Vacant(place) => {
+            place.insert(line);
+        }
     }
 }
 
 fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names) -> Option<OrganisationPlan> {
     let id = section.required("id", section.integer("id", 1..=i64::MAX));
-    unique(section, "id", &mut names.orgs, id.unwrap_or_default());
+    if let Some(id) = id {
+        unique(section, "id", &mut names.orgs, id);
+    }
     let name = section.required("name", section.name("name", LONGEST_NAME));
     let time_zone = section.text("time_zone").unwrap_or_else(|| "UTC".to_owned());
     if jiff::tz::TimeZone::get(&time_zone).is_err() {
@@ -81,14 +93,14 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     let rate_limit = organisation_rate_limit(section);
     let natural_key = section.boolean("natural_key").unwrap_or(false);
 
-    let (mut store_ids, mut till_ids, mut issuers, mut customer_ids, mut series_ids) = Default::default();
-    let (mut codes, mut store_codes) = (BTreeSet::new(), Codes::default());
+    let (mut store_ids, mut till_ids, mut issuers, mut customer_ids) = Default::default();
+    let (mut store_codes, mut given, mut seen) = (Codes::default(), Given::default(), SeriesSeen::default());
     let stores = each(section, "stores", |one| store(one, &mut store_ids, &mut store_codes));
     let tills = each(section, "tills", |one| till(one, secrets, &store_ids, &mut till_ids, names));
     let token_issuers = each(section, "token_issuers", |one| token_issuer(one, &mut issuers));
     let oauth_clients = each(section, "oauth_clients", |one| oauth_client(one, secrets, &till_ids, &issuers, names));
-    let customers = each(section, "customers", |one| customer(one, &mut customer_ids));
-    let series = each(section, "series", |one| series(one, &store_ids, &mut series_ids, &mut codes));
+    let customers = each(section, "customers", |one| customer(one, &mut customer_ids, &mut given));
+    let series = each(section, "series", |one| series(one, &store_ids, &mut seen));
     if let Some(series) = &series {
         check_generic_codes(section, series);
     }
@@ -106,6 +118,7 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
         oauth_clients: oauth_clients?,
         customers: customers?,
         series: series?,
+        unlisted_series: seen.excluded.into_iter().filter(|(id, _)| !seen.ids.contains_key(&id.0)).collect(),
     })
 }
 
@@ -127,42 +140,30 @@ fn each<'s, T>(
     read.into_iter().collect()
 }
 
-fn customer(section: &Section<'_>, ids: &mut BTreeSet<String>) -> Option<CustomerPlan> {
-    let id = section.required("id", section.name("id", LONGEST_NAME));
-    unique(section, "id", ids, id.clone().unwrap_or_default());
-    let mobile = section.text("mobile").and_then(|given| {
-        // A mistake refuses the file.
-        Identifiers::mobile_digits(&given).map_err(|reason| section.mistake("mobile", &reason)).ok()
-    });
-    let email = section.name("email", LONGEST_NAME).map(|email| Identifiers::email_folded(&email));
-    let external_id = section.name("external_id", LONGEST_NAME);
-    let id = CustomerId(id?);
-    Some(CustomerPlan { identifiers: Identifiers { id: Some(id.clone()), mobile, external_id, email }, id })
+/// What was read of an organisation's series so far.
+#[derive(Default)]
+struct SeriesSeen {
+    ids: Lines<i64>,
+    generic_codes: Lines<String>,
+    /// The series that others exclude, each where it is named.
+    excluded: Vec<(SeriesId, Place)>,
 }
 
-fn series(
-    section: &Section<'_>,
-    stores: &BTreeSet<i64>,
-    ids: &mut BTreeSet<i64>,
-    codes: &mut BTreeSet<String>,
-) -> Option<Series> {
+fn series(section: &Section<'_>, stores: &Lines<i64>, seen: &mut SeriesSeen) -> Option<Series> {
     // Every key is read before the first `?`: one mistake must not hide another.
     let id = section.required("id", section.integer("id", 1..=i64::MAX));
-    unique(section, "id", ids, id.unwrap_or_default());
+    if let Some(id) = id {
+        unique(section, "id", &mut seen.ids, id);
+    }
     let description = section.required("description", section.text("description"));
     let valid_till_date = section.required("valid_till_date", section.date("valid_till_date"));
     let discount = discount(section);
     let expiry_strategy = expiry_strategy(section);
     let max_create = section.limit("max_create", i64::MAX);
-    let client_handling = client_handling(section, max_create, codes);
-    let store_ids = section.integers("store_ids");
-    if store_ids.iter().any(|id| !stores.contains(id)) {
-        section.mistake("store_ids", "names a store that is none of this organisation in this file");
-    }
-    let exclusive = section.integers("mutual_exclusive_series_ids");
-    if exclusive.iter().any(|other| Some(*other) == id) {
-        section.mistake("mutual_exclusive_series_ids", "must not name the series itself");
-    }
+    let client_handling = client_handling(section, max_create, &mut seen.generic_codes);
+    let store_ids = store_ids(section, stores);
+    let excluded = excluded(section, id);
+    seen.excluded.extend(excluded.iter().cloned());
     let small = |limit: Option<i64>| limit.and_then(|limit| i32::try_from(limit).ok());
     let flag = |key, default| section.boolean(key).unwrap_or(default);
     let settings = Series {
@@ -184,8 +185,8 @@ fn series(
         max_vouchers_per_user: small(section.limit("max_vouchers_per_user", i32::MAX.into())),
         do_not_resend_existing_voucher: flag("do_not_resend_existing_voucher", true),
         min_days_between_vouchers: small(section.limit("min_days_between_vouchers", 36_500)).filter(|days| *days > 0),
-        mutual_exclusive_series_ids: sorted(exclusive).into_iter().map(SeriesId).collect(),
-        store_ids: sorted(store_ids).into_iter().map(StoreId).collect(),
+        mutual_exclusive_series_ids: sorted(excluded.into_iter().map(|(id, _)| id)),
+        store_ids: sorted(store_ids),
         externally_managed: flag("externally_managed", false),
     };
     (id.is_some()
@@ -196,7 +197,34 @@ fn series(
     .then_some(settings)
 }
 
-fn sorted(ids: Vec<i64>) -> Vec<i64> {
+fn store_ids(section: &Section<'_>, stores: &Lines<i64>) -> Vec<StoreId> {
+    let given = section.integers("store_ids");
+    for (id, place) in given.iter().filter(|(id, _)| !stores.contains_key(id)) {
+        section.mistake_at(place, format!("names store {id}, which is none of this organisation in this file"));
+    }
+    given.into_iter().map(|(id, _)| StoreId(id)).collect()
+}
+
+/// `mutual_exclusive_series_ids`. Whether those that the file does not list are stored is found out later.
+fn excluded(section: &Section<'_>, own: Option<i64>) -> Vec<(SeriesId, Place)> {
+    let given = section.integers("mutual_exclusive_series_ids");
+    // As the contract writes it.
+    if matches!(given.as_slice(), [(-1, _)]) {
+        return Vec::new();
+    }
+    for (id, place) in &given {
+        if Some(*id) == own {
+            section.mistake_at(place, "must not name the series itself");
+        } else if *id == -1 {
+            section.mistake_at(place, "-1 means none, and stands alone");
+        } else if *id < 1 {
+            section.mistake_at(place, format!("names series {id}: ids of series begin at 1"));
+        }
+    }
+    given.into_iter().map(|(id, place)| (SeriesId(id), place)).collect()
+}
+
+fn sorted<T: Ord>(ids: impl IntoIterator<Item = T>) -> Vec<T> {
     ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
@@ -223,7 +251,7 @@ fn expiry_strategy(section: &Section<'_>) -> ExpiryStrategy {
 fn client_handling(
     section: &Section<'_>,
     max_create: Option<i64>,
-    codes: &mut BTreeSet<String>,
+    codes: &mut Lines<String>,
 ) -> Option<ClientHandling> {
     let kind = section.text("client_handling_type").unwrap_or_else(|| "DISC_CODE".to_owned());
     let shape = code_shape(section);

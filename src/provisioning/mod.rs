@@ -6,13 +6,14 @@
 mod callers;
 mod changes;
 pub mod commands;
+mod customers;
 mod file;
 pub mod keys;
 mod stores;
 mod toml;
 
-use std::fmt;
 use std::path::Path;
+use std::{fmt, io};
 
 use sqlx::postgres::PgConnectOptions;
 
@@ -22,7 +23,7 @@ use self::stores::SharedCode;
 pub use self::toml::Mistake;
 use crate::model::{OrgId, OrganisationPlan};
 use crate::store::StoreError;
-use crate::store::provisioning::{Provisioning, is_taken};
+use crate::store::provisioning::{Provisioning, StoredOrganisation, is_deadlock, is_taken};
 
 /// Why a file was not applied. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +34,12 @@ pub enum ApplyError {
     /// The file has mistakes.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Mistakes(Vec<Mistake>),
-    /// A name or an identifier is another's: of another organisation, or of a customer that the file does not list.
-    #[error("{0}: the name or one of the identifiers is taken by another")]
+    /// A till's name or a client's key is taken by another organisation.
+    #[error("{0}: the name is taken by another organisation; tills log in by it alone, and clients by their key")]
     Taken(String),
+    /// A request gave an identifier to a customer while the file was compared with what is stored.
+    #[error("org {}: a request has just given one of the identifiers to a customer: apply the file again", .0.0)]
+    Overtaken(OrgId),
     /// A code or an external id of a store is also that of one that the file does not list.
     #[error("org {}: {}; one of the two is not in the file", .0.0, .1)]
     SharedCode(OrgId, SharedCode),
@@ -74,9 +78,19 @@ impl fmt::Display for Report {
 /// # Errors
 /// [`ApplyError::File`], or [`ApplyError::Mistakes`] with all of them.
 pub fn read(path: &Path) -> Result<Vec<OrganisationPlan>, ApplyError> {
-    let source = std::fs::read_to_string(path).map_err(|error| ApplyError::File(path.display().to_string(), error))?;
+    let source = text_of(path).map_err(|error| ApplyError::File(path.display().to_string(), error))?;
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
-    parse(&source, &Secrets { directory, variable: &|name| std::env::var(name).ok() })
+    parse(&source, &Secrets { directory, variable: &|name| std::env::var_os(name) })
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    let bytes = std::fs::read(path)?;
+    let wrong = |reason| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return wrong("the file is UTF-16: save it as UTF-8");
+    }
+    let Ok(text) = String::from_utf8(bytes) else { return wrong("the file is not UTF-8") };
+    Ok(text)
 }
 
 /// Checks the text of a file.
@@ -103,10 +117,11 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     let mut plans: Vec<&OrganisationPlan> = plans.iter().collect();
     plans.sort_by_key(|plan| plan.id);
 
+    let plans = with_stored(&mut transaction, plans).await?;
     // What issuing waits for is written last, so that it waits for nothing slow: no password is hashed under the lock.
     let mut changes = Vec::with_capacity(plans.len());
-    for plan in plans {
-        changes.push(changes::compare(&mut transaction, plan, &mut report).await?);
+    for (plan, stored) in &plans {
+        changes.push(changes::compare(plan, stored, &mut report).await?);
     }
     for organisation in &changes {
         write_holders(&mut transaction, organisation).await?;
@@ -116,6 +131,26 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     }
     transaction.commit().await?;
     Ok(report)
+}
+
+/// What is stored of each organisation, which no plan contradicts.
+async fn with_stored<'a>(
+    transaction: &mut Provisioning,
+    plans: Vec<&'a OrganisationPlan>,
+) -> Result<Vec<(&'a OrganisationPlan, StoredOrganisation)>, ApplyError> {
+    let mut compared = Vec::with_capacity(plans.len());
+    let mut mistakes = Vec::new();
+    for plan in plans {
+        let stored = transaction.stored(plan).await?;
+        mistakes.extend(customers::taken(plan, &stored.customers));
+        let unknown = plan.unlisted_series.iter().filter(|(id, _)| !stored.series.contains_key(id));
+        mistakes.extend(unknown.map(|(id, place)| {
+            Mistake::at(place, format!("names series {}, which is neither in this file nor stored", id.0))
+        }));
+        compared.push((plan, stored));
+    }
+    mistakes.sort();
+    if mistakes.is_empty() { Ok(compared) } else { Err(ApplyError::Mistakes(mistakes)) }
 }
 
 /// The stores, tills, issuers of tokens, clients and customers: whoever calls and whoever receives.
@@ -139,11 +174,10 @@ async fn write_holders(transaction: &mut Provisioning, changes: &Changes<'_>) ->
         let put = transaction.put_oauth_client(org_id, key, client).await;
         put.map_err(|error| taken(error, org_id, &format!("oauth_client {key}")))?;
     }
-    for customer in &changes.customers {
-        let put = transaction.put_customer(org_id, customer).await;
-        put.map_err(|error| taken(error, org_id, &format!("customer {}", customer.id.0)))?;
-    }
-    Ok(())
+    transaction.put_customers(org_id, &changes.customers).await.map_err(|error| {
+        let overtaken = is_taken(&error) || is_deadlock(&error);
+        if overtaken { ApplyError::Overtaken(org_id) } else { error.into() }
+    })
 }
 
 /// The settings that decide issuances: the organisation's own, and its series. Issuing waits while they change.

@@ -3,19 +3,21 @@
 //! Two stores of an organisation never share one. Of those in the file that is a mistake with its line; a store that is in the
 //! database alone counts as well.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::file::{ACCESS_WORDS, unique};
+use super::file::{ACCESS_WORDS, Lines, unique};
 use super::toml::Section;
 use crate::auth::LONGEST_NAME;
 use crate::model::{Access, StoreId, StorePlan};
 
 const EXTERNAL_IDS: &str = "external_ids";
 
-pub(super) fn store(section: &Section<'_>, ids: &mut BTreeSet<i64>, codes: &mut Codes) -> Option<StorePlan> {
+pub(super) fn store(section: &Section<'_>, ids: &mut Lines<i64>, codes: &mut Codes) -> Option<StorePlan> {
     let id = section.required("id", section.integer("id", 1..=i64::MAX));
-    unique(section, "id", ids, id.unwrap_or_default());
+    if let Some(id) = id {
+        unique(section, "id", ids, id);
+    }
     let name = section.required("name", section.name("name", LONGEST_NAME));
     let access = section.choice("access", ACCESS_WORDS, Access::parse);
     let code = section.text("code").filter(|code| is_code(section, "code", code));

@@ -12,6 +12,11 @@ use jiff::civil::Date;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::model::Place;
+
+/// The years that a date may be in: another one is a slip of the pen, such as the year 26.
+const YEARS: RangeInclusive<i16> = 2000..=9999;
+
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
@@ -23,6 +28,12 @@ pub struct Mistake {
     pub message: String,
 }
 
+impl Mistake {
+    pub(super) fn at(place: &Place, message: impl Into<String>) -> Self {
+        Self { line: place.line, key: place.key.clone(), message: message.into() }
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "line {}: {}: {}", self.line, self.key, self.message)
@@ -31,19 +42,28 @@ impl fmt::Display for Mistake {
 
 /// The mistakes found so far, shared by all sections of a file.
 #[derive(Clone)]
-pub(super) struct Mistakes<'s> {
-    source: &'s str,
+pub(super) struct Mistakes {
+    /// Where lines end. A file may have a hundred thousand customers, each with a few places.
+    line_ends: Rc<[usize]>,
     found: Rc<RefCell<Vec<Mistake>>>,
 }
 
-impl<'s> Mistakes<'s> {
-    pub(super) fn new(source: &'s str) -> Self {
-        Self { source, found: Rc::default() }
+impl Mistakes {
+    pub(super) fn new(source: &str) -> Self {
+        let line_ends = source.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at);
+        Self { line_ends: line_ends.collect(), found: Rc::default() }
     }
 
     pub(super) fn add(&self, at: &Range<usize>, key: &str, message: impl Into<String>) {
-        let line = 1 + self.source.bytes().take(at.start).filter(|byte| *byte == b'\n').count();
-        self.found.borrow_mut().push(Mistake { line, key: key.to_owned(), message: message.into() });
+        self.put(Mistake { line: self.line(at), key: key.to_owned(), message: message.into() });
+    }
+
+    fn put(&self, mistake: Mistake) {
+        self.found.borrow_mut().push(mistake);
+    }
+
+    fn line(&self, at: &Range<usize>) -> usize {
+        1 + self.line_ends.partition_point(|end| *end < at.start)
     }
 
     pub(super) fn take(&self) -> Vec<Mistake> {
@@ -59,12 +79,12 @@ pub(super) struct Section<'s> {
     /// Where the section begins: the place of what is missing in it.
     place: Range<usize>,
     path: String,
-    mistakes: Mistakes<'s>,
+    mistakes: Mistakes,
     read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'s> Section<'s> {
-    pub(super) fn new(table: &'s Spanned<DeTable<'s>>, path: String, mistakes: Mistakes<'s>) -> Self {
+    pub(super) fn new(table: &'s Spanned<DeTable<'s>>, path: String, mistakes: Mistakes) -> Self {
         Self { table: table.get_ref(), place: table.span(), path, mistakes, read: RefCell::default() }
     }
 
@@ -79,8 +99,23 @@ impl<'s> Section<'s> {
 
     /// Notes a mistake in the value of a key, or, if it is absent, in the section.
     pub(super) fn mistake(&self, key: &str, message: impl Into<String>) {
-        let place = self.table.get(key).map_or_else(|| self.place.clone(), Spanned::span);
-        self.mistakes.add(&place, &self.key(key), message);
+        self.mistake_at(&self.place_of(key), message);
+    }
+
+    /// Notes a mistake in one element of an array.
+    pub(super) fn mistake_at(&self, place: &Place, message: impl Into<String>) {
+        self.mistakes.put(Mistake::at(place, message));
+    }
+
+    /// Where the section begins.
+    pub(super) fn place(&self) -> Place {
+        Place { line: self.mistakes.line(&self.place), key: self.path.clone() }
+    }
+
+    /// Where the value of a key is; if it is absent, where the section begins.
+    pub(super) fn place_of(&self, key: &str) -> Place {
+        let at = self.table.get(key).map_or_else(|| self.place.clone(), Spanned::span);
+        Place { line: self.mistakes.line(&at), key: self.key(key) }
     }
 
     pub(super) fn has(&self, key: &'static str) -> bool {
@@ -137,10 +172,15 @@ impl<'s> Section<'s> {
         self.integer(key, -1..=most).filter(|limit| *limit >= 0)
     }
 
-    pub(super) fn integers(&self, key: &'static str) -> Vec<i64> {
+    /// An array of integers, each with its place. What is none is noted, and the file refused: it may be left out here.
+    pub(super) fn integers(&self, key: &'static str) -> Vec<(i64, Place)> {
         let Some(value) = self.value(key) else { return Vec::new() };
-        let integers: Option<Vec<i64>> =
-            value.get_ref().as_array().and_then(|array| array.iter().map(|one| integer(one.get_ref())).collect());
+        let path = self.key(key);
+        let placed = |one: &Spanned<DeValue<'_>>| {
+            let place = Place { line: self.mistakes.line(&one.span()), key: path.clone() };
+            Some((integer(one.get_ref())?, place))
+        };
+        let integers: Option<Vec<_>> = value.get_ref().as_array().and_then(|array| array.iter().map(placed).collect());
         if integers.is_none() {
             self.mistake(key, "must be an array of integers");
         }
@@ -164,9 +204,18 @@ impl<'s> Section<'s> {
             DeValue::Datetime(date) => Some(date.to_string()),
             other => other.as_str().map(str::to_owned),
         };
+        // What is no date is told below.
         let date = text.and_then(|text| Date::strptime("%Y-%m-%d", text).ok());
-        if date.is_none() {
-            self.mistake(key, "must be a date like 2027-05-09");
+        match date.map(Date::year) {
+            None => self.mistake(key, "must be a date like 2027-05-09"),
+            Some(year) if !YEARS.contains(&year) => {
+                let (first, last) = (YEARS.start(), YEARS.end());
+                self.mistake(
+                    key,
+                    format!("must be a date like 2027-05-09, from {first} to {last}: this is the year {year}"),
+                );
+            }
+            Some(_) => {}
         }
         date
     }

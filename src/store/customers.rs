@@ -19,7 +19,7 @@ pub struct CustomerLookup {
 }
 
 #[derive(FromRow)]
-struct CustomerRow {
+pub(super) struct CustomerRow {
     customer_id: String,
     mobile: Option<String>,
     email: Option<String>,

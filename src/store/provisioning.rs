@@ -9,10 +9,11 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::StoreError;
+use super::customers::{CustomerLookup, CustomerRow};
 use super::rows::{series_from, unknown_value};
 use crate::model::{
-    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, Identifiers, OrgId, OrganisationPlan,
-    RateLimit, Series, SeriesId, StoreId, StorePlan, TokenAlgorithm, TokenIssuerPlan,
+    Access, ClientHandling, CodeShape, CustomerId, CustomerPlan, CustomerPolicy, IdentifierPlan, OrgId,
+    OrganisationPlan, RateLimit, Series, SeriesId, StoreId, StorePlan, TokenAlgorithm, TokenIssuerPlan,
 };
 
 /// An organisation's own settings, without what is in it.
@@ -90,8 +91,8 @@ pub struct StoredOrganisation {
     pub tills: BTreeMap<String, StoredTillSettings>,
     pub token_issuers: BTreeMap<String, TokenIssuerPlan>,
     pub oauth_clients: BTreeMap<String, StoredClientSettings>,
-    /// Only those asked for.
-    pub customers: BTreeMap<CustomerId, CustomerPlan>,
+    /// Only those that the file lists, and those that have an identifier which it gives.
+    pub customers: BTreeMap<CustomerId, CustomerLookup>,
     pub series: BTreeMap<SeriesId, Series>,
 }
 
@@ -143,18 +144,19 @@ impl Provisioning {
         Ok(ids.into_iter().map(OrgId).collect())
     }
 
-    /// All that is stored, with those of these customers that are.
+    /// All that is stored, and of the customers those that the plan is about.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn stored(&mut self, org_id: OrgId, customers: &[CustomerId]) -> Result<StoredOrganisation, StoreError> {
+    pub async fn stored(&mut self, plan: &OrganisationPlan) -> Result<StoredOrganisation, StoreError> {
+        let org_id = plan.id;
         Ok(StoredOrganisation {
             settings: self.settings(org_id).await?,
             stores: self.stores(org_id).await?,
             tills: self.tills(org_id).await?,
             token_issuers: self.token_issuers(org_id).await?,
             oauth_clients: self.oauth_clients(org_id).await?,
-            customers: self.customers(org_id, customers).await?,
+            customers: self.customers(org_id, &plan.customers).await?,
             series: self.series(org_id).await?,
         })
     }
@@ -276,33 +278,27 @@ impl Provisioning {
             .collect()
     }
 
-    /// Registered ones only: a customer made on first use is registered by being listed.
+    /// Those that are listed, registered or made on first use, and those who have an identifier that is given to another.
     async fn customers(
         &mut self,
         org_id: OrgId,
-        ids: &[CustomerId],
-    ) -> Result<BTreeMap<CustomerId, CustomerPlan>, StoreError> {
-        let ids: Vec<&str> = ids.iter().map(|id| id.0.as_str()).collect();
-        let rows = sqlx::query(
-            "select customer_id, mobile, email, external_id from customer
-              where org_id = $1 and customer_id = any ($2) and registered",
+        listed: &[CustomerPlan],
+    ) -> Result<BTreeMap<CustomerId, CustomerLookup>, StoreError> {
+        let ids: Vec<&str> = listed.iter().map(|customer| customer.id.0.as_str()).collect();
+        let [mobiles, emails, external_ids] = given(|| listed.iter());
+        let rows: Vec<CustomerRow> = sqlx::query_as(
+            "select customer_id, mobile, email, external_id, registered from customer
+              where org_id = $1
+                and (customer_id = any ($2) or mobile = any ($3) or email = any ($4) or external_id = any ($5))",
         )
         .bind(org_id.0)
         .bind(ids)
+        .bind(mobiles)
+        .bind(emails)
+        .bind(external_ids)
         .fetch_all(&mut self.connection)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let id = CustomerId(row.try_get("customer_id")?);
-                let identifiers = Identifiers {
-                    id: Some(id.clone()),
-                    mobile: row.try_get("mobile")?,
-                    external_id: row.try_get("external_id")?,
-                    email: row.try_get("email")?,
-                };
-                Ok((id.clone(), CustomerPlan { id, identifiers }))
-            })
-            .collect()
+        Ok(rows.into_iter().map(CustomerLookup::from).map(|customer| (customer.id.clone(), customer)).collect())
     }
 
     async fn series(&mut self, org_id: OrgId) -> Result<BTreeMap<SeriesId, Series>, StoreError> {
@@ -456,23 +452,79 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Registers a customer; identifiers that are not given are left as they are.
+    /// Registers customers, and writes their identifiers as a set: one may have what another gives up.
     ///
     /// # Errors
-    /// When the database cannot be asked, or an identifier is another customer's (see [`is_taken`]).
-    pub async fn put_customer(&mut self, org_id: OrgId, customer: &CustomerPlan) -> Result<(), StoreError> {
+    /// When the database cannot be asked, or an identifier is another customer's (see [`is_taken`], [`is_deadlock`]).
+    pub async fn put_customers(&mut self, org_id: OrgId, customers: &[&CustomerPlan]) -> Result<(), StoreError> {
+        if customers.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = customers.iter().map(|customer| customer.id.0.as_str()).collect();
+        // Locks each of them: no request completes one between the statements below.
         sqlx::query(
-            "insert into customer as c (org_id, customer_id, mobile, email, external_id, registered)
-             values ($1, $2, $3, $4, $5, true)
-             on conflict (org_id, customer_id) do update
-                set mobile = coalesce(excluded.mobile, c.mobile), email = coalesce(excluded.email, c.email),
-                    external_id = coalesce(excluded.external_id, c.external_id), registered = true",
+            "insert into customer (org_id, customer_id, registered) select $1, unnest($2::text[]), true
+             on conflict (org_id, customer_id) do update set registered = true",
         )
         .bind(org_id.0)
-        .bind(&customer.id.0)
-        .bind(&customer.identifiers.mobile)
-        .bind(&customer.identifiers.email)
-        .bind(&customer.identifiers.external_id)
+        .bind(&ids)
+        .execute(&mut self.connection)
+        .await?;
+        self.release_identifiers(org_id, &ids, customers).await?;
+        self.give_identifiers(org_id, &ids, customers).await
+    }
+
+    /// Takes from each customer what it does not keep, before any is given another's. Deferred constraints would do with one
+    /// statement, but `on conflict do nothing`, by which requests make customers, fails on a table that has one.
+    async fn release_identifiers(
+        &mut self,
+        org_id: OrgId,
+        ids: &[&str],
+        customers: &[&CustomerPlan],
+    ) -> Result<(), StoreError> {
+        let is_kept = |index: usize| -> Vec<bool> {
+            customers.iter().map(|customer| customer.identifiers[index] == IdentifierPlan::Kept).collect()
+        };
+        sqlx::query(
+            "update customer c
+                set mobile = case when t.keeps_mobile then c.mobile end, email = case when t.keeps_email then c.email end,
+                    external_id = case when t.keeps_external_id then c.external_id end
+               from unnest($2::text[], $3::boolean[], $4::boolean[], $5::boolean[])
+                    as t (customer_id, keeps_mobile, keeps_email, keeps_external_id)
+              where c.org_id = $1 and c.customer_id = t.customer_id
+                and (c.mobile is not null and not t.keeps_mobile or c.email is not null and not t.keeps_email
+                     or c.external_id is not null and not t.keeps_external_id)",
+        )
+        .bind(org_id.0)
+        .bind(ids)
+        .bind(is_kept(0))
+        .bind(is_kept(1))
+        .bind(is_kept(2))
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn give_identifiers(
+        &mut self,
+        org_id: OrgId,
+        ids: &[&str],
+        customers: &[&CustomerPlan],
+    ) -> Result<(), StoreError> {
+        let [mobiles, emails, external_ids] = given(|| customers.iter().copied());
+        sqlx::query(
+            "update customer c
+                set mobile = coalesce(t.mobile, c.mobile), email = coalesce(t.email, c.email),
+                    external_id = coalesce(t.external_id, c.external_id)
+               from unnest($2::text[], $3::text[], $4::text[], $5::text[]) as t (customer_id, mobile, email, external_id)
+              where c.org_id = $1 and c.customer_id = t.customer_id
+                and (t.mobile is not null or t.email is not null or t.external_id is not null)",
+        )
+        .bind(org_id.0)
+        .bind(ids)
+        .bind(mobiles)
+        .bind(emails)
+        .bind(external_ids)
         .execute(&mut self.connection)
         .await?;
         Ok(())
@@ -570,6 +622,26 @@ impl Provisioning {
             sqlx::query(statement).bind(org_id.0).execute(&mut self.connection).await?;
         }
         Ok(())
+    }
+}
+
+/// The identifiers that each of these customers is given, in the order of [`IdentifierPlan::NAMES`].
+fn given<'a, I: Iterator<Item = &'a CustomerPlan>>(customers: impl Fn() -> I) -> [Vec<Option<&'a str>>; 3] {
+    std::array::from_fn(|index| {
+        let value = |customer: &'a CustomerPlan| match &customer.identifiers[index] {
+            IdentifierPlan::Given { value, .. } => Some(value.as_str()),
+            IdentifierPlan::Kept | IdentifierPlan::Withdrawn => None,
+        };
+        customers().map(value).collect()
+    })
+}
+
+/// Whether a write was given up because it and another waited for each other.
+#[must_use]
+pub fn is_deadlock(error: &StoreError) -> bool {
+    match error {
+        StoreError::Failed(sqlx::Error::Database(database)) => database.code().is_some_and(|code| code == "40P01"),
+        _ => false,
     }
 }
 

@@ -202,6 +202,7 @@ async fn the_demo_applies_and_issues() {
 async fn a_change_is_told_with_the_old_and_the_new_value() {
     let connect = new_database().await;
     let file = format!("{ORG}{REGISTERED}{}", series(1, "coupon_prefix = \"A-\""));
+    apply(&connect, &format!("{ORG}{}", series(2, ""))).await;
     apply(&connect, &file).await;
     let changed = [
         ("name = \"Test Retail\"", "name = \"Retail \\\"Test\\\"\""),
@@ -235,7 +236,8 @@ async fn a_change_is_told_with_the_old_and_the_new_value() {
         r#"org 1 customer c2: email "two@example.com" -> "two@example.org", external_id "" -> "crm/2""#,
     ];
     assert_eq!(apply(&connect, &changed).await.changes, expected);
-    assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
+    let told = "org 1 series 2: not in the file, left alone\nno change";
+    assert_eq!(apply(&connect, &changed).await.to_string(), told);
 }
 
 /// What the file says, as the database holds it.
@@ -522,16 +524,36 @@ token_issuer = "https://sso.example.com/" #! orgs[1].oauth_clients[4].token_issu
 token_ttl_seconds = 60       #! orgs[1].oauth_clients[4].token_ttl_seconds: means something only with a secret
 [[orgs.customers]]
 id = "c"
-mobile = "none"              #! orgs[1].customers[1].mobile: must have 1 to 20 digits
+mobile = "none"              #! orgs[1].customers[1].mobile: holds 'n', U+006E; only digits
 [[orgs.customers]]
-id = "c"                     #! orgs[1].customers[2].id: is listed twice
+id = "c"                     #! orgs[1].customers[2].id: is listed twice, first in line 103
+email = "c@example.com"
+[[orgs.customers]]
+id = "d"
+mobile = "+91 99000 00001"
+email = "d@example.com"
+external_id = "  "           #! orgs[1].customers[3].external_id: must have 1 to 255 characters
+[[orgs.customers]]
+id = "e"
+mobile = "(91) 9900000001"   #! orgs[1].customers[4].mobile: "919900000001" is also that of customer "d", in line 110
+email = "C@Example.com "     #! orgs[1].customers[4].email: "c@example.com" is also that of customer "c", in line 107
+external_id = "crm/1"
+[[orgs.customers]]           #! orgs[1].customers[5].id: is missing
+mobile = ""
+email = ""
+[[orgs.customers]]           #! orgs[1].customers[6].id: is missing
+external_id = "crm/1"
+[[orgs.customers]]
+id = "f"
+mobile = 919900000001        #! orgs[1].customers[7].mobile: must be a string
+external_id = "crm/1"        #! orgs[1].customers[7].external_id: "crm/1" is also that of customer "e", in line 117
 [[orgs.series]]              #! orgs[1].series[1].description: is missing #! orgs[1].series[1].discount_value: is missing
-id = 101
+id = 101                     # the first
 discount_type = "FREE"       #! orgs[1].series[1].discount_type: must be one of ABS, PERC
 valid_till_date = "tomorrow" #! orgs[1].series[1].valid_till_date: must be a date like 2027-05-09
-store_ids = [10, 99]         #! orgs[1].series[1].store_ids: names a store that is none
+store_ids = [10, 99]         #! orgs[1].series[1].store_ids: names store 99, which is none of this organisation in this file
 [[orgs.series]]
-id = 101                     #! orgs[1].series[2].id: is listed twice
+id = 101                     #! orgs[1].series[2].id: is listed twice, first in line 128
 description = "d"
 discount_type = "PERC"
 discount_value = 101         #! orgs[1].series[2].discount_value: must be an integer from 0 to 100
@@ -544,6 +566,17 @@ description = "d"
 discount_type = "ABS"
 discount_value = 1
 valid_till_date = 2027-05-09
+redemption_valid_from = "-9999-01-01" #! orgs[1].series[3].redemption_valid_from: must be a date like 2027-05-09, from 2000 to 9999: this is the year -9999
+mutual_exclusive_series_ids = [
+    -1,                      #! orgs[1].series[3].mutual_exclusive_series_ids: -1 means none, and stands alone
+    0,                       #! orgs[1].series[3].mutual_exclusive_series_ids: names series 0: ids of series begin at 1
+    101,
+]
+store_ids = [
+    -1,                      #! orgs[1].series[3].store_ids: names store -1, which is none
+    10,
+    9,                       #! orgs[1].series[3].store_ids: names store 9, which is none
+]
 alpha_numeric = false
 random_code_length = 5       #! orgs[1].series[3].random_code_length: 10^5 = 100000 codes are too few for max_create 10001: at least 10 x 10001 = 100010 are needed
 max_create = 10001
@@ -555,10 +588,18 @@ discount_value = 1
 valid_till_date = 2027-05-09T10:00:00 #! orgs[1].series[4].valid_till_date: must be a date
 expiry_strategy_value = 3    #! orgs[1].series[4].expiry_strategy_value: means something only with DAYS or MONTHS_END
 coupon_prefix = "far too long" #! orgs[1].series[4].coupon_prefix: must have at most 10 characters
+redemption_valid_from = 1999-12-31 #! orgs[1].series[4].redemption_valid_from: must be a date like 2027-05-09, from 2000 to 9999: this is the year 1999
+mutual_exclusive_series_ids = [101, "102"] #! orgs[1].series[4].mutual_exclusive_series_ids: must be an array of integers
 random_code_length = 4       #! orgs[1].series[4].random_code_length: must be an integer from 5 to 20
 generic_code = "SPRING"      #! orgs[1].series[4].generic_code: means something only with client_handling_type GENERIC
+[[orgs.series]]
+id = 105
+description = "d"
+discount_type = "ABS"
+discount_value = 1
+valid_till_date = "26-12-31" #! orgs[1].series[5].valid_till_date: must be a date like 2027-05-09, from 2000 to 9999: this is the year 26
 [[orgs]]
-id = 1                       #! orgs[2].id: is listed twice
+id = 1                       #! orgs[2].id: is listed twice, first in line 4
 name = "Other Retail"
 tills = "none"               #! orgs[2].tills: must be an array of tables
 "#;
@@ -717,7 +758,7 @@ async fn a_password_may_be_in_a_file_or_in_the_environment() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("secrets")).unwrap();
     std::fs::write(directory.path().join("secrets/till"), "from file \r\n").unwrap();
-    std::fs::write(directory.path().join("secret"), "crm from file\n").unwrap();
+    std::fs::write(directory.path().join("secret"), "\u{feff}crm from file\n").unwrap();
     let file = ORG
         .replace("password = \"server123\"", "password_file = \"secrets/till\"")
         .replace("password = \"office123\"", "password_env = \"PATH\"")
@@ -725,7 +766,7 @@ async fn a_password_may_be_in_a_file_or_in_the_environment() {
         .replace("secret = \"reports-secret\"", "secret_env = \"PATH\"")
         .replace("access = \"read\"", "access = \"write\"");
     let path = directory.path().join("orgs.toml");
-    std::fs::write(&path, file + &series(1, "")).unwrap();
+    std::fs::write(&path, format!("\u{feff}{file}{}", series(1, ""))).unwrap();
 
     let app = TestApp::start(&[]).await;
     let report = app::apply(&app.connect, &path).await.unwrap().to_string();
@@ -750,17 +791,26 @@ async fn a_secret_that_is_not_there_is_a_mistake() {
     let connect = new_database().await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("empty"), "\n").unwrap();
+    std::fs::write(directory.path().join("two"), "hunter2\nhunter3\n").unwrap();
+    std::fs::write(directory.path().join("utf16"), b"\xff\xfeh\0").unwrap();
     let path = directory.path().join("orgs.toml");
     for (instead, told) in [
         ("password_file = \"missing\"", "line 15: orgs[1].tills[1].password_file: "),
         ("password_file = \"empty\"", "line 15: orgs[1].tills[1].password_file: must not be empty"),
+        ("password_file = \"two\"", "line 15: orgs[1].tills[1].password_file: is more than one line"),
+        ("password_file = \"utf16\"", "line 15: orgs[1].tills[1].password_file: is UTF-16: save it as UTF-8"),
+        ("password_file = \".\"", "line 15: orgs[1].tills[1].password_file: "),
+        ("password = \"hunter2\\n\"", "line 15: orgs[1].tills[1].password: is more than one line"),
         ("password_env = \"COUPON_ISSUER_TEST_NO_SUCH\"", "line 15: orgs[1].tills[1].password_env: "),
         ("password = \"\"", "line 15: orgs[1].tills[1].password: must not be empty"),
     ] {
         std::fs::write(&path, small(&[]).replace("password = \"server123\"", instead)).unwrap();
         let error = app::apply(&connect, &path).await.unwrap_err().to_string();
-        assert!(error.starts_with(told), "{error}");
+        assert!(error.starts_with(told) && !error.contains("hunter"), "{error}");
     }
+    std::fs::write(&path, b"\xff\xfe[\0").unwrap();
+    let error = app::apply(&connect, &path).await.unwrap_err().to_string();
+    assert!(error.ends_with("orgs.toml: the file is UTF-16: save it as UTF-8"), "{error}");
     let missing = directory.path().join("missing.toml");
     let error = app::apply(&connect, &missing).await.unwrap_err().to_string();
     assert!(error.contains("missing.toml"), "{error}");
@@ -822,17 +872,195 @@ async fn a_name_that_another_organisation_has_is_refused() {
     assert_eq!(apply(&connect, &other("other", "other")).await.changes.len(), 4);
 }
 
+/// Customers with these identifiers: `id mobile email external_id`, where `-` is left out and `""` withdrawn.
+fn customers(lines: &[&str]) -> String {
+    let customer = |line: &&str| {
+        let mut words = line.split(' ');
+        let id = words.next().unwrap();
+        let key = |(name, value)| {
+            if value == "-" { String::new() } else { format!("{name} = \"{value}\"\n").replace("\"\"\"\"", "\"\"") }
+        };
+        let keys: String = ["mobile", "email", "external_id"].into_iter().zip(words).map(key).collect();
+        format!("[[orgs.customers]]\nid = \"{id}\"\n{keys}")
+    };
+    small(&[series(1, "")]) + &lines.iter().map(customer).collect::<String>()
+}
+
+const CUSTOMERS: &str = "select concat_ws(' ', customer_id, coalesce(mobile, '-'), coalesce(email, '-'),
+                                          coalesce(external_id, '-'), registered)
+                           from customer order by 1";
+
 #[tokio::test]
-async fn an_identifier_that_another_customer_has_is_refused() {
+async fn identifiers_move_between_customers_whatever_their_order_in_the_file() {
+    let before = ["a 1 a@x A", "b 2 b@x B", "c 3 c@x C"];
+    let after = [
+        // A swap, a circle, what is given up for another, and one that is new.
+        &["a 2 b@x B", "b 1 a@x A"][..],
+        &["a 2 c@x B", "b 3 a@x C", "c 1 b@x A"],
+        &["a 4 - -", "b 1 - -", "d 2 - -"],
+        &["a \"\" - \"\"", "b 1 - A", "d 2 - B"],
+        &["d 1 a@x A", "a 5 \"\" \"\""],
+    ];
+    for plan in after {
+        let mut orders = vec![plan.to_vec()];
+        orders.push(plan.iter().rev().copied().collect());
+        let mut stored = Vec::new();
+        for order in orders {
+            let connect = new_database().await;
+            apply(&connect, &customers(&before)).await;
+            let file = customers(&order);
+            apply(&connect, &file).await;
+            stored.push(values(&connect, CUSTOMERS).await);
+            assert!(apply(&connect, &file).await.changes.is_empty(), "{order:?}");
+        }
+        assert_eq!(stored[0], stored[1], "{plan:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_swap_is_told_and_followed_by_a_running_service() {
+    let app = TestApp::start_with(&customers(&["a 1 a@x -", "b 2 b@x -"]), |_| {}).await;
+    let swapped = customers(&["a 2 A@X -", "b 1 b@x -"]);
+    let expected = [r#"org 1 customer a: mobile "1" -> "2""#, r#"org 1 customer b: mobile "2" -> "1""#];
+    assert_eq!(apply(&app.connect, &swapped).await.changes, expected);
+    assert_eq!(values(&app.connect, CUSTOMERS).await, ["a 2 a@x - t", "b 1 b@x - t"]);
+    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    assert_eq!(app.count("select from coupon where customer_id = 'b'").await, 1);
+}
+
+#[tokio::test]
+async fn an_identifier_is_withdrawn_by_an_empty_one_and_kept_where_it_is_left_out() {
+    let app = TestApp::start_with(&customers(&["a 1 a@x A"]), |_| {}).await;
+    assert_eq!(apply(&app.connect, &customers(&["a - - -"])).await.to_string(), "no change");
+    let withdrawn = customers(&["a \"\" - \"\""]);
+    let expected = [r#"org 1 customer a: mobile "1" -> "", external_id "A" -> """#];
+    assert_eq!(apply(&app.connect, &withdrawn).await.changes, expected);
+    assert_eq!(apply(&app.connect, &withdrawn).await.to_string(), "no change");
+    assert_eq!(values(&app.connect, CUSTOMERS).await, ["a - a@x - t"]);
+    // It names whoever uses it next.
+    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    assert_eq!(app.count("select from coupon where customer_id = 'a'").await, 0);
+    // Nothing to withdraw from somebody new.
+    assert_eq!(apply(&app.connect, &customers(&["b \"\" \"\" \"\""])).await.changes, ["org 1 customer b: created"]);
+}
+
+#[tokio::test]
+async fn an_identifier_that_a_stored_customer_keeps_is_refused() {
     let connect = new_database().await;
-    apply(&connect, &registered()).await;
+    apply(&connect, &customers(&["a 1 a@x A"])).await;
     let before = stored(&connect).await;
-    for identifier in ["mobile = \"(91) 9900000001\"", "email = \"ONE@example.com\"", "external_id = \"crm/1\""] {
-        let file = registered() + &format!("[[orgs.customers]]\nid = \"c3\"\n{identifier}\n");
-        let told = refused(&connect, &file).await;
-        assert!(told.contains("org 1 customer c3") && told.contains("taken"), "{told}");
+    for (given, name, value) in [("(1)", "mobile", "1"), ("- A@X", "email", "a@x"), ("- - A", "external_id", "A")] {
+        let refusal = refused(&connect, &customers(&["z - - -", &format!("b {given}")])).await;
+        let told = format!(
+            "line 29: orgs[1].customers[2].{name}: {value:?} is also that of customer \"a\", who is stored and not in this file"
+        );
+        assert!(refusal.starts_with(&told), "{refusal}");
+        // It is in the file, but the file does not say that it gives it up.
+        let refusal = refused(&connect, &customers(&[&format!("b {given}"), "a - - -"])).await;
+        let told = format!(
+            "line 27: orgs[1].customers[1].{name}: {value:?} is also that of customer \"a\", in line 28, who keeps it"
+        );
+        assert!(refusal.starts_with(&told), "{refusal}");
         assert_eq!(stored(&connect).await, before);
     }
+    // All of them at once, of all organisations.
+    let other = small(&[]).replace("id = 1\n", "id = 2\n").replace("store.server", "other.server");
+    apply(&connect, &format!("{other}[[orgs.customers]]\nid = \"a\"\nmobile = \"1\"\n")).await;
+    let file =
+        format!("{}{other}[[orgs.customers]]\nid = \"b\"\nmobile = \"1\"\n", customers(&["b 1 a@x -", "c - - A"]));
+    let refusal = refused(&connect, &file).await;
+    let lines: Vec<&str> = refusal.lines().map(|line| line.split(": \"").next().unwrap()).collect();
+    let expected = [
+        "line 27: orgs[1].customers[1].mobile",
+        "line 28: orgs[1].customers[1].email",
+        "line 31: orgs[1].customers[2].external_id",
+        "line 49: orgs[2].customers[1].mobile",
+    ];
+    assert_eq!(lines, expected, "{refusal}");
+}
+
+/// Whom a till named first has an id that nobody chose, and perhaps coupons.
+#[tokio::test]
+async fn an_identifier_of_a_customer_made_on_first_use_is_refused_with_both_ways_out() {
+    let app = TestApp::start_with(&customers(&[]), |_| {}).await;
+    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    let made = text(&app.connect, "select customer_id from customer").await;
+    let refusal = refused(&app.connect, &customers(&["a 1 a@x -"])).await;
+    let told = format!(
+        "line 27: orgs[1].customers[1].mobile: \"1\" is also that of customer {made:?}, who was made by a request on first use (registered = false)"
+    );
+    assert!(refusal.starts_with(&told), "{refusal}");
+    for advice in [
+        format!("list the customer with id = {made:?} instead of \"a\""),
+        format!("list {made:?} as well, with mobile = \"\""),
+    ] {
+        assert!(refusal.contains(&advice), "{refusal}");
+    }
+
+    let besides = customers(&["a 1 a@x -", &format!("{made} \"\" - -")]);
+    let expected =
+        ["org 1 customer a: created".to_owned(), format!("org 1 customer {made}: registered, mobile \"1\" -> \"\"")];
+    assert_eq!(apply(&app.connect, &besides).await.changes, expected);
+    assert_eq!(app.count("select from customer where customer_id = 'a' and mobile = '1'").await, 1);
+
+    assert_eq!(ask(&app, 1, &json!({"mobile": "2"})).await, "issued");
+    let made = text(&app.connect, "select customer_id from customer where not registered").await;
+    let expected = [format!("org 1 customer {made}: registered, email \"\" -> \"b@x\"")];
+    assert_eq!(apply(&app.connect, &customers(&[&format!("{made} 2 b@x -")])).await.changes, expected);
+    assert_eq!(
+        app.count("select from customer join coupon using (customer_id) where mobile = '2' and registered").await,
+        1
+    );
+}
+
+/// The file was compared with what is stored before a request made a customer, and is written after.
+#[tokio::test]
+async fn an_identifier_that_a_request_gives_away_meanwhile_refuses_the_file_in_words() {
+    let connect = new_database().await;
+    apply(&connect, &customers(&[])).await;
+    let mut request = connect.connect().await.unwrap();
+    sqlx::raw_sql("begin; insert into customer values (1, 'made', '1', null, null, false)")
+        .execute(&mut request)
+        .await
+        .unwrap();
+    let file = customers(&["a 1 - -"]);
+    let meanwhile = async {
+        let waits = "select count(*)::text from pg_locks where not granted and locktype = 'transactionid'";
+        while text(&connect, waits).await == "0" {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        sqlx::raw_sql("commit").execute(&mut request).await.unwrap();
+    };
+    let (refusal, ()) = tokio::join!(refused(&connect, &file), meanwhile);
+    close(request).await;
+    let told = "org 1: a request has just given one of the identifiers to a customer: apply the file again";
+    assert_eq!(refusal, told);
+    assert!(refused(&connect, &file).await.contains("customer \"made\", who was made by a request"));
+}
+
+#[tokio::test]
+async fn a_series_excludes_only_series_that_there_are() {
+    let connect = new_database().await;
+    let file = |series_1: &str| small(&[series(1, &format!("mutual_exclusive_series_ids = {series_1}"))]);
+    apply(&connect, &small(&[series(1, ""), series(2, ""), series(3, "mutual_exclusive_series_ids = [2]")])).await;
+    let refusal = refused(&connect, &file("[\n2,\n4,\n99999]")).await;
+    let told = "orgs[1].series[1].mutual_exclusive_series_ids: names series";
+    let expected = format!(
+        "line 26: {told} 4, which is neither in this file nor stored\nline 27: {told} 99999, which is neither in this file nor stored"
+    );
+    assert_eq!(refusal, expected);
+    // Another organisation's is none.
+    let other = file("[2]").replace("id = 1\nname", "id = 2\nname").replace("store.server", "other.server");
+    assert!(refused(&connect, &other).await.contains("names series 2, which is neither"));
+
+    let excluded =
+        async || text(&connect, "select mutual_exclusive_series_ids::text from series where series_id = 1").await;
+    for (given, stored) in [("[2, 3, 2]", "{2,3}"), ("[-1]", "{}"), ("[3]", "{3}"), ("[]", "{}")] {
+        apply(&connect, &file(given)).await;
+        assert_eq!(excluded().await, stored, "{given}");
+    }
+    // Whichever comes first in the file.
+    apply(&connect, &small(&[series(5, "mutual_exclusive_series_ids = [6]"), series(6, "")])).await;
 }
 
 #[tokio::test]
@@ -999,7 +1227,7 @@ async fn a_running_service_follows_the_policy_for_customers_at_once() {
         assert_eq!(ask(&app, 1, &customer).await, expected, "{customer}");
     }
 
-    // Who was made on first use is registered by being listed.
+    // Who was made on first use is registered by being listed, and keeps what the file leaves out.
     let report = apply(&app.connect, &format!("{closed}[[orgs.customers]]\nid = \"c9\"\n")).await;
     assert_eq!(report.changes, ["org 1 customer c9: created"]);
     assert_eq!(ask(&app, 1, &json!({"mobile": "919900000009"})).await, "issued");

@@ -181,7 +181,7 @@ async fn a_till_that_is_disabled_while_a_file_is_applied_stays_so() {
 async fn a_tills_password_comes_from_standard_input_or_a_file_and_is_never_told() {
     let connect = database().await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "from a file\r\n").unwrap();
+    std::fs::write(file.path(), "\u{feff}from a file\r\n").unwrap();
     let set = ["till", "set-password", "store.server"];
     let with_file = [&set[..], &["--password-file", file.path().to_str().unwrap()]].concat();
     for (arguments, input, password) in [
@@ -221,11 +221,15 @@ async fn a_clients_secret_comes_from_standard_input_or_a_file_and_is_never_told(
 async fn a_secret_that_cannot_be_one_is_refused() {
     let connect = database().await;
     let before = everything(&connect).await;
-    for (input, reason) in [("", "empty"), ("\r\n", "empty"), ("hunter2\nhunter3\n", "more than one line")] {
+    for (input, reason) in [
+        ("", "must not be empty"),
+        ("\r\n", "must not be empty"),
+        ("hunter2\nhunter3\n", "is more than one line: a secret is one line, and nothing else"),
+    ] {
         for (arguments, word) in
             [(["till", "set-password", "store.server"], "password"), (["client", "set-secret", "crm"], "secret")]
         {
-            let error = format!("coupon-issuer: the {word} is {reason}\n");
+            let error = format!("coupon-issuer: the {word} {reason}\n");
             assert_eq!(run_with_input(&connect, &arguments, input), (1, String::new(), error));
         }
     }

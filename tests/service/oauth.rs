@@ -210,7 +210,7 @@ async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
     std::fs::write(&path, format!("{old}{new}")).unwrap();
     eventually("the new key is published", async || kids(&app).await.len() == 2).await;
     assert_eq!(kid(&token(&app).await), kid(&before));
-    std::fs::write(&path, format!("{new}{old}")).unwrap();
+    std::fs::write(&path, format!("\u{feff}{new}{old}")).unwrap();
     eventually("the new key signs", async || kid(&token(&app).await) != kid(&before)).await;
     let after = token(&app).await;
     for token in [&before, &after] {

@@ -197,6 +197,10 @@ fn numbers_have_ranges_names_exist_and_files_are_there() {
     assert!(refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS_FILE", "/nowhere.pem")]).starts_with(missing));
     let missing = "database.url_file: /nowhere: No such file";
     assert!(refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", "/nowhere")]).starts_with(missing));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "postgres://localhost/a\npostgres://localhost/b\n").unwrap();
+    let told = refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", file.path().to_str().unwrap())]);
+    assert!(told.ends_with("the file is more than one line: it holds the URL and nothing else"), "{told}");
     let no_key = refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS", "hunter2")]);
     assert!(
         no_key.starts_with("auth.signing_keys holds no RSA private key") && !no_key.contains("hunter2"),
