@@ -32,7 +32,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ),
     ("watch", &["http", "issuance", "meters", "model", "store"]),
     ("http", &["activity", "auth", "issuance", "meters", "model", "seldom", "traces"]),
-    ("issuance", &["activity", "store", "meters", "model", "traces"]),
+    ("issuance", &["activity", "store", "meters", "model", "seldom", "traces"]),
     ("activity", &["store", "model"]),
     ("auth", &["store", "meters", "model", "traces"]),
     ("provisioning", &["auth", "issuance", "store", "model"]),

@@ -1,4 +1,5 @@
-//! The header `Idempotency-Key` (contract 6). What a key does is decided in `issuance::keyed`.
+//! The header `Idempotency-Key` (contract 6): its syntax.
+//! What a key does is decided in `issuance::keyed`.
 
 use std::sync::Arc;
 

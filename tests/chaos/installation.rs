@@ -1,4 +1,5 @@
 //! A copy of Postgres' installation. A server that runs from it can lose its libraries, as in an upgrade of the package.
+//! Postgres finds its libraries by where its executable is, so a copy that keeps the layout uses its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -675,7 +675,7 @@ fn shapes(forge: &Forge) -> Vec<Case> {
         token("quoted", NOT_JWT, &format!("\"{good}\"")),
         token("two-in-one", NOT_JWT, &format!("{good},{good}")),
         token("two-in-one-spaced", NOT_JWT, &format!("{good} {good}")),
-        token("bearer-twice", NOT_JWT, &format!("Bearer {good}")),
+        token("bearer-twice", NOT_JWT, &format!("Bearer Bearer {good}")),
         token("space-within", CLAIMS, &spaced),
         token("tab-within", CLAIMS, &tabbed),
         token("percent-encoded", NOT_JWT, &good.replace('.', "%2E")),
