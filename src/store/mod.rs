@@ -141,11 +141,13 @@ pub struct ReadLimits {
 pub struct Store {
     pool: PgPool,
     connect: PgConnectOptions,
-    /// Why no connection can be made, and when that was found.
-    cause: Arc<Mutex<Option<(Instant, String)>>>,
+    cause: Arc<Mutex<Option<Cause>>>,
     waiting: Level,
     acquire: Histogram,
 }
+
+/// Why no connection could be made, if none could, and when that was found.
+type Cause = (Instant, Option<String>);
 
 /// What becomes of the connections for reads.
 #[derive(Debug, Clone, Copy)]
@@ -201,30 +203,29 @@ impl Store {
         self.acquire.record(since.elapsed());
         match acquired {
             Ok(connection) => Ok(Lease(connection)),
-            // Not one connection could be made: the pool tried until its time was over, and does not say what was in the way.
-            Err(sqlx::Error::PoolTimedOut) if self.pool.size() == 0 => Err(self.cause().await),
+            // The pool tried until its time was over, and does not say whether all were in use or none could be made.
+            Err(sqlx::Error::PoolTimedOut) => Err(self.cause().await.map_or(sqlx::Error::PoolTimedOut, no_connection)),
             Err(error) => Err(error),
         }
     }
 
-    /// Why no connection can be made, found out by trying once. Those who ask within a second share what the first one finds.
-    async fn cause(&self) -> sqlx::Error {
-        let mut cause = self.cause.lock().await;
-        if let Some((found_at, reason)) = &*cause
+    /// Why no connection can be made, found out by trying once; `None`: one can. Those who ask within a second share what the first
+    /// one finds.
+    async fn cause(&self) -> Option<String> {
+        let mut last = self.cause.lock().await;
+        if let Some((found_at, cause)) = &*last
             && found_at.elapsed() < CAUSE_HOLDS
         {
-            return no_connection(reason);
+            return cause.clone();
         }
-        let reason = match timeout(CAUSE_WITHIN, self.connect.connect()).await {
-            Ok(Err(sqlx::Error::Io(error))) => error.to_string(),
-            Ok(Err(error)) => error.to_string(),
-            // It is back, for whoever tries again.
-            Ok(Ok(_connection)) => return sqlx::Error::PoolTimedOut,
-            Err(_elapsed) => "no answer to an attempt to connect".to_owned(),
+        let cause = match timeout(CAUSE_WITHIN, self.connect.connect()).await {
+            Ok(Ok(_connection)) => None,
+            Ok(Err(sqlx::Error::Io(error))) => Some(error.to_string()),
+            Ok(Err(error)) => Some(told(&error)),
+            Err(_elapsed) => Some("no answer to an attempt to connect".to_owned()),
         };
-        let error = no_connection(&reason);
-        *cause = Some((Instant::now(), reason));
-        error
+        *last = Some((Instant::now(), cause.clone()));
+        cause
     }
 
     /// Closes the connections, waiting for those in use.
@@ -259,8 +260,8 @@ impl Drop for Lease {
     }
 }
 
-fn no_connection(reason: &str) -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::other(format!("no connection can be made: {reason}")))
+fn no_connection(reason: String) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::other(reason))
 }
 
 /// The database took longer than its own timeout allows: as good as a connection that broke.
