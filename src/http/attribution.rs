@@ -8,6 +8,7 @@ use axum::http::HeaderMap;
 
 use super::Http;
 use super::errors::ApiError;
+use super::headers::{Twice, single};
 use crate::auth::AttributionError;
 use crate::model::{Caller, Credential, TargetType};
 
@@ -59,11 +60,8 @@ fn named(headers: &HeaderMap) -> Result<Option<Named<'_>>, ApiError> {
 
 /// A header that may come once, as text; `None`: it is blank or not there. Names of stores may have any letters, in UTF-8.
 fn only<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<Option<&'h str>, ApiError> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(ApiError::BadRequest(format!("{name}: must come once")));
-    }
+    let twice = |_: Twice| ApiError::BadRequest(format!("{name}: must come once"));
+    let Some(value) = single(headers, name).map_err(twice)? else { return Ok(None) };
     let text = std::str::from_utf8(value.as_bytes());
     let text = text.map_err(|_| ApiError::BadRequest(format!("{name}: must be plain text, in UTF-8")))?.trim();
     Ok(Some(text).filter(|text| !text.is_empty()))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::address::ClientAddress;
 use super::errors::ApiError;
+use super::headers::{Twice, single};
 use super::{Http, PUBLIC, READING, attribution};
 use crate::model::{Access, Caller};
 
@@ -107,14 +108,9 @@ fn without_bearer(token: &str) -> &str {
 
 /// A header that may come once, as text.
 fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ApiError> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(ApiError::BadCredentials("the header with the credentials comes twice"));
-    }
-    let text =
-        value.to_str().map_err(|_| ApiError::BadCredentials("the header with the credentials is no plain text"))?;
-    Ok(Some(text))
+    let twice = |_: Twice| ApiError::BadCredentials("the header with the credentials comes twice");
+    let text = single(headers, name).map_err(twice)?.map(HeaderValue::to_str).transpose();
+    text.map_err(|_| ApiError::BadCredentials("the header with the credentials is no plain text"))
 }
 
 fn token_of(token: &str) -> Credentials {

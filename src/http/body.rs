@@ -11,6 +11,9 @@ use super::HttpLimits;
 use super::errors::ApiError;
 use super::object::Object;
 
+/// What is wrong with a JSON string like `"\ud83d"`, which no text in UTF-8 can be.
+pub(super) const HALF_A_PAIR: &str = "holds half of a surrogate pair, which is no character";
+
 /// A message may quote the request; this much of it.
 const LONGEST_MESSAGE: usize = 240;
 
@@ -88,16 +91,14 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
     let parsed: Object<T> = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner();
-        // The words of the parser for half of a surrogate pair, in what is well-formed JSON.
-        let is_half = ["hex escape", "surrogate"].iter().any(|words| reason.to_string().contains(words));
-        // A number that no type can hold, and half of a surrogate pair, are well-formed JSON all the same.
-        let is_json = reason.is_data() || serde_json::from_str::<IgnoredAny>(text).is_ok();
-        match (is_json, path.as_str()) {
-            (true, _) if is_half => bad(&format!("{path}: holds half of a surrogate pair, which is no character")),
-            (true, ".") => bad(&reason.to_string()),
-            (true, _) => bad(&format!("{path}: {reason}")),
-            (false, _) => bad(&format!("the body is not JSON: {reason}")),
+        if !reason.is_data() && serde_json::from_str::<IgnoredAny>(text).is_err() {
+            return bad(&format!("the body is not JSON: {reason}"));
         }
+        // Two things are well-formed JSON, and no value all the same. A message about a value may quote the caller's own words,
+        // so only the parser's are looked at.
+        let is_half = !reason.is_data() && !reason.to_string().starts_with("number out of range");
+        let reason = if is_half { HALF_A_PAIR.to_owned() } else { reason.to_string() };
+        bad(&if path == "." { reason } else { format!("{path}: {reason}") })
     })?;
     json.end().map_err(|error| bad(&format!("the body goes on after its JSON object: {error}")))?;
     Ok(parsed.0)

@@ -6,17 +6,15 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName};
 
 use super::errors::ApiError;
+use super::headers::{Twice, single};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const LONGEST_KEY: usize = 255;
 
 /// The key of a request, if it has one.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<Arc<str>>, ApiError> {
-    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(ApiError::BadRequest("Idempotency-Key: comes twice".to_owned()));
-    }
+    let twice = |_: Twice| ApiError::BadRequest("Idempotency-Key: comes twice".to_owned());
+    let Some(value) = single(headers, IDEMPOTENCY_KEY).map_err(twice)? else { return Ok(None) };
     let text = value.to_str().map_err(|_| bad())?.trim();
     let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
     match quoted {

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use serde::de::{Deserialize, Deserializer, Error};
 use serde_json::value::RawValue;
 
+use super::body::HALF_A_PAIR;
+
 /// The greatest integer that has no neighbour among floating-point numbers which is printed alike: 2^53 - 1. A number with a
 /// fraction or an exponent comes from a library that keeps all numbers so; beyond this one it may have been rounded.
 const EXACT: i128 = 9_007_199_254_740_991;
@@ -75,7 +77,7 @@ impl<'a> Scalar<'a> {
             Some(b'-' | b'0'..=b'9') => Ok(Self::Number(json)),
             Some(b'"') => serde_json::from_str(json).map(Self::Text).map_err(|_| {
                 // The only well-formed JSON strings that are no text.
-                E::custom("holds half of a surrogate pair, which is no character")
+                E::custom(HALF_A_PAIR)
             }),
             _ => Ok(Self::Other),
         }

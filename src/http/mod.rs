@@ -12,6 +12,7 @@ mod counts;
 mod docs;
 mod errors;
 mod fingerprint;
+mod headers;
 mod health;
 mod idempotency;
 mod ids;

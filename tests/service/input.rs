@@ -116,6 +116,7 @@ async fn series_ids_must_be_integers() {
         (with_ids("[]"), "seriesIds"),
         (with_ids("101"), "seriesIds"),
         (with_ids(r#""101""#), "seriesIds"),
+        (with_ids(r#""surrogate, hex escape""#), "expected a sequence"),
         (with_ids(r#"{"0":101}"#), "seriesIds"),
         (with_ids(r#"["101.0"]"#), "seriesIds[0]"),
         (with_ids(r#"["+101"]"#), "seriesIds[0]"),
