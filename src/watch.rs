@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::ToSpan;
 use jiff::tz::TimeZone;
 use metrics::gauge;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::http::{Connections, Readiness};
 use crate::issuance::Issuer;
@@ -78,8 +78,7 @@ impl Watch {
             ticks.tick().await;
             let answer = timeout(ASK_WITHIN, self.store.check_schema()).await;
             let is_up = !matches!(&answer, Err(_) | Ok(Err(SchemaError::Unavailable(_))));
-            let is_refused =
-                timeout(ASK_WITHIN, self.issuer.is_refused(Instant::now() + ASK_WITHIN)).await.unwrap_or(true);
+            let is_refused = self.issuer.is_refused(ASK_WITHIN).await;
             let is_ready = matches!(&answer, Ok(Ok(()))) && !is_refused && !self.readiness.is_draining();
             set(meters::DATABASE_UP, usize::from(is_up));
             set(meters::READY, usize::from(is_ready));

@@ -247,8 +247,8 @@ impl Issuer {
     }
 
     /// Whether the database refuses every write, though it can be reached.
-    pub async fn is_refused(&self, deadline: Instant) -> bool {
-        self.writer.is_refused(deadline).await
+    pub async fn is_refused(&self, within: Duration) -> bool {
+        self.writer.is_refused(within).await
     }
 
     /// Requests that are at work, and what becomes of the writer.

@@ -41,14 +41,12 @@ pub(super) async fn process(
     request: &IssueRequest,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
-    let Some(key) = &request.key else {
-        let result = run(issuer, request, None, deadline).await;
-        return despite_fault(issuer, request, result, deadline).await;
-    };
-    let mut attempt = Attempt::new(issuer, request, key)?;
-    let result = run(issuer, request, Some(&mut attempt), deadline).await;
+    let mut attempt = request.key.as_ref().map(|key| Attempt::new(issuer, request, key)).transpose()?;
+    let result = run(issuer, request, attempt.as_mut(), deadline).await;
     let result = despite_fault(issuer, request, result, deadline).await;
-    Box::pin(attempt.end(issuer, &result)).await;
+    if let Some(attempt) = attempt {
+        Box::pin(attempt.end(issuer, &result)).await;
+    }
     result
 }
 

@@ -178,9 +178,6 @@ impl Batches {
 
     /// Settles the coupons of a call that broke.
     async fn settle(&mut self, coupons: &[&NewCoupon], deadline: Instant) -> Vec<Written> {
-        if coupons.is_empty() {
-            return Vec::new();
-        }
         let mut written: Vec<Option<Written>> = vec![None; coupons.len()];
         while Instant::now() < deadline + GRACE && self.connected(deadline + GRACE).await {
             match self.settle_once(coupons, &mut written, deadline).await {

@@ -19,7 +19,7 @@ use metrics::{Counter, Histogram};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -223,20 +223,27 @@ impl Writer {
         let (up, suspect) = (Level::default(), Arc::new(AtomicBool::new(true)));
         let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up, &suspect);
         let alone = WriterLimits { tasks: 1, ..limits };
-        let (confirmations, confirming) = Queue::start(connect, alone, &Meters::of("confirmations"), &up, &suspect);
+        let confirmed = Meters::of("confirmations");
+        let (confirmations, confirming) = Queue::start(connect, alone, &confirmed, &up, &suspect);
         tasks.extend(confirming);
-        let prober = Arc::new(Prober { connect: connect.clone(), limits, suspect, last: Mutex::default() });
+        let prober =
+            Arc::new(Prober { connect: connect.clone(), limits, meters: confirmed, suspect, last: Mutex::default() });
         (Self { coupons, confirmations, prober, up, most_up: limits.tasks + 1 }, tasks)
     }
 
     /// Whether the database refuses every write, though it can be reached. At the start, and after a task has found so, a
     /// connection of its own finds out, so that nobody has to ask for a coupon first.
-    pub async fn is_refused(&self, deadline: Instant) -> bool {
+    /// What does not answer within this time counts as refusing.
+    pub async fn is_refused(&self, within: Duration) -> bool {
         if !self.prober.suspect.load(Ordering::Relaxed) {
             return false;
         }
-        // What cannot be found out by then is found by whoever asks whether the database is there.
-        self.prober.is_refused(deadline).await.unwrap_or(false)
+        match timeout(within, self.prober.is_refused(Instant::now() + within)).await {
+            Ok(Some(is_refused)) => is_refused,
+            // That the database cannot be reached is found by whoever asks whether it is there.
+            Ok(None) => false,
+            Err(_elapsed) => true,
+        }
     }
 
     /// What is waiting, and what it is written over.
@@ -286,6 +293,7 @@ impl Writer {
 struct Prober {
     connect: PgConnectOptions,
     limits: WriterLimits,
+    meters: Meters,
     /// Nobody has found yet that the database takes writes, or a task has found that it does not.
     suspect: Arc<AtomicBool>,
     last: Mutex<Option<(Instant, bool)>>,
@@ -302,7 +310,7 @@ impl Prober {
         }
         let connector =
             connection::Connector::new(self.connect.clone(), self.limits.statement_timeout, Level::default());
-        let batches = batch::Batches::new(connector, Arc::clone(&self.suspect), Meters::of("probes"));
+        let batches = batch::Batches::new(connector, Arc::clone(&self.suspect), self.meters.clone());
         let is_refused = batches.find_out(deadline).await?;
         let was_refused = last.replace((Instant::now(), is_refused)).is_some_and(|(_, was_refused)| was_refused);
         if !is_refused {
