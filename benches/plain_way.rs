@@ -61,6 +61,8 @@ struct Caller {
     till_id: String,
     store_id: i64,
     zone: TimeZone,
+    /// The number of each source's origin.
+    origins: RwLock<HashMap<String, i32>>,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +96,7 @@ struct Asked {
 struct Common {
     caller: Arc<Caller>,
     customer_id: String,
-    source: String,
+    origin_id: i32,
     account_id: Option<String>,
     metadata: Option<serde_json::Value>,
     request_id: Uuid,
@@ -157,9 +159,10 @@ impl From<sqlx::Error> for Refusal {
 }
 
 /// What decides about a coupon, read in its transaction: the series, the day in the organisation's zone, and, where that
-/// matters, how many the customer has.
+/// matters, how many the customer has and the number of the last.
 #[derive(FromRow)]
 struct Rules {
+    version: i32,
     description: String,
     info: String,
     discount_code: Option<String>,
@@ -178,10 +181,11 @@ struct Rules {
     store_ids: Vec<i64>,
     externally_managed: bool,
     received: Option<i32>,
+    last_ordinal: Option<i32>,
 }
 
 const RULES: &str = "
-    select s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
+    select s.version, s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
            least(s.valid_till_date, case s.expiry_strategy_type
                when 'DAYS' then d.today + s.expiry_strategy_value
                when 'MONTHS_END' then (date_trunc('month', d.today)
@@ -189,20 +193,26 @@ const RULES: &str = "
            end) as expires_on,
            s.redemption_valid_from, d.today, s.alpha_numeric, s.random_code_length, s.coupon_prefix, s.coupon_suffix,
            s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user, s.store_ids, s.externally_managed,
-           case when s.max_vouchers_per_user is not null or not s.is_multiple_vouchers_per_user_allowed then
-               (select count(*)::integer from coupon c
-                 where c.org_id = s.org_id and c.customer_id = $3 and c.series_id = s.series_id)
-           end as received
+           c.received, c.last_ordinal
       from organisation o
       join series s on s.org_id = o.org_id and s.series_id = $2
      cross join lateral (select (now() at time zone o.time_zone)::date as today) d
+      left join lateral (
+           select (count(*) filter (where c.revoked_at is null))::integer as received,
+                  coalesce(max(c.ordinal), 0) as last_ordinal
+             from coupon c
+            where c.org_id = s.org_id and c.customer_id = $3 and c.series_id = s.series_id
+           having s.max_vouchers_per_user is not null or not s.is_multiple_vouchers_per_user_allowed) c on true
      where o.org_id = $1 and s.client_handling_type = 'DISC_CODE' and s.max_create is null
        and s.min_days_between_vouchers is null and s.mutual_exclusive_series_ids = '{}'";
 
 const INSERT: &str = "
-    insert into coupon (org_id, series_id, customer_id, ordinal, code, shared_code, expires_on, issued_at, issue_id,
-                        till_id, store_id, source, account_id, metadata, request_uuid)
-    values ($1, $2, $3, $4, $5, false, $6, now(), $7, $8, $9, $10, $11, $12, $13)";
+    insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                        ordinal, customer_id, code, account_id, metadata)
+    values ($1, nextval('plain_way_id'), $2, now(), $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+
+/// Above all that the service leases and the bare insert takes.
+const IDS: &str = "create sequence if not exists plain_way_id start 2000000000000";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -217,6 +227,7 @@ async fn main() -> anyhow::Result<()> {
         .test_before_acquire(false)
         .connect(&url)
         .await?;
+    sqlx::query(IDS).execute(&pool).await?;
     let app = Arc::new(App { pool, callers: RwLock::default() });
     let router = Router::new()
         .route("/v2/coupon/bulk/issue", post(issue_bulk))
@@ -239,13 +250,15 @@ async fn issue_bulk(
     if body.series_ids.is_empty() || body.series_ids.len() > 100 {
         return Err(StatusCode::BAD_REQUEST.into_response());
     }
+    let source = asked.source.unwrap_or_else(|| "INSTORE".to_owned());
+    let origin_id = origin(&app, &caller, source).await.map_err(unavailable)?;
     let common = Arc::new(Common {
         caller,
         customer_id: match body.customer.id {
             Id::Text(text) => text,
             Id::Number(number) => number.to_string(),
         },
-        source: asked.source.unwrap_or_else(|| "INSTORE".to_owned()),
+        origin_id,
         account_id: asked.account_id,
         metadata: body.metadata,
         request_id: Uuid::new_v4(),
@@ -269,14 +282,33 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Arc<Caller>, Response>
     if let Some(caller) = remembered {
         return Ok(caller);
     }
-    let found = log_in(app, header).await.map_err(|error| {
-        eprintln!("{error:#}");
-        StatusCode::SERVICE_UNAVAILABLE.into_response()
-    })?;
+    let found = log_in(app, header).await.map_err(unavailable)?;
     let caller = Arc::new(found.ok_or_else(unauthorized)?);
     let mut callers = app.callers.write().unwrap_or_else(PoisonError::into_inner);
     callers.insert(header.clone(), Arc::clone(&caller));
     Ok(caller)
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Response {
+    eprintln!("{error:#}");
+    StatusCode::SERVICE_UNAVAILABLE.into_response()
+}
+
+/// Where and by which channel the caller issues: remembered, or looked up.
+async fn origin(app: &App, caller: &Caller, source: String) -> Result<i32, sqlx::Error> {
+    let remembered = caller.origins.read().unwrap_or_else(PoisonError::into_inner).get(&source).copied();
+    if let Some(origin_id) = remembered {
+        return Ok(origin_id);
+    }
+    let origin_id = sqlx::query_scalar("select origin_1($1, $2, $3, $4, null)")
+        .bind(caller.org_id)
+        .bind(caller.store_id)
+        .bind(&source)
+        .bind(&caller.till_id)
+        .fetch_one(&app.pool)
+        .await?;
+    caller.origins.write().unwrap_or_else(PoisonError::into_inner).insert(source, origin_id);
+    Ok(origin_id)
 }
 
 async fn log_in(app: &App, header: &HeaderValue) -> anyhow::Result<Option<Caller>> {
@@ -308,7 +340,13 @@ async fn log_in(app: &App, header: &HeaderValue) -> anyhow::Result<Option<Caller
         return Ok(None);
     }
     let zone = TimeZone::get(&till.time_zone)?;
-    Ok(Some(Caller { org_id: till.org_id, till_id: till.till_id, store_id: till.store_id, zone }))
+    Ok(Some(Caller {
+        org_id: till.org_id,
+        till_id: till.till_id,
+        store_id: till.store_id,
+        zone,
+        origins: RwLock::default(),
+    }))
 }
 
 async fn entity(app: Arc<App>, common: Arc<Common>, series_id: i64) -> EntityBody {
@@ -350,17 +388,15 @@ async fn try_to_issue(app: &App, common: &Common, series_id: i64) -> Result<Issu
     sqlx::query(INSERT)
         .bind(caller.org_id)
         .bind(series_id)
-        .bind(&common.customer_id)
-        .bind(rules.received.map(|received| received + 1))
-        .bind(&code)
+        .bind(common.request_id)
+        .bind(rules.version)
+        .bind(common.origin_id)
         .bind(rules.expires_on)
-        .bind(Uuid::new_v4())
-        .bind(&caller.till_id)
-        .bind(caller.store_id)
-        .bind(&common.source)
+        .bind(rules.last_ordinal.map(|last| last + 1))
+        .bind(&common.customer_id)
+        .bind(&code)
         .bind(&common.account_id)
         .bind(common.metadata.as_ref().map(Jsonb))
-        .bind(common.request_id)
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;

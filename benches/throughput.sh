@@ -51,7 +51,7 @@ for round in $(seq "$rounds"); do
 done
 check_tally "$url"
 transactions=$(sql "$url" -c "select count(*) || ' of them in ' || count(distinct xmin::text) || ' transactions' from coupon
-                               where till_id <> 'pgbench'")
+                               where origin_id not in (select origin_id from origin where till_id = 'pgbench')")
 
 describe
 echo

@@ -37,13 +37,14 @@ pub use crate::provisioning::commands::{Holder, Outcome};
 pub use crate::provisioning::keys::KeyList;
 use crate::provisioning::{self, Report, keys};
 use crate::store::migrations::{self, SchemaError};
+
 use crate::store::writer::{Writer, WriterLimits};
-use crate::store::{ReadLimits, Store};
+use crate::store::{Presence, ReadLimits, Store};
 use crate::telemetry::Metrics;
 use crate::watch::Watch;
 
-/// How often old keyed requests are forgotten.
-const FORGET_EVERY: Duration = Duration::from_mins(1);
+/// How often old keyed requests are purged.
+const PURGE_EVERY: Duration = Duration::from_mins(1);
 /// How long the database may take to show its schema: whoever asks for readiness has not long to wait.
 const CHECK_WITHIN: Duration = Duration::from_secs(2);
 
@@ -114,11 +115,18 @@ impl App {
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
         let limits = ActivityLimits { flush_every: settings.activity.flush, keep: settings.activity.keep };
         let (activity, keeping) = Activity::start(store.clone(), clock.clone(), entropy.uuid()?, limits);
-        let issuer =
-            Issuer::new(store.clone(), writer, clock.clone(), entropy, Arc::clone(&activity), issue_limits(settings));
+        let issuer = Issuer::new(
+            store.clone(),
+            writer,
+            Presence::new(connect),
+            clock.clone(),
+            entropy,
+            Arc::clone(&activity),
+            issue_limits(settings),
+        );
         let issuer = Arc::new(issuer);
-        let forgetting = forget_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
-        let forgetting = tokio::spawn(forgetting).abort_handle();
+        let purging = purge_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
+        let purging = tokio::spawn(purging).abort_handle();
         let readiness = Arc::new(Readiness::new(readiness_check(store.clone(), Arc::clone(&issuer))));
         let connections = Connections::new(places(settings.http.max_connections), settings.http.write_timeout);
         let watch = Watch {
@@ -142,7 +150,7 @@ impl App {
             openapi: openapi(settings)?.into(),
             docs: settings.http.docs,
         };
-        let in_background = [following, forgetting, watching];
+        let in_background = [following, purging, watching];
         let settings = settings.http.clone();
         Ok(Self { http, settings, store, writers, activity: keeping, connections, in_background })
     }
@@ -392,10 +400,9 @@ pub async fn audit(
     connect: &PgConnectOptions,
     settings: &Settings,
     org_id: Option<i64>,
-    outside: &Outside,
 ) -> anyhow::Result<audit::Report> {
     Store::new(connect.clone(), read_limits(settings)).check_schema().await?;
-    Ok(audit::run(connect, org_id.map(OrgId), outside.clock.now()).await?)
+    Ok(audit::run(connect, org_id.map(OrgId)).await?)
 }
 
 /// Disables a till or client, or enables it.
@@ -523,15 +530,15 @@ fn issue_limits(settings: &Settings) -> IssueLimits {
     }
 }
 
-/// Forgets old keyed requests, now and then. Several replicas that do it at once are not in each other's way.
-async fn forget_requests(issuer: Arc<Issuer>, kept_for: Duration) {
+/// Purges old keyed requests, now and then. Several replicas that do it at once are not in each other's way.
+async fn purge_requests(issuer: Arc<Issuer>, kept_for: Duration) {
     loop {
-        match issuer.forget_requests(kept_for).await {
+        match issuer.purge_requests(kept_for).await {
             Ok(0) => {}
-            Ok(forgotten) => tracing::info!(forgotten, "forgot old keyed requests"),
-            Err(error) => tracing::warn!(%error, "old keyed requests cannot be forgotten now"),
+            Ok(purged) => tracing::info!(purged, "purged old keyed requests"),
+            Err(error) => tracing::warn!(%error, "old keyed requests cannot be purged now"),
         }
-        sleep(FORGET_EVERY).await;
+        sleep(PURGE_EVERY).await;
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use jiff::Timestamp;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::model::OrgId;
@@ -32,8 +31,8 @@ pub struct Report {
 ///
 /// # Errors
 /// See [`AuditError`].
-pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>, now: Timestamp) -> Result<Report, AuditError> {
-    match (invariants::check(connect, org_id, now).await?, org_id) {
+pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Report, AuditError> {
+    match (invariants::check(connect, org_id).await?, org_id) {
         (Some(findings), _) => Ok(Report { findings }),
         (None, Some(org_id)) => Err(AuditError::NoSuchOrganisation(org_id)),
         (None, None) => Ok(Report { findings: Vec::new() }),
@@ -82,11 +81,14 @@ const fn words(invariant: Invariant) -> (&'static str, &'static str) {
         Invariant::Maxima => ("no customer has received more of a series than the maximum", "coupons"),
         Invariant::Ordinals => ("a customer's coupons of a series are numbered without a gap", "coupons"),
         Invariant::Counters => ("the counter of a capped series is the number of its coupons", "series"),
-        Invariant::Codes => ("no code is that of two coupons", "coupons"),
+        Invariant::Codes => ("a code is that of one coupon, or of one series", "coupons"),
         Invariant::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
-        Invariant::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "records"),
+        Invariant::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "requests"),
         Invariant::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
         Invariant::Callers => ("a coupon names the till or the client that issued it", "coupons"),
+        Invariant::Versions => ("what a coupon showed of its series is kept", "coupons and series"),
+        Invariant::Ids => ("a coupon has a leased id of its own", "coupons"),
+        Invariant::Names => ("the name of a till or a client is known as taken", "tills and clients"),
     }
 }
 
@@ -139,12 +141,12 @@ mod tests {
 what must hold                                                  checked       wrong
 no series has issued more than its cap                          3 series      1
 no customer has received more of a series than the maximum      7 coupons     0
-no code is that of two coupons                                  1200 coupons  3
+a code is that of one coupon, or of one series                  1200 coupons  3
 
 no series has issued more than its cap, but:
   org 1 series 104: 11 issued; must be: at most 10
 
-no code is that of two coupons, but:
+a code is that of one coupon, or of one series, but:
   org 1 series 104 customer 5668\u{fffd} code GIFT…: 2 coupons have this code; must be: one
   and 2 more
 

@@ -47,12 +47,12 @@ pub(super) enum Command {
     Codes(CodesCommand),
     /// Switch a till off and on, or give it another password, without a file.
     ///
-    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    /// Each takes effect at once on running services, is recorded in the table audit_log, and prints what was recorded.
     #[command(subcommand)]
     Till(TillCommand),
     /// Switch an OAuth client off and on, give it another secret, or make its tokens void, without a file.
     ///
-    /// Each takes effect at once on running services, is recorded in the table audit_entry, and prints what was recorded.
+    /// Each takes effect at once on running services, is recorded in the table audit_log, and prints what was recorded.
     #[command(subcommand)]
     Client(ClientCommand),
     /// The keys that sign access tokens.

@@ -53,7 +53,9 @@ async fn main() -> ExitCode {
 /// An error with its causes, each told once: some messages hold their cause's already.
 fn told(error: &anyhow::Error) -> String {
     let mut told = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
+    // Whoever wraps an error of the database says what it says, with its code.
+    let causes = error.chain().skip(1).filter(|cause| !cause.is::<sqlx::Error>());
+    for cause in causes.map(ToString::to_string) {
         if !told.contains(&cause) {
             told.push_str(": ");
             told.push_str(&cause);
@@ -274,7 +276,7 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
 
 async fn audit(args: AuditArgs) -> anyhow::Result<()> {
     let (connect, settings) = (args.common.connect_options()?, args.common.settings()?);
-    let found = app::audit(&connect, &settings, args.org, &Outside::default()).await?;
+    let found = app::audit(&connect, &settings, args.org).await?;
     let wrong = found.wrong();
     answer(found)?;
     if wrong > 0 {

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use coupon_issuer::issuance::Refusal;
 use coupon_issuer::issuance::rules::{Decision, Moment, decide};
 use coupon_issuer::issuance::validity::{expires_on, valid_till, valid_till_date_time};
+use coupon_issuer::issuance::{Refusal, ShownInstant};
 use coupon_issuer::model::{
     ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Facts, HeldCoupon, Series, SeriesId, StoreId,
 };
 use jiff::civil::{Date, date};
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use jiff::{Timestamp, ToSpan};
 use proptest::prelude::*;
 
@@ -56,7 +56,7 @@ fn decided(series: &Series, facts: &Facts) -> Decision {
 }
 
 fn held(expires_on: Date) -> HeldCoupon {
-    HeldCoupon { code: "HELD".to_owned(), expires_on, redemption_count: 0 }
+    HeldCoupon { coupon_id: 1, series_version: 1, code: "HELD".to_owned(), expires_on, redemption_count: 0 }
 }
 
 fn received(count: i32, expires_on: Date) -> Facts {
@@ -148,7 +148,8 @@ fn reasons_come_in_the_documented_order() {
     series.max_create = None;
     assert_eq!(refused(&series, &facts), Refusal::PoolEmpty);
     facts.pool_has_code = true;
-    let next_eligible_at = "2026-12-31T00:00:00Z".parse().unwrap();
+    let instant = "2026-12-31T00:00:00Z".parse().unwrap();
+    let next_eligible_at = ShownInstant { instant, offset: Offset::UTC };
     assert_eq!(refused(&series, &facts), Refusal::Gap { next_eligible_at });
     series.min_days_between_vouchers = Some(21);
     assert_eq!(decided(&series, &facts), Decision::Issue { expires_on: date(2027, 5, 9), ordinal: Some(2) });
@@ -284,7 +285,7 @@ proptest! {
                     let last = zone.to_datetime(last).date();
                     prop_assert!(today.since(last).unwrap().get_days() >= gap);
                 }
-                prop_assert_eq!(ordinal, series.depends_on_history().then_some(facts.received + 1));
+                prop_assert_eq!(ordinal, series.depends_on_history().then_some(facts.last_ordinal + 1));
                 match series.expiry_strategy {
                     ExpiryStrategy::SeriesExpiry => prop_assert_eq!(expires_on, series.valid_till_date),
                     ExpiryStrategy::Days(days) => prop_assert!(today.until(expires_on).unwrap().get_days() <= days),
@@ -301,8 +302,8 @@ proptest! {
                 // The hint is true: at that instant the gap is over, a moment before it is not.
                 let at = |now| decide(&series, &facts, &Moment { now, ..moment.clone() });
                 let is_gap = |decision: &Decision| matches!(decision, Decision::Refuse(Refusal::Gap { .. }));
-                prop_assert!(!is_gap(&at(next_eligible_at)));
-                let before = at(next_eligible_at.checked_sub(1.second()).unwrap());
+                prop_assert!(!is_gap(&at(next_eligible_at.instant)));
+                let before = at(next_eligible_at.instant.checked_sub(1.second()).unwrap());
                 let issues = matches!(before, Decision::Issue { .. });
                 prop_assert!(!issues, "{:?}", before);
             }

@@ -312,7 +312,7 @@ fn one_series(
 fn pool_left(row: PoolRow) -> PoolLeft {
     let is_about = row.left > COUNTED_CODES;
     PoolLeft {
-        left: if is_about { row.places } else { row.left },
+        left: if is_about { row.positions } else { row.left },
         is_about,
         left_for_one: row.left_for_one.min(COUNTED_CODES),
         are_more_for_one: row.left_for_one > COUNTED_CODES,

@@ -284,6 +284,7 @@ impl From<IssueError> for ApiError {
             }
             IssueError::ServerFault(ref cause) => Self::Unavailable(cause.to_string()),
             IssueError::TimedOut => Self::Unavailable(error.to_string()),
+            IssueError::Refused(cause) => Self::Internal(cause.to_string()),
             IssueError::StillRunning => Self::StillRunning,
             IssueError::KeyReused => Self::KeyReused,
             IssueError::Overloaded => Self::Overloaded,

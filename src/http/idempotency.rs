@@ -1,5 +1,5 @@
 //! The header `Idempotency-Key` (contract 6): its syntax.
-//! What a key does is decided in `issuance::keyed`.
+//! What a key does is decided in `issuance::key_claim`.
 
 use std::sync::Arc;
 

@@ -264,13 +264,13 @@ pub(super) async fn receipt(
 ) -> Result<Response, ApiError> {
     let Path(key) = key.map_err(|_not_utf8| idempotency::bad())?;
     let receipt = http.issuer.receipt(&caller, &idempotency::checked(&key)?).await?.ok_or(ApiError::NoSuchRequest)?;
-    let answer = IssueAnswer::of(&receipt.entities, &receipt.zone);
+    let answer = IssueAnswer::of(&receipt.entities);
     let state = match receipt.progress {
         Progress::Running => ReceiptState::Running,
         Progress::Answered => ReceiptState::Answered,
         Progress::Interrupted => ReceiptState::Interrupted,
     };
-    let received_at = validity::instant(receipt.started_at, &receipt.zone);
+    let received_at = validity::instant(receipt.received_at, &receipt.zone);
     Ok(Json(ReceiptBody { answer, state, received_at }).into_response())
 }
 
@@ -346,15 +346,15 @@ fn check_text(field: &str, value: &str, most: usize) -> Result<(), ApiError> {
 
 impl IssueAnswer {
     /// The answer of these entities.
-    pub(super) fn of(entities: &[Entity], zone: &TimeZone) -> Self {
-        let response: Vec<EntityBody> = entities.iter().map(|entity| entity_body(entity, zone)).collect();
+    pub(super) fn of(entities: &[Entity]) -> Self {
+        let response: Vec<EntityBody> = entities.iter().map(entity_body).collect();
         let failure_count = response.iter().filter(|entity| !entity.errors.is_empty()).count();
         Self { total_count: response.len(), failure_count, response }
     }
 }
 
 fn answer(issuance: &Issuance) -> Response {
-    let answer = IssueAnswer::of(&issuance.entities, &issuance.zone);
+    let answer = IssueAnswer::of(&issuance.entities);
     let failures = answer.failure_count;
     let refused = (failures > 0).then(|| refused(&answer.response));
     let of = |name| issuance.entities.iter().filter(|entity| entity.name() == name).count();
@@ -374,23 +374,23 @@ fn refused(response: &[EntityBody]) -> String {
     told.take(MOST_REFUSED_TOLD).map(|(series, code)| format!("{series}:{code}")).collect::<Vec<_>>().join(" ")
 }
 
-fn entity_body(entity: &Entity, zone: &TimeZone) -> EntityBody {
+fn entity_body(entity: &Entity) -> EntityBody {
     let entity_id = entity.series_id;
     match &entity.outcome {
         Ok(granted) => EntityBody {
             entity_id,
-            result: Some(result_body(entity_id, granted, zone)),
+            result: Some(result_body(entity_id, granted)),
             errors: Vec::new(),
-            warnings: granted.resent.then(resent_warning).into_iter().collect(),
+            warnings: granted.resent.map(|_| resent_warning()).into_iter().collect(),
         },
         Err(refusal) => {
-            EntityBody { entity_id, result: None, errors: vec![error_item(*refusal, zone)], warnings: Vec::new() }
+            EntityBody { entity_id, result: None, errors: vec![error_item(*refusal)], warnings: Vec::new() }
         }
     }
 }
 
-fn result_body(series_id: SeriesId, granted: &Granted, zone: &TimeZone) -> ResultBody {
-    let face = &granted.face;
+fn result_body(series_id: SeriesId, granted: &Granted) -> ResultBody {
+    let (face, zone) = (&granted.face, &granted.zone);
     ResultBody {
         code: granted.code.clone(),
         series_id,
@@ -408,9 +408,11 @@ fn result_body(series_id: SeriesId, granted: &Granted, zone: &TimeZone) -> Resul
     }
 }
 
-fn error_item(refusal: Refusal, zone: &TimeZone) -> Item {
+fn error_item(refusal: Refusal) -> Item {
     Item {
-        next_eligible_at: refusal.next_eligible_at().map(|at| validity::instant(at, zone)),
+        next_eligible_at: refusal
+            .next_eligible_at()
+            .map(|at| validity::instant(at.instant, &TimeZone::fixed(at.offset))),
         remaining: refusal.remaining(),
         ..Item::new(refusal.code(), refusal.message().to_owned(), Some(refusal.is_retryable()))
     }

@@ -11,8 +11,8 @@ use crate::meters;
 pub(super) struct Counts {
     /// By [`Entity::name`]; of a refusal by its code as well.
     outcomes: Vec<(&'static str, Counter, Option<Counter>)>,
-    /// Keyed requests that were forgotten.
-    pub(super) forgotten: Counter,
+    /// Keyed requests that were purged.
+    pub(super) purged: Counter,
 }
 
 impl Counts {
@@ -23,7 +23,7 @@ impl Counts {
             let by_code = counter!(meters::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
             (refusal.name(), outcome(refusal.name()), Some(by_code))
         });
-        Self { outcomes: granted.into_iter().chain(refused).collect(), forgotten: counter!(meters::FORGOTTEN.name) }
+        Self { outcomes: granted.into_iter().chain(refused).collect(), purged: counter!(meters::FORGOTTEN.name) }
     }
 
     /// These are about to be answered.

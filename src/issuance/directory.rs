@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use moka::future::Cache;
 
-use crate::model::{OrgId, Organisation, SeriesId};
+use crate::model::{Caller, OrgId, Organisation, SeriesId, Source, StoreId};
 use crate::store::{SeriesAtRevision, Store, StoreError};
 
 const MOST_ORGANISATIONS: u64 = 10_000;
 const MOST_SERIES: u64 = 100_000;
+const MOST_ORIGINS: u64 = 100_000;
+/// An origin never changes. After this time it is stored again, should a failover have lost it.
+const ORIGIN_TIME_TO_LIVE: Duration = Duration::from_mins(10);
 
 /// The remembered settings.
 #[derive(Debug)]
@@ -20,7 +23,11 @@ pub struct Directory {
     store: Store,
     organisations: Cache<OrgId, Arc<Organisation>>,
     series: Cache<(OrgId, SeriesId), SeriesAtRevision>,
+    origins: Cache<OriginKey, i32>,
 }
+
+/// Organisation, store, till, client and channel.
+type OriginKey = (OrgId, StoreId, Option<String>, Option<String>, &'static str);
 
 impl Directory {
     /// Remembers each setting for so long.
@@ -30,6 +37,7 @@ impl Directory {
             store,
             organisations: Cache::builder().max_capacity(MOST_ORGANISATIONS).time_to_live(time_to_live).build(),
             series: Cache::builder().max_capacity(MOST_SERIES).time_to_live(time_to_live).build(),
+            origins: Cache::builder().max_capacity(MOST_ORIGINS).time_to_live(ORIGIN_TIME_TO_LIVE).build(),
         }
     }
 
@@ -64,5 +72,23 @@ impl Directory {
     /// Remembers a series as it was just read.
     pub async fn remember(&self, org_id: OrgId, series: &SeriesAtRevision) {
         self.series.insert((org_id, series.series.id), series.clone()).await;
+    }
+
+    /// The number of the origin of this caller's coupons.
+    ///
+    /// # Errors
+    /// When it is not remembered and the database cannot be asked.
+    pub async fn origin(&self, caller: &Caller, source: Source) -> Result<i32, StoreError> {
+        let client_key = caller.client_key().map(str::to_owned);
+        let key = (caller.org_id, caller.store_id, caller.till_id.clone(), client_key, source.name());
+        if let Some(origin_id) = self.origins.get(&key).await {
+            return Ok(origin_id);
+        }
+        let load = async {
+            let origin_id = self.store.origin(caller, source).await?;
+            self.origins.insert(key, origin_id).await;
+            Ok(origin_id)
+        };
+        Box::pin(load).await
     }
 }

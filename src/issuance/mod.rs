@@ -2,25 +2,27 @@
 //!
 //! Knows neither HTTP nor SQL. [`rules`] decides, [`Issuer`] asks the store for facts and has decisions written.
 
+mod answers;
 pub mod codes;
 mod counts;
 mod customers;
 mod directory;
-mod keyed;
+mod entity;
+mod key_claim;
+mod receipt;
 mod refusal;
-mod request;
 pub mod rules;
+mod run;
 pub mod validity;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use answers::Resend;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
-pub use keyed::{Fingerprint, Progress, Receipt, RequestKey};
-pub use refusal::Refusal;
-use serde::{Deserialize, Serialize};
+pub use receipt::{Progress, Receipt};
+pub use refusal::{Refusal, ShownInstant};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -30,14 +32,14 @@ use self::directory::Directory;
 use crate::activity::{Activity, Kind, Told};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
 use crate::store::writer::{Writer, WriterUse};
-use crate::store::{Beginnings, Store, StoreError};
+use crate::store::{Claims, IssuedCoupon, Presence, Purge, Store, StoreError};
 use crate::traces::RequestTrace;
 
-/// Keyed requests that are forgotten in one transaction, and the pause before the next.
-const FORGET_AT_ONCE: i64 = 500;
+/// Keyed requests that are purged in one transaction, and the pause before the next.
+const PURGE_AT_ONCE: i64 = 1000;
 const BETWEEN_STEPS: Duration = Duration::from_millis(100);
 /// How long a step may take.
-const FORGET_WITHIN: Duration = Duration::from_secs(10);
+const PURGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a caller asks for: one coupon of each series for one customer.
 #[derive(Debug, Clone)]
@@ -60,11 +62,26 @@ pub struct IssueRequest {
     pub key: Option<RequestKey>,
 }
 
+impl IssueRequest {
+    /// Whether another attempt may have issued what it asks for: it has a key, its own or what a natural one is made of.
+    fn is_keyed(&self) -> bool {
+        let has_source = |metadata: &Metadata| metadata.source_type.is_some() && metadata.source_id.is_some();
+        self.key.is_some() || self.metadata.as_ref().is_some_and(has_source)
+    }
+}
+
+/// What names a request, so that trying it again finishes it.
+#[derive(Debug, Clone)]
+pub struct RequestKey {
+    /// The caller's name for it.
+    pub key: Arc<str>,
+    /// A version and a hash of all that it asks for: another request under the same key is a mistake.
+    pub fingerprint: i64,
+}
+
 /// What became of a request: one entity for each series asked for, in that order.
 #[derive(Debug, Clone)]
 pub struct Issuance {
-    /// The organisation's time zone, in which dates are told.
-    pub zone: TimeZone,
     /// What became of each.
     pub entities: Vec<Entity>,
 }
@@ -83,7 +100,7 @@ pub struct Entity {
     /// As it was asked for.
     pub series_id: SeriesId,
     /// The coupon, durably stored, or why there is none.
-    pub outcome: Result<Granted, Refusal>,
+    pub outcome: Result<Arc<Granted>, Refusal>,
 }
 
 impl Entity {
@@ -91,8 +108,8 @@ impl Entity {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match &self.outcome {
-            Ok(Granted { replayed: true, .. }) => "replayed",
-            Ok(Granted { resent: true, .. }) => "resent",
+            Ok(granted) if granted.replayed => "replayed",
+            Ok(granted) if granted.resent.is_some() => "resent",
             Ok(_) => "issued",
             Err(refusal) => refusal.name(),
         }
@@ -110,22 +127,37 @@ impl Entity {
 }
 
 /// The coupon a customer has got.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Granted {
     /// What it shows of its series.
     pub face: Arc<Face>,
+    /// The time zone of its dates.
+    pub zone: TimeZone,
     /// Its code.
     pub code: String,
     /// Its last day.
     pub expires_on: Date,
     /// How often it was redeemed.
     pub redemption_count: i32,
-    /// Whether it is one that the customer held already.
-    #[serde(skip)]
-    pub resent: bool,
-    /// Whether an earlier attempt at the same keyed request has issued it.
-    #[serde(skip)]
+    /// One that the customer held already.
+    pub resent: Option<Resend>,
+    /// Whether an earlier attempt at the same request was answered with it.
     pub replayed: bool,
+}
+
+impl Granted {
+    /// As it was answered when it was issued.
+    fn replay(coupon: &IssuedCoupon) -> Self {
+        Self {
+            face: Arc::clone(&coupon.face),
+            zone: coupon.zone.clone(),
+            code: coupon.code.clone(),
+            expires_on: coupon.expires_on,
+            redemption_count: 0,
+            resent: None,
+            replayed: true,
+        }
+    }
 }
 
 /// Why a request as a whole was not processed. Nothing is stored then.
@@ -155,6 +187,9 @@ pub enum IssueError {
     /// More is being asked for than the database takes.
     #[error("too many requests are waiting")]
     Overloaded,
+    /// The database refused a statement.
+    #[error("the database refused a statement")]
+    Refused(#[source] StoreError),
     /// Our fault.
     #[error("internal error: {0}")]
     Internal(String),
@@ -166,7 +201,7 @@ impl From<StoreError> for IssueError {
             StoreError::Unavailable(_) => Self::Unavailable(Some(error)),
             StoreError::TookTooLong(_) => Self::TimedOut,
             StoreError::ServerFault(_) => Self::ServerFault(error),
-            StoreError::Failed(_) => Self::Internal(error.to_string()),
+            StoreError::Failed(_) => Self::Refused(error),
         }
     }
 }
@@ -202,7 +237,8 @@ pub struct IssueLimits {
 pub struct Issuer {
     store: Store,
     writer: Writer,
-    beginnings: Beginnings,
+    claims: Claims,
+    presence: Presence,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     directory: Directory,
@@ -213,22 +249,24 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// An issuer over this store, writing through this writer. Needs a runtime.
+    /// An issuer over this store, writing through this writer, that other replicas know by this presence. Needs a runtime.
     #[must_use]
     pub fn new(
         store: Store,
         writer: Writer,
+        presence: Presence,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         activity: Arc<Activity>,
         limits: IssueLimits,
     ) -> Self {
         let directory = Directory::new(store.clone(), limits.settings_time_to_live);
-        let beginnings = Beginnings::start(store.clone());
+        let claims = Claims::start(store.clone());
         Self {
             store,
             writer,
-            beginnings,
+            claims,
+            presence,
             clock,
             entropy,
             directory,
@@ -267,7 +305,7 @@ impl Issuer {
         let issuer = Arc::clone(self);
         let deadline = Instant::now() + self.limits.timeout;
         let task = async move {
-            let result = request::process(&issuer, &request, deadline).await;
+            let result = run::process(&issuer, &request, deadline).await;
             if let Ok(issuance) = &result {
                 issuer.counts.answered(&issuance.entities);
                 let told = issuance.entities.iter().map(Entity::told);
@@ -290,24 +328,27 @@ impl Issuer {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn receipt(&self, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
-        within(Instant::now() + self.limits.timeout, keyed::receipt(self, caller, key)).await
+        within(Instant::now() + self.limits.timeout, receipt::receipt(self, caller, key)).await
     }
 
-    /// Forgets keyed requests first seen so long ago, in small steps, and says how many.
+    /// Purges keyed requests and natural keys first seen so long ago, by the database's clock and in small steps, and returns their
+    /// number.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn forget_requests(&self, kept_for: Duration) -> Result<u64, IssueError> {
-        let kept_for = SignedDuration::try_from(kept_for).unwrap_or(SignedDuration::MAX);
-        let before = self.clock.now().saturating_sub(kept_for).unwrap_or(Timestamp::MIN);
-        let mut forgotten = 0;
+    pub async fn purge_requests(&self, kept_for: Duration) -> Result<u64, IssueError> {
+        Ok(self.purge(Purge::Requests, kept_for).await? + self.purge(Purge::NaturalKeys, kept_for).await?)
+    }
+
+    async fn purge(&self, what: Purge, kept_for: Duration) -> Result<u64, IssueError> {
+        let mut total = 0;
         loop {
-            let step = timeout(FORGET_WITHIN, self.store.forget_requests(before, FORGET_AT_ONCE)).await;
-            let step = step.map_err(|_elapsed| IssueError::TimedOut)??;
-            forgotten += step;
-            self.counts.forgotten.increment(step);
-            if step < FORGET_AT_ONCE.unsigned_abs() {
-                return Ok(forgotten);
+            let step = timeout(PURGE_WITHIN, self.store.purge(what, kept_for.as_secs_f64(), PURGE_AT_ONCE)).await;
+            let purged = step.map_err(|_elapsed| IssueError::TimedOut)??;
+            total += purged;
+            self.counts.purged.increment(purged);
+            if purged < PURGE_AT_ONCE.unsigned_abs() {
+                return Ok(total);
             }
             sleep(BETWEEN_STEPS).await;
         }

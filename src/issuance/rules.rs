@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-use super::refusal::Refusal;
+use super::refusal::{Refusal, ShownInstant};
 use super::validity;
 use crate::model::{ClientHandling, Facts, HeldCoupon, Series, StoreId};
 
@@ -76,7 +76,7 @@ pub fn decide(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Decision {
         return Decision::Refuse(Refusal::Gap { next_eligible_at });
     }
     let numbered = series.depends_on_history();
-    Decision::Issue { expires_on, ordinal: numbered.then(|| facts.received.max(facts.last_ordinal).saturating_add(1)) }
+    Decision::Issue { expires_on, ordinal: numbered.then(|| facts.last_ordinal.saturating_add(1)) }
 }
 
 /// What holds for every customer: returns the coupon's last day.
@@ -126,8 +126,11 @@ fn reissue(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Reissue {
 }
 
 /// The first instant at which the least days between two issues are over, if they are not over yet.
-fn gap(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Option<Timestamp> {
+fn gap(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Option<ShownInstant> {
     let days = series.min_days_between_vouchers?;
     let next = validity::days_after(moment.day_of(facts.last_issued_at?), days);
-    (moment.today() < next).then(|| validity::start_of_day(next, moment.zone))
+    (moment.today() < next).then(|| {
+        let instant = validity::start_of_day(next, moment.zone);
+        ShownInstant { instant, offset: moment.zone.to_offset(instant) }
+    })
 }

@@ -40,6 +40,12 @@ pub fn check_code(text: &str) -> Result<(), CodeError> {
     }
 }
 
+/// The form in which codes are compared: two that differ only in the case of their letters are one code.
+#[must_use]
+pub fn canonical(code: &str) -> String {
+    code.to_ascii_uppercase()
+}
+
 /// Whether a code may have this character in it.
 #[must_use]
 pub const fn may_be_in_code(c: char) -> bool {
@@ -105,6 +111,12 @@ mod tests {
         ] {
             assert_eq!(check_code(text), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn codes_are_compared_without_regard_to_case() {
+        assert_eq!(canonical("gift-9_z.0/+"), "GIFT-9_Z.0/+");
+        assert_eq!(canonical("GIFT-E1"), canonical("gift-e1"));
     }
 
     #[test]

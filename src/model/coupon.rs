@@ -8,6 +8,10 @@ use utoipa::ToSchema;
 /// A coupon that a customer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldCoupon {
+    /// Its id.
+    pub coupon_id: i64,
+    /// The version of the series that it showed when it was issued.
+    pub series_version: i32,
     /// The code, as it is printed.
     pub code: String,
     /// Its last day, in the organisation's time zone.

@@ -17,7 +17,9 @@ mod series;
 
 pub use caller::{Access, Attribution, Caller, Credential, Target, TargetType};
 pub use clock::{Clock, SystemClock};
-pub use code::{CODE_ALPHABET, Character, CodeError, LONGEST_CODE, check_code, is_invisible, may_be_in_code};
+pub use code::{
+    CODE_ALPHABET, Character, CodeError, LONGEST_CODE, canonical, check_code, is_invisible, may_be_in_code,
+};
 pub use coupon::{HeldCoupon, Metadata, Source};
 pub use customer::{CustomerId, CustomerPolicy, Identifiers, MOBILE_MARKS};
 pub use entropy::{Entropy, EntropyError, OsEntropy};

@@ -1,7 +1,7 @@
 //! What an organisation is to be, as configuration as code says it (`apply`).
 //! Plans hold secrets in plain text, so they live only while a file is being applied.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use secrecy::SecretString;
@@ -39,6 +39,8 @@ pub struct OrganisationPlan {
     pub customers: Vec<CustomerPlan>,
     /// Its series.
     pub series: Vec<Series>,
+    /// Where the file says what the codes of each of them are.
+    pub code_places: BTreeMap<SeriesId, Place>,
     /// The series that those of the file exclude and the file does not list, each where it is named.
     pub unlisted_series: Vec<(SeriesId, Place)>,
 }

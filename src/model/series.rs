@@ -88,6 +88,11 @@ impl ExpiryStrategy {
     }
 }
 
+/// Letters and digits without those that are taken for one another (0 O 1 I L).
+const ALPHANUMERIC: &str = "23456789ABCDEFGHJKMNPQRSTUVWXYZ";
+/// The digits; a code keeps its leading zeros.
+const DIGITS: &str = "0123456789";
+
 /// The shape of a generated code: prefix, random part, suffix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodeShape {
@@ -99,6 +104,24 @@ pub struct CodeShape {
     pub coupon_prefix: String,
     /// `couponSuffix`, up to 10 characters, upper case.
     pub coupon_suffix: String,
+}
+
+impl CodeShape {
+    /// The alphabet of the random part: ASCII, upper case.
+    #[must_use]
+    pub const fn alphabet(&self) -> &'static str {
+        if self.alpha_numeric { ALPHANUMERIC } else { DIGITS }
+    }
+
+    /// Whether a draw could give this code, which is in its canonical form.
+    #[must_use]
+    pub fn could_draw(&self, code: &str) -> bool {
+        let random = code.strip_prefix(&self.coupon_prefix).and_then(|rest| rest.strip_suffix(&self.coupon_suffix));
+        random.is_some_and(|random| {
+            random.len() == usize::from(self.random_code_length)
+                && random.chars().all(|letter| self.alphabet().contains(letter))
+        })
+    }
 }
 
 /// `clientHandlingType`: where a coupon's code comes from.
@@ -183,5 +206,31 @@ impl Series {
             || self.max_vouchers_per_user.is_some()
             || !self.do_not_resend_existing_voucher
             || self.min_days_between_vouchers.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_that_could_be_drawn() {
+        let shape = CodeShape {
+            alpha_numeric: false,
+            random_code_length: 5,
+            coupon_prefix: "AB".to_owned(),
+            coupon_suffix: "Z".to_owned(),
+        };
+        for (code, could) in [
+            ("AB12345Z", true),
+            ("AB1234Z", false),
+            ("AB12X45Z", false),
+            ("A12345Z", false),
+            ("AB12345", false),
+            ("ABZ", false),
+            ("AB1234\u{e9}Z", false),
+        ] {
+            assert_eq!(shape.could_draw(code), could, "{code}");
+        }
     }
 }

@@ -73,6 +73,8 @@ pub enum LineError {
     HeaderAgain,
     #[error("the code has been uploaded or issued before")]
     Duplicate,
+    #[error("a series could draw this code")]
+    Drawable,
 }
 
 impl LineError {

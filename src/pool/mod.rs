@@ -16,7 +16,7 @@ pub use self::layout::{HeaderError, Layout, LineError};
 use crate::model::{OrgId, SeriesId};
 use crate::store::StoreError;
 pub use crate::store::pool::ImportState;
-use crate::store::pool::{CodeUpload, DryRunUpload, UploadedCode, is_pool};
+use crate::store::pool::{CodeUpload, DryRunUpload, Refused, UploadedCode, is_pool};
 
 /// Lines in one transaction, at most.
 const PIECE_LINES: usize = 50_000;
@@ -90,6 +90,7 @@ pub async fn import(
     let so_far = upload.state();
     tell(Event::Begins(so_far));
     if so_far.is_finished {
+        upload.end().await?;
         return Ok(so_far);
     }
     let mut lines = source.lines(so_far)?;
@@ -121,10 +122,8 @@ pub async fn dry_run(
     }
     let mut lines = source.lines(so_far)?;
     while let Some(piece) = source.piece(&mut lines)? {
-        upload.add(&piece.codes, piece.malformed.len()).await?;
-        for (line, reason) in piece.malformed {
-            tell(Event::Rejected { line, reason });
-        }
+        let refused = upload.add(piece.codes, piece.malformed.len()).await?;
+        reject(piece.malformed, refused, tell);
         tell(Event::Progress { done: lines.place().bytes, of: source.file.bytes });
     }
     let mut told = |line| tell(Event::Rejected { line, reason: LineError::Duplicate });
@@ -201,13 +200,19 @@ impl Piece {
     ) -> Result<(), ImportError> {
         let malformed = i64::try_from(self.malformed.len()).unwrap_or(i64::MAX);
         let bytes = i64::try_from(place.bytes).unwrap_or(i64::MAX);
-        let duplicates = upload.write(&self.codes, malformed, bytes, place.lines).await?;
-        let mut rejected = self.malformed;
-        rejected.extend(duplicates.into_iter().map(|line| (line, LineError::Duplicate)));
-        rejected.sort_unstable_by_key(|(line, _)| *line);
-        for (line, reason) in rejected {
-            tell(Event::Rejected { line, reason });
-        }
+        let refused = upload.write(self.codes, malformed, bytes, place.lines).await?;
+        reject(self.malformed, refused, tell);
         Ok(())
+    }
+}
+
+/// Tells the lines of a piece that are not taken, in their order.
+fn reject(malformed: Vec<(i64, LineError)>, refused: Refused, tell: &mut (dyn FnMut(Event) + Send)) {
+    let mut rejected = malformed;
+    rejected.extend(refused.known.into_iter().map(|line| (line, LineError::Duplicate)));
+    rejected.extend(refused.drawable.into_iter().map(|line| (line, LineError::Drawable)));
+    rejected.sort_unstable_by_key(|(line, _)| *line);
+    for (line, reason) in rejected {
+        tell(Event::Rejected { line, reason });
     }
 }

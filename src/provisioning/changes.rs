@@ -26,12 +26,23 @@ pub(super) struct Changes<'a> {
     pub(super) oauth_clients: Vec<(&'a str, StoredClientSettings)>,
     pub(super) customers: Vec<&'a CustomerPlan>,
     pub(super) series: Vec<&'a Series>,
+    /// Of these series those whose codes are others from now on.
+    pub(super) codes: Vec<&'a Series>,
 }
 
 impl Changes<'_> {
     /// Whether a coupon may be decided otherwise than before.
     pub(super) const fn decides_issuances(&self) -> bool {
         self.settings_differ || !self.series.is_empty()
+    }
+
+    /// Whether a credential that a replica remembers may be good for something else than before.
+    pub(super) const fn concern_credentials(&self) -> bool {
+        self.settings_differ
+            || !self.stores.is_empty()
+            || !self.tills.is_empty()
+            || !self.token_issuers.is_empty()
+            || !self.oauth_clients.is_empty()
     }
 }
 
@@ -43,17 +54,20 @@ pub(super) async fn compare<'a>(
 ) -> Result<Changes<'a>, ApplyError> {
     note_left_alone(plan, stored, report);
     let others = stored.stores.values().filter(|stored| !plan.stores.iter().any(|store| store.id == stored.id));
-    let mut codes = Codes::default();
-    if let Some(shared) = plan.stores.iter().chain(others).flat_map(|store| codes.add(store)).next() {
+    let mut store_codes = Codes::default();
+    if let Some(shared) = plan.stores.iter().chain(others).flat_map(|store| store_codes.add(store)).next() {
         return Err(ApplyError::SharedCode(plan.id, shared));
     }
 
     let settings = OrganisationSettings::from(plan);
     let settings_differ = report.note(plan.id, "", difference(stored.settings.as_ref(), &settings));
     let mut differs = |what: &str, difference| report.note(plan.id, what, difference);
-    let series = (plan.series.iter())
+    let series: Vec<&Series> = (plan.series.iter())
         .filter(|one| differs(&format!("series {}", one.id.0), difference(stored.series.get(&one.id), *one)))
         .collect();
+    let has_same_codes =
+        |one: &Series| stored.series.get(&one.id).is_some_and(|stored| stored.client_handling == one.client_handling);
+    let codes = series.iter().copied().filter(|one| !has_same_codes(one)).collect();
     let shops = (plan.stores.iter())
         .filter(|one| differs(&format!("store {}", one.id.0), difference(stored.stores.get(&one.id), *one)))
         .collect();
@@ -72,6 +86,7 @@ pub(super) async fn compare<'a>(
         oauth_clients,
         customers,
         series,
+        codes,
     })
 }
 

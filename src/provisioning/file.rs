@@ -11,6 +11,7 @@ use std::sync::Arc;
 use toml::de::DeTable;
 
 use super::callers::{oauth_client, organisation_rate_limit, till, token_issuer};
+use super::codes::drawn_in_file;
 use super::customers::{Given, customer};
 use super::stores::{Codes, store};
 use super::toml::{Mistake, Mistakes, Section};
@@ -18,7 +19,7 @@ use crate::auth::LONGEST_NAME;
 use crate::issuance::codes;
 use crate::model::{
     Access, CODE_ALPHABET, ClientHandling, CodeShape, CustomerPolicy, DiscountType, ExpiryStrategy, Face, LONGEST_CODE,
-    OrgId, OrganisationPlan, Place, Series, SeriesId, StoreId, check_code, may_be_in_code,
+    OrgId, OrganisationPlan, Place, Series, SeriesId, StoreId, canonical, check_code, may_be_in_code,
 };
 
 pub(super) const ACCESS_WORDS: &str = "none, read, write";
@@ -102,7 +103,9 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
     let customers = each(section, "customers", |one| customer(one, &mut customer_ids, &mut given));
     let series = each(section, "series", |one| series(one, &store_ids, &mut seen));
     if let Some(series) = &series {
-        check_generic_codes(section, series);
+        for (place, told) in drawn_in_file(series, &seen.code_places) {
+            section.mistake_at(place, told);
+        }
     }
     Some(OrganisationPlan {
         id: OrgId(id?),
@@ -118,6 +121,7 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Names)
         oauth_clients: oauth_clients?,
         customers: customers?,
         series: series?,
+        code_places: seen.code_places,
         unlisted_series: seen.excluded.into_iter().filter(|(id, _)| !seen.ids.contains_key(&id.0)).collect(),
     })
 }
@@ -145,6 +149,8 @@ fn each<'s, T>(
 struct SeriesSeen {
     ids: Lines<i64>,
     generic_codes: Lines<String>,
+    /// Where it is said what their codes are.
+    code_places: BTreeMap<SeriesId, Place>,
     /// The series that others exclude, each where it is named.
     excluded: Vec<(SeriesId, Place)>,
 }
@@ -161,6 +167,10 @@ fn series(section: &Section<'_>, stores: &Lines<i64>, seen: &mut SeriesSeen) -> 
     let expiry_strategy = expiry_strategy(section);
     let max_create = section.limit("max_create", i64::MAX);
     let client_handling = client_handling(section, max_create, &mut seen.generic_codes);
+    if let Some(id) = id {
+        let key = if section.has("generic_code") { "generic_code" } else { "coupon_prefix" };
+        seen.code_places.insert(SeriesId(id), section.place_of(key));
+    }
     let store_ids = store_ids(section, stores);
     let excluded = excluded(section, id);
     seen.excluded.extend(excluded.iter().cloned());
@@ -255,7 +265,7 @@ fn client_handling(
 ) -> Option<ClientHandling> {
     let kind = section.text("client_handling_type").unwrap_or_else(|| "DISC_CODE".to_owned());
     let shape = code_shape(section);
-    let generic = section.name("generic_code", LONGEST_CODE).map(|code| code.to_ascii_uppercase());
+    let generic = section.name("generic_code", LONGEST_CODE).map(|code| canonical(&code));
     if let Some(Err(error)) = generic.as_deref().map(check_code) {
         section.mistake("generic_code", error.to_string());
     }
@@ -280,19 +290,6 @@ fn client_handling(
     }
 }
 
-/// A code that everyone knows must not also be one customer's.
-fn check_generic_codes(section: &Section<'_>, all: &[Series]) {
-    for (series, part) in all.iter().zip(section.sections("series")) {
-        let ClientHandling::Generic(code) = &series.client_handling else { continue };
-        let draws_it = |other: &&Series| matches!(&other.client_handling, ClientHandling::Generated(shape) if codes::could_draw(shape, code));
-        if let Some(other) = all.iter().find(draws_it) {
-            let reason =
-                format!("could also be drawn for series {}: give one of them another length or a prefix", other.id.0);
-            part.mistake("generic_code", reason);
-        }
-    }
-}
-
 fn code_shape(section: &Section<'_>) -> CodeShape {
     let length = section.integer("random_code_length", 5..=20);
     CodeShape {
@@ -305,7 +302,7 @@ fn code_shape(section: &Section<'_>) -> CodeShape {
 
 /// Refuses a shape that has too few codes for the cap.
 fn check_space(section: &Section<'_>, shape: &CodeShape, cap: i64) {
-    let (space, letters, length) = (codes::space(shape), codes::alphabet(shape).len(), shape.random_code_length);
+    let (space, letters, length) = (codes::space(shape), shape.alphabet().len(), shape.random_code_length);
     let needed = u128::try_from(cap).unwrap_or(0).saturating_mul(LEAST_CODES_PER_COUPON);
     if space < needed {
         section.mistake(
@@ -323,5 +320,5 @@ fn affix(section: &Section<'_>, key: &'static str) -> String {
     if given.len() > 10 || !given.chars().all(may_be_in_code) {
         section.mistake(key, format!("must have at most 10 characters: {CODE_ALPHABET}"));
     }
-    given.to_ascii_uppercase()
+    canonical(&given)
 }

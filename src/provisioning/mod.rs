@@ -5,6 +5,7 @@
 
 mod callers;
 mod changes;
+mod codes;
 pub mod commands;
 mod customers;
 mod file;
@@ -23,7 +24,7 @@ use self::stores::SharedCode;
 pub use self::toml::Mistake;
 use crate::model::{OrgId, OrganisationPlan};
 use crate::store::StoreError;
-use crate::store::provisioning::{Provisioning, StoredOrganisation, is_deadlock, is_taken};
+use crate::store::provisioning::{Provisioning, StoredOrganisation, is_overtaken};
 
 /// Why a file was not applied. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +114,7 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
             report.left_alone.push(format!("org {}: not in the file, left alone", id.0));
         }
     }
-    // In order of the organisations, as batches lock them (migrations/0011, `issue_coupons_2`): nobody waits in a circle.
+    // In order of the organisations, as batches lock them (migrations/0002, `issue_coupons_1`): nobody waits in a circle.
     let mut plans: Vec<&OrganisationPlan> = plans.iter().collect();
     plans.sort_by_key(|plan| plan.id);
 
@@ -123,8 +124,16 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     for (plan, stored) in &plans {
         changes.push(changes::compare(plan, stored, &mut report).await?);
     }
+    let mut mistakes = Vec::new();
+    for (organisation, (_, stored)) in changes.iter().zip(&plans) {
+        mistakes.extend(codes::check(&mut transaction, organisation, stored).await?);
+    }
+    told(mistakes)?;
     for organisation in &changes {
         write_holders(&mut transaction, organisation).await?;
+    }
+    if changes.iter().any(Changes::concern_credentials) {
+        transaction.notify_credentials().await?;
     }
     for organisation in changes.iter().filter(|organisation| organisation.decides_issuances()) {
         write_settings(&mut transaction, organisation).await?;
@@ -149,8 +158,14 @@ async fn with_stored<'a>(
         }));
         compared.push((plan, stored));
     }
+    told(mistakes)?;
+    Ok(compared)
+}
+
+/// Mistakes refuse the file.
+fn told(mut mistakes: Vec<Mistake>) -> Result<(), ApplyError> {
     mistakes.sort();
-    if mistakes.is_empty() { Ok(compared) } else { Err(ApplyError::Mistakes(mistakes)) }
+    if mistakes.is_empty() { Ok(()) } else { Err(ApplyError::Mistakes(mistakes)) }
 }
 
 /// The stores, tills, issuers of tokens, clients and customers: whoever calls and whoever receives.
@@ -163,37 +178,36 @@ async fn write_holders(transaction: &mut Provisioning, changes: &Changes<'_>) ->
         transaction.put_store(org_id, store).await?;
     }
     for (id, till) in &changes.tills {
-        let put = transaction.put_till(org_id, id, till).await;
-        put.map_err(|error| taken(error, org_id, &format!("till {id}")))?;
+        if !transaction.claim_till_name(org_id, id).await? {
+            return Err(ApplyError::Taken(format!("org {} till {id}", org_id.0)));
+        }
+        transaction.put_till(org_id, id, till).await?;
     }
     // Before the clients, which refer to them.
     for issuer in &changes.token_issuers {
         transaction.put_token_issuer(org_id, issuer).await?;
     }
     for (key, client) in &changes.oauth_clients {
-        let put = transaction.put_oauth_client(org_id, key, client).await;
-        put.map_err(|error| taken(error, org_id, &format!("oauth_client {key}")))?;
+        if !transaction.claim_client_key(org_id, key).await? {
+            return Err(ApplyError::Taken(format!("org {} oauth_client {key}", org_id.0)));
+        }
+        transaction.put_oauth_client(org_id, key, client).await?;
     }
-    transaction.put_customers(org_id, &changes.customers).await.map_err(|error| {
-        let overtaken = is_taken(&error) || is_deadlock(&error);
-        if overtaken { ApplyError::Overtaken(org_id) } else { error.into() }
-    })
+    transaction
+        .put_customers(org_id, &changes.customers)
+        .await
+        .map_err(|error| if is_overtaken(&error) { ApplyError::Overtaken(org_id) } else { error.into() })
 }
 
 /// The settings that decide issuances: the organisation's own, and its series. Issuing waits while they change.
 async fn write_settings(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<(), ApplyError> {
     let org_id = changes.plan.id;
     transaction.pause_issuing(org_id).await?;
+    told(codes::personal(transaction, changes).await?)?;
     transaction.put_organisation(org_id, &changes.settings).await?;
     for series in &changes.series {
         transaction.put_series(org_id, series).await?;
     }
-    if !changes.series.is_empty() {
-        transaction.derive(org_id).await?;
-    }
+    transaction.derive(org_id).await?;
     Ok(())
-}
-
-fn taken(error: StoreError, org_id: OrgId, what: &str) -> ApplyError {
-    if is_taken(&error) { ApplyError::Taken(format!("org {} {what}", org_id.0)) } else { error.into() }
 }

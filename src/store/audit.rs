@@ -42,7 +42,7 @@ impl fmt::Display for AuditEntry {
 /// # Errors
 /// When the database cannot be asked.
 pub async fn record(connection: &mut PgConnection, entry: &AuditEntry) -> Result<(), StoreError> {
-    sqlx::query("insert into audit_entry (at, org_id, actor, action, subject) values ($1, $2, $3, $4, $5)")
+    sqlx::query("insert into audit_log (at, org_id, actor, action, subject) values ($1, $2, $3, $4, $5)")
         .bind(entry.at.to_sqlx())
         .bind(entry.org_id.map(|id| id.0))
         .bind(&entry.actor)

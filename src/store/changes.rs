@@ -1,8 +1,9 @@
-//! Hearing of changes to credentials at the moment they take effect: the database notifies (migrations/0002).
+//! Telling replicas of changes to credentials, and hearing of them, at the moment they take effect: by a notification of Postgres.
 //! What to do about them is decided in `auth`.
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::time::timeout;
 
@@ -11,6 +12,12 @@ use super::{Store, StoreError};
 const CHANNEL: &str = "coupon_issuer_credentials";
 /// How often a connection on which nothing comes is asked whether it is still there, and how long it may take to say so.
 const LIVENESS: Duration = Duration::from_secs(5);
+
+/// Tells every replica that credentials change: at the commit of the transaction that this connection is in, and not if it fails.
+pub(super) async fn notify(connection: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(connection).await?;
+    Ok(())
+}
 
 /// A connection on which changes to credentials are told.
 pub struct CredentialChanges {

@@ -9,6 +9,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::StoreError;
 use super::audit::{AuditEntry, record};
+use super::changes::notify;
 use crate::model::OrgId;
 
 /// Whom a command is about. Their names are unique over all organisations.
@@ -45,6 +46,7 @@ pub struct StoredHolder {
 pub struct HolderChange<'a> {
     connection: PgConnection,
     holder: &'a Holder,
+    org_id: OrgId,
 }
 
 impl<'a> HolderChange<'a> {
@@ -59,8 +61,16 @@ impl<'a> HolderChange<'a> {
         let mut connection = connect.connect().await?;
         sqlx::query("begin isolation level read committed").execute(&mut connection).await?;
         let statement = match holder {
-            Holder::Till(_) => "select org_id, disabled, null as issuer from till where till_id = $1 for update",
-            Holder::Client(_) => "select org_id, disabled, issuer from oauth_client where client_key = $1 for update",
+            Holder::Till(_) => {
+                "select t.org_id, t.disabled, null as issuer from till_name n
+                   join till t on t.org_id = n.org_id and t.till_id = n.till_id
+                  where n.till_id = $1 for update of t"
+            }
+            Holder::Client(_) => {
+                "select c.org_id, c.disabled, c.issuer from client_name n
+                   join oauth_client c on c.org_id = n.org_id and c.client_key = n.client_key
+                  where n.client_key = $1 for update of c"
+            }
         };
         let row = sqlx::query(statement).bind(holder.name()).fetch_optional(&mut connection).await?;
         let Some(row) = row else { return Ok(None) };
@@ -69,7 +79,7 @@ impl<'a> HolderChange<'a> {
             is_disabled: row.try_get("disabled")?,
             issuer: row.try_get("issuer")?,
         };
-        Ok(Some((Self { connection, holder }, stored)))
+        Ok(Some((Self { connection, holder, org_id: stored.org_id }, stored)))
     }
 
     /// Keeps the holder from doing anything, or lets it again.
@@ -78,10 +88,15 @@ impl<'a> HolderChange<'a> {
     /// When the database cannot be asked.
     pub async fn set_disabled(&mut self, disabled: bool) -> Result<(), StoreError> {
         let statement = match self.holder {
-            Holder::Till(_) => "update till set disabled = $2 where till_id = $1",
-            Holder::Client(_) => "update oauth_client set disabled = $2 where client_key = $1",
+            Holder::Till(_) => "update till set disabled = $3 where org_id = $1 and till_id = $2",
+            Holder::Client(_) => "update oauth_client set disabled = $3 where org_id = $1 and client_key = $2",
         };
-        sqlx::query(statement).bind(self.holder.name()).bind(disabled).execute(&mut self.connection).await?;
+        sqlx::query(statement)
+            .bind(self.org_id.0)
+            .bind(self.holder.name())
+            .bind(disabled)
+            .execute(&mut self.connection)
+            .await?;
         Ok(())
     }
 
@@ -91,10 +106,15 @@ impl<'a> HolderChange<'a> {
     /// When the database cannot be asked, or the client has an issuer of tokens instead.
     pub async fn set_secret_hash(&mut self, hash: &str) -> Result<(), StoreError> {
         let statement = match self.holder {
-            Holder::Till(_) => "update till set password_hash = $2 where till_id = $1",
-            Holder::Client(_) => "update oauth_client set secret_hash = $2 where client_key = $1",
+            Holder::Till(_) => "update till set password_hash = $3 where org_id = $1 and till_id = $2",
+            Holder::Client(_) => "update oauth_client set secret_hash = $3 where org_id = $1 and client_key = $2",
         };
-        sqlx::query(statement).bind(self.holder.name()).bind(hash).execute(&mut self.connection).await?;
+        sqlx::query(statement)
+            .bind(self.org_id.0)
+            .bind(self.holder.name())
+            .bind(hash)
+            .execute(&mut self.connection)
+            .await?;
         Ok(())
     }
 
@@ -104,7 +124,8 @@ impl<'a> HolderChange<'a> {
     /// When the database cannot be asked.
     pub async fn void_tokens_before(&mut self, instant: Timestamp) -> Result<(), StoreError> {
         if let Holder::Client(key) = self.holder {
-            sqlx::query("update oauth_client set tokens_from = $2 where client_key = $1")
+            sqlx::query("update oauth_client set tokens_from = $3 where org_id = $1 and client_key = $2")
+                .bind(self.org_id.0)
                 .bind(key)
                 .bind(instant.to_sqlx())
                 .execute(&mut self.connection)
@@ -113,12 +134,13 @@ impl<'a> HolderChange<'a> {
         Ok(())
     }
 
-    /// Records the entry, and makes all of it take effect.
+    /// Records the entry, and makes all of it take effect, of which every replica is notified.
     ///
     /// # Errors
     /// When the database cannot be asked; nothing is changed then, unless the answer itself was lost.
     pub async fn commit(mut self, entry: &AuditEntry) -> Result<(), StoreError> {
         record(&mut self.connection, entry).await?;
+        notify(&mut self.connection).await?;
         sqlx::query("commit").execute(&mut self.connection).await?;
         self.connection.close().await?;
         Ok(())

@@ -95,10 +95,11 @@ impl Store {
             "select t.org_id, t.till_id, t.store_id, coalesce(t.access, s.access, o.default_access) as access,
                     t.password_hash, t.disabled,
                     coalesce(t.rate_limit_per_minute, o.rate_limit_per_minute) as rate_limit_per_minute
-               from till t
+               from till_name n
+               join till t on t.org_id = n.org_id and t.till_id = n.till_id
                join store s on s.org_id = t.org_id and s.store_id = t.store_id
                join organisation o on o.org_id = t.org_id
-              where t.till_id = $1",
+              where n.till_id = $1",
         )
         .bind(till_id)
         .fetch_optional(&mut *self.lease().await?)
@@ -120,10 +121,11 @@ impl Store {
         let row = sqlx::query(
             "select c.org_id, c.till_id, t.store_id, c.access, c.secret_hash, c.issuer, c.token_ttl_seconds, c.disabled,
                     c.tokens_from, coalesce(c.rate_limit_per_minute, o.rate_limit_per_minute) as rate_limit_per_minute
-               from oauth_client c
+               from client_name n
+               join oauth_client c on c.org_id = n.org_id and c.client_key = n.client_key
                join till t on t.org_id = c.org_id and t.till_id = c.till_id
                join organisation o on o.org_id = c.org_id
-              where c.client_key = $1",
+              where n.client_key = $1",
         )
         .bind(client_key)
         .fetch_optional(&mut *self.lease().await?)

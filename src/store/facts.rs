@@ -4,11 +4,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
-use super::rows::{OrganisationRow, series_if_any};
-use super::{Store, StoreError};
+use super::rows::{OrganisationRow, series_if_any, zone_from};
+use super::{Claim, RequestName, Store, StoreError};
 use crate::model::{CustomerId, Facts, HeldCoupon, OrgId, Organisation, Revision, Series, SeriesId};
 
 /// A series' settings, and the revision of the organisation they were read at.
@@ -18,6 +20,10 @@ pub struct SeriesAtRevision {
     pub series: Arc<Series>,
     /// The revision.
     pub revision: Revision,
+    /// The version of the series that a new coupon shows.
+    pub version: i32,
+    /// The time zone of that version.
+    pub zone: TimeZone,
     /// Whether the series excludes another, or another excludes it.
     pub is_exclusive: bool,
 }
@@ -37,6 +43,21 @@ pub struct FreshFacts {
     pub series: SeriesAtRevision,
     /// The rest.
     pub facts: Facts,
+    /// The coupon that was issued under the natural key that was asked for. Read in the same snapshot as the rest: a request is never
+    /// refused because of the coupon that it asks for.
+    pub issued_coupon_id: Option<i64>,
+}
+
+/// What decides on the series of a request, as of one moment.
+#[derive(Debug)]
+pub struct History {
+    /// The organisation's revision.
+    pub revision: Revision,
+    /// Whether the claim that was given still holds its key. Read in the same snapshot as the rest: if another attempt has taken
+    /// over, what the customer holds may be what this very request asks for.
+    pub is_held: bool,
+    /// Those of the series that the organisation has.
+    pub found: HashMap<SeriesId, FreshFacts>,
 }
 
 impl Store {
@@ -54,8 +75,8 @@ impl Store {
         row.map(Organisation::try_from).transpose()
     }
 
-    /// The organisation's revision, and the facts for each of these series that it has; a series that is missing is not
-    /// in the map.
+    /// The facts for each of these series. With a natural key, also what was issued under it; with a claim, whether it still
+    /// holds its key.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -64,53 +85,71 @@ impl Store {
         org_id: OrgId,
         customer_id: &CustomerId,
         series_ids: &[SeriesId],
-    ) -> Result<(Revision, HashMap<SeriesId, FreshFacts>), StoreError> {
+        natural_key: Option<Uuid>,
+        held: Option<(RequestName, Claim)>,
+    ) -> Result<History, StoreError> {
         let ids: Vec<i64> = series_ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(FACTS)
             .bind(org_id.0)
             .bind(&customer_id.0)
             .bind(ids)
+            .bind(natural_key)
+            .bind(held.map(|(request, _)| request.key_hash))
+            .bind(held.map(|(_, claim)| claim.first_coupon_id))
+            .bind(held.map(|(_, claim)| claim.attempt))
             .fetch_all(&mut *self.lease().await?)
             .await?;
         let mut found = HashMap::with_capacity(rows.len());
-        let mut revision = Revision(0);
+        let (mut revision, mut is_held) = (Revision(0), true);
         for row in rows {
             revision = Revision(row.try_get("revision")?);
+            is_held = row.try_get("is_held")?;
             if let Some(series) = series_if_any(&row)? {
                 let id = series.id;
-                let at =
-                    SeriesAtRevision { series: Arc::new(series), revision, is_exclusive: row.try_get("is_exclusive")? };
-                found.insert(id, FreshFacts { series: at, facts: facts_from(&row)? });
+                let at = SeriesAtRevision {
+                    series: Arc::new(series),
+                    revision,
+                    version: row.try_get("version")?,
+                    zone: zone_from(&row)?,
+                    is_exclusive: row.try_get("is_exclusive")?,
+                };
+                let issued_coupon_id = row.try_get("issued_coupon_id")?;
+                found.insert(id, FreshFacts { series: at, facts: facts_from(&row)?, issued_coupon_id });
             }
         }
-        Ok((revision, found))
+        Ok(History { revision, is_held, found })
     }
 }
 
-// Each column by its name: a prepared `select *` fails once a migration, of a version that is on its way, adds one.
+// Each column by its name: a prepared `select *` fails once a migration of a version that is on its way adds one.
 const FACTS: &str = "
     select s.series_id, s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
            s.valid_till_date, s.expiry_strategy_type, s.expiry_strategy_value, s.redemption_valid_from,
            s.client_handling_type, s.alpha_numeric, s.random_code_length, s.coupon_prefix, s.coupon_suffix,
            s.generic_code, s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
            s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids, s.store_ids,
-           s.externally_managed, o.revision,
+           s.externally_managed, s.version, o.time_zone, o.revision,
            exists (select from series_exclusion x
                     where x.org_id = s.org_id and x.series_id = s.series_id) as is_exclusive,
            exists (select from series_exclusion x
                      join coupon c on c.org_id = x.org_id and c.customer_id = $2 and c.series_id = x.excluded_series_id
-                    where x.org_id = s.org_id and x.series_id = s.series_id) as holds_excluded,
+                    where x.org_id = s.org_id and x.series_id = s.series_id and c.revoked_at is null) as holds_excluded,
            coalesce(n.issued, 0) as issued,
            s.client_handling_type = 'DISC_CODE_PIN' and (
                exists (select from pool_code p
                         where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id = $2)
             or exists (select from pool_code p
                         where p.org_id = s.org_id and p.series_id = s.series_id
-                          and p.place > coalesce((select g.given from pool_counter g
-                                                   where g.org_id = s.org_id and g.series_id = s.series_id
-                                                   order by g.given desc limit 1), 0))) as pool_has_code,
+                          and p.position > coalesce((select g.position from pool_counter g
+                                                      where g.org_id = s.org_id and g.series_id = s.series_id
+                                                      order by g.position desc limit 1), 0))) as pool_has_code,
            received.count, received.last_ordinal, received.last_issued_at,
-           held.code, held.expires_on, held.redemption_count
+           held.coupon_id, held.series_version, held.code, held.expires_on, held.redemption_count,
+           (select i.coupon_id from natural_issuance i
+             where i.org_id = s.org_id and i.natural_key = $4 and i.series_id = s.series_id) as issued_coupon_id,
+           $5::uuid is null or exists (
+               select from keyed_request r
+                where r.org_id = $1 and r.key_hash = $5 and r.first_coupon_id = $6::bigint and r.attempt = $7::integer) as is_held
       from organisation o
       -- Outer, so that there is a row with the revision even if none of the series exists.
       left join series s on s.org_id = o.org_id and s.series_id = any ($3)
@@ -119,13 +158,17 @@ const FACTS: &str = "
             where n.org_id = s.org_id and n.series_id = s.series_id
             order by n.issued desc limit 1) n on true
      cross join lateral (
-           select count(*)::integer as count, coalesce(max(c.ordinal), 0) as last_ordinal, max(c.issued_at) as last_issued_at
+           -- Revoked coupons count for nothing but the next number.
+           select count(*) filter (where c.revoked_at is null)::integer as count, coalesce(max(c.ordinal), 0) as last_ordinal,
+                  max(c.issued_at) filter (where c.revoked_at is null) as last_issued_at
              from coupon c
             where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id) received
       left join lateral (
-           select c.code, c.expires_on, c.redemption_count
+           select c.coupon_id, c.series_version, coalesce(c.uploaded_code, c.code, v.generic_code) as code, c.expires_on,
+                  coalesce(c.redemption_count, 0) as redemption_count
              from coupon c
-            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id
+             join series_version v on v.org_id = c.org_id and v.series_id = c.series_id and v.version = c.series_version
+            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id and c.revoked_at is null
             order by c.expires_on desc, c.issued_at desc
             limit 1) held on true
      where o.org_id = $1";
@@ -147,6 +190,8 @@ fn facts_from(row: &PgRow) -> Result<Facts, StoreError> {
 fn held_from(row: &PgRow) -> Result<Option<HeldCoupon>, StoreError> {
     let Some(code) = row.try_get::<Option<String>, _>("code")? else { return Ok(None) };
     Ok(Some(HeldCoupon {
+        coupon_id: row.try_get("coupon_id")?,
+        series_version: row.try_get("series_version")?,
         code,
         expires_on: row.try_get::<jiff_sqlx::Date, _>("expires_on")?.to_jiff(),
         redemption_count: row.try_get("redemption_count")?,

@@ -1,10 +1,8 @@
-//! What must hold among the rows whatever has happened: that no limit is overrun, that counters are what they count, that no
-//! code is two coupons, that keyed requests can be finished.
+//! What must hold among the rows whatever has happened: that no limit is overrun, that counters are what they count, that a
+//! code has one meaning, that keyed requests can be answered, and that what a row names exists: most tables have no foreign keys.
 //!
 //! Only reads, from one snapshot, so that what is being issued meanwhile never looks half done. Nothing waits for it.
 
-use jiff::Timestamp;
-use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 
@@ -35,20 +33,26 @@ pub enum Invariant {
     Caps,
     /// No customer has received more of a series than its maximum.
     Maxima,
-    /// The numbers of a customer's coupons of a series are their places among all of them.
+    /// The numbered coupons of a customer and a series have the numbers 1, 2, 3 … once each.
     Ordinals,
     /// The counter of a series with a cap is the number of its coupons, and other series have none.
     Counters,
-    /// No code is that of two coupons, but for those that are shared.
+    /// A code is that of one coupon, or the generic code of one series.
     Codes,
-    /// An uploaded code is in one place of one pool, ahead of its counter, or is a coupon; never both.
+    /// An uploaded code is in one pool, at a position of its own ahead of the counter, and means nothing else.
     Pools,
-    /// What is recorded under a key is a coupon that its request asked for, and no attempt keeps a request from being finished.
+    /// What is recorded under a key are coupons that its request asked for, and no attempt keeps a request from being finished.
     KeyedRequests,
     /// Nobody has coupons of two mutually exclusive series.
     Exclusions,
     /// A coupon names the till or the client that issued it.
     Callers,
+    /// What a coupon showed of its series is kept, and a new one shows the series as it is.
+    Versions,
+    /// No two coupons have one id, and each id was leased.
+    Ids,
+    /// The tables that keep the names of tills and clients unique have those names.
+    Names,
 }
 
 /// A row that is not as it must be.
@@ -60,7 +64,7 @@ pub struct Offence {
     pub series_id: Option<SeriesId>,
     /// The customer, if it is about one.
     pub customer_id: Option<CustomerId>,
-    /// What else it takes to find it: the beginning of a code, or a request's key.
+    /// What else it takes to find it: a coupon's id, the beginning of a code, the hash of a key, or a name.
     pub subject: Option<String>,
     /// What was found.
     pub found: String,
@@ -73,7 +77,7 @@ pub struct Offence {
 pub struct Finding {
     /// The invariant.
     pub invariant: Invariant,
-    /// How many rows it was asked of: series, coupons, uploaded codes, or keyed requests with their records.
+    /// How many rows it was asked of.
     pub checked: i64,
     /// How many are not as they must be.
     pub wrong: i64,
@@ -81,16 +85,12 @@ pub struct Finding {
     pub offences: Vec<Offence>,
 }
 
-/// Asks whether each invariant holds, of all organisations or of this one, as of one moment; `now` is what attempts at keyed
-/// requests are measured by. `None`: there is no such organisation.
+/// Asks whether each invariant holds, of all organisations or of this one, as of one moment. `None`: there is no such
+/// organisation.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn check(
-    connect: &PgConnectOptions,
-    org_id: Option<OrgId>,
-    now: Timestamp,
-) -> Result<Option<Vec<Finding>>, StoreError> {
+pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Option<Vec<Finding>>, StoreError> {
     let mut connection = begin(connect).await?;
     if let Some(OrgId(id)) = org_id {
         let exists: bool = sqlx::query_scalar("select exists (select from organisation where org_id = $1)")
@@ -103,7 +103,7 @@ pub async fn check(
     }
     let mut findings = Vec::with_capacity(Invariant::ALL.len());
     for invariant in Invariant::ALL {
-        findings.push(ask(&mut connection, invariant, org_id, now).await?);
+        findings.push(ask(&mut connection, invariant, org_id).await?);
     }
     connection.close().await?;
     Ok(Some(findings))
@@ -128,21 +128,15 @@ async fn ask(
     connection: &mut PgConnection,
     invariant: Invariant,
     org_id: Option<OrgId>,
-    now: Timestamp,
 ) -> Result<Finding, StoreError> {
     let Question { checked, wrong } = invariant.question();
     let statement = format!(
-        "with asked as (select $2::timestamptz as now),
-              wrong as materialized ({wrong})
+        "with wrong as materialized ({wrong})
          select ({checked}) as checked, (select count(*) from wrong) as wrong, w.*
            from (values (true)) as always (holds)
-           left join (select * from wrong order by org_id, series_id, customer_id, subject limit {NAMED}) w on true"
+           left join (select * from wrong order by org_id, series_id, customer_id, subject, found limit {NAMED}) w on true"
     );
-    let rows = sqlx::query(AssertSqlSafe(statement))
-        .bind(org_id.map(|id| id.0))
-        .bind(now.to_sqlx())
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query(AssertSqlSafe(statement)).bind(org_id.map(|id| id.0)).fetch_all(connection).await?;
     // There is a row for the counts even if nothing is wrong.
     let counts = rows.first().ok_or(StoreError::Failed(sqlx::Error::RowNotFound))?;
     Ok(Finding {
@@ -174,7 +168,7 @@ struct Question {
 
 impl Invariant {
     /// All of them, in the order in which they are asked.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Caps,
         Self::Maxima,
         Self::Ordinals,
@@ -184,6 +178,9 @@ impl Invariant {
         Self::KeyedRequests,
         Self::Exclusions,
         Self::Callers,
+        Self::Versions,
+        Self::Ids,
+        Self::Names,
     ];
 
     const fn question(self) -> Question {
@@ -197,11 +194,14 @@ impl Invariant {
             Self::KeyedRequests => KEYED_REQUESTS,
             Self::Exclusions => EXCLUSIONS,
             Self::Callers => CALLERS,
+            Self::Versions => VERSIONS,
+            Self::Ids => IDS,
+            Self::Names => NAMES,
         }
     }
 }
 
-/// A limit may be lowered below what was issued; it is overrun by a coupon that was issued afterwards.
+/// A limit may be lowered below what was issued; it is overrun by a coupon that was issued afterwards. Revoked coupons count.
 const CAPS: Question = Question {
     checked: "select count(*) from series s where s.max_create is not null and ($1::bigint is null or s.org_id = $1)",
     wrong: "
@@ -213,45 +213,46 @@ const CAPS: Question = Question {
                format('%s issued', i.coupons) as found, format('at most %s', s.max_create) as expected
           from issued i
           join series s using (org_id, series_id)
-          left join series_limits l using (org_id, series_id)
-         where i.coupons > s.max_create and i.last_at > coalesce(l.changed_at, '-infinity')",
+         where i.coupons > s.max_create and i.last_at > s.limits_changed_at",
 };
 
-/// As `issuance::rules` counts: all that the customer has received, run out or not; one where several are not allowed.
+/// As `issuance::rules` counts: all that the customer has, run out or not; one where several are not allowed.
 const MAXIMA: Question = Question {
     checked: "
         select count(*) from coupon c
           join series s on s.org_id = c.org_id and s.series_id = c.series_id
-         where (s.max_vouchers_per_user is not null or not s.is_multiple_vouchers_per_user_allowed)
+         where c.revoked_at is null
+           and (s.max_vouchers_per_user is not null or not s.is_multiple_vouchers_per_user_allowed)
            and ($1::bigint is null or c.org_id = $1)",
     wrong: r#"
         with limited as (
-            select s.org_id, s.series_id, coalesce(l.changed_at, '-infinity') as since,
+            select s.org_id, s.series_id, s.limits_changed_at as since,
                    least(s.max_vouchers_per_user, case when not s.is_multiple_vouchers_per_user_allowed then 1 end) as most
-              from series s left join series_limits l using (org_id, series_id)
+              from series s
              where s.max_vouchers_per_user is not null or not s.is_multiple_vouchers_per_user_allowed)
         select c.org_id, c.series_id, c.customer_id collate "C" as customer_id, null::text as subject,
                format('%s received', count(*)) as found, format('at most %s', min(s.most)) as expected
           from coupon c join limited s using (org_id, series_id)
-         where $1::bigint is null or c.org_id = $1
+         where c.revoked_at is null and ($1::bigint is null or c.org_id = $1)
          group by c.customer_id collate "C", c.org_id, c.series_id
         having count(*) > min(s.most) and max(c.issued_at) > min(s.since)"#,
 };
 
-/// A coupon has no number where the earlier ones did not decide, but takes a place: the next one that has a number counts it.
+/// A coupon has no number where the earlier ones did not decide. Not by the index that is to prevent it.
 const ORDINALS: Question = Question {
     checked: "select count(*) from coupon c where c.ordinal is not null and ($1::bigint is null or c.org_id = $1)",
     wrong: r#"
         select c.org_id, c.series_id, c.customer_id collate "C" as customer_id, null::text as subject,
-               format('coupons %s, numbers %s (%s different, %s to %s)', count(*), count(c.ordinal),
-                      count(distinct c.ordinal), min(c.ordinal), max(c.ordinal)) as found,
+               format('numbers %s (%s different, %s to %s)', count(*), count(distinct c.ordinal),
+                      min(c.ordinal), max(c.ordinal)) as found,
                format('each number once, from 1 to %s', count(*)) as expected
           from coupon c
-         where $1::bigint is null or c.org_id = $1
+         where c.ordinal is not null and ($1::bigint is null or c.org_id = $1)
          group by c.customer_id collate "C", c.org_id, c.series_id
-        having min(c.ordinal) < 1 or max(c.ordinal) > count(*) or count(distinct c.ordinal) < count(c.ordinal)"#,
+        having min(c.ordinal) < 1 or max(c.ordinal) > count(*) or count(distinct c.ordinal) < count(*)"#,
 };
 
+/// Revoked coupons count.
 const COUNTERS: Question = Question {
     checked: "select count(*) from series s where s.max_create is not null and ($1::bigint is null or s.org_id = $1)",
     wrong: "
@@ -276,102 +277,220 @@ const COUNTERS: Question = Question {
          where s.max_create is null or n.counter is distinct from coalesce(i.coupons, 0)",
 };
 
-/// Not by the index that is to prevent it.
+/// Codes are the same if they differ in case only. Not by the index that is to prevent it, which trusts that they are in upper case.
+/// The versions of one series may share a generic code. Codes in pools are asked for in [`POOLS`].
 const CODES: Question = Question {
-    checked: "select count(*) from coupon c where not c.shared_code and ($1::bigint is null or c.org_id = $1)",
+    checked: "select count(*) from coupon c where $1::bigint is null or c.org_id = $1",
     wrong: r#"
-        with twice as (
-            select c.code collate "C" as code, c.org_id, count(*) as coupons from coupon c
-             where not c.shared_code and ($1::bigint is null or c.org_id = $1)
-             group by c.code collate "C", c.org_id having count(*) > 1)
-        select c.org_id, c.series_id, c.customer_id,
-               'code ' || left(c.code, least(4, length(c.code) / 2)) || '…' as subject,
-               format('%s coupons have this code', t.coupons) as found, 'one' as expected
-          from coupon c join twice t on t.org_id = c.org_id and t.code = c.code collate "C"
-         where not c.shared_code"#,
-};
-
-/// A code that is drawn may be one that is in a pool, and the pool then loses it when its turn comes; but what a pool gave out
-/// has left it. A place below the counter never has its turn, and of two codes on one place one is lost.
-const POOLS: Question = Question {
-    checked: "select count(*) from pool_code p where $1::bigint is null or p.org_id = $1",
-    wrong: r#"
-        with pool as not materialized (
-            select * from pool_code p where $1::bigint is null or p.org_id = $1),
-        given as (
-            select c.org_id, c.code, c.series_id as by_series from coupon c join series s using (org_id, series_id)
-             where not c.shared_code and s.client_handling_type = 'DISC_CODE_PIN'),
+        with generic as (
+            select distinct v.org_id, v.series_id, upper(v.generic_code collate "C") as code from series_version v
+             where v.generic_code is not null and ($1::bigint is null or v.org_id = $1)),
+        used as (
+            select upper(c.code collate "C") as code, c.org_id, true as by_coupon from coupon c
+             where c.code is not null and ($1::bigint is null or c.org_id = $1)
+            union all
+            select g.code, g.org_id, false from generic g),
         twice as (
-            select p.code collate "C" as code, p.org_id from pool p
-             group by p.code collate "C", p.org_id having count(*) > 1),
-        crowded as (
-            select p.org_id, p.series_id, p.place from pool p where p.place is not null
-             group by p.org_id, p.series_id, p.place having count(*) > 1),
-        counter as (
-            select g.org_id, g.series_id, max(g.given) as given from pool_counter g group by g.org_id, g.series_id),
+            select u.code, u.org_id,
+                   case when bool_and(u.by_coupon) then format('%s coupons have this code', count(*))
+                        else format('the code of %s coupons and the generic code of %s series',
+                                    count(*) filter (where u.by_coupon), count(*) filter (where not u.by_coupon)) end as found
+              from used u group by u.code, u.org_id having count(*) > 1),
         wrong as (
-            select p.*, format('in the pool, and a coupon of series %s', g.by_series) as found, 'one of the two' as expected
-              from pool p join given g on g.org_id = p.org_id and g.code = p.code
+            select c.org_id, c.series_id, c.customer_id, c.code, t.found, 'one' as expected
+              from coupon c join twice t on t.org_id = c.org_id and t.code = upper(c.code collate "C")
             union all
-            select p.*, 'uploaded twice', 'once'
-              from pool p join twice t on t.org_id = p.org_id and t.code = p.code collate "C"
+            select g.org_id, g.series_id, null, g.code, t.found, 'one'
+              from generic g join twice t on t.org_id = g.org_id and t.code = g.code
             union all
-            select p.*, format('place %s, with another code', p.place), 'a place of its own'
-              from pool p join crowded o on o.org_id = p.org_id and o.series_id = p.series_id and o.place = p.place
+            select c.org_id, c.series_id, c.customer_id, c.code, 'not in upper case', 'in upper case'
+              from coupon c
+             where c.code collate "C" <> upper(c.code collate "C") and ($1::bigint is null or c.org_id = $1)
             union all
-            select p.*, format('place %s', p.place), format('above %s, the place that was given out last', g.given)
-              from pool p join counter g on g.org_id = p.org_id and g.series_id = p.series_id and p.place <= g.given)
+            select c.org_id, c.series_id, c.customer_id, c.code,
+                   format('shown as %s…', left(c.uploaded_code, least(4, length(c.uploaded_code) / 2))),
+                   'the code in another case'
+              from coupon c
+             where c.uploaded_code is not null and ($1::bigint is null or c.org_id = $1)
+               and (c.code is null or c.code collate "C" = c.uploaded_code
+                    or upper(c.code collate "C") <> upper(c.uploaded_code collate "C"))
+            union all
+            select c.org_id, c.series_id, c.customer_id, c.code,
+                   case when c.code is null then 'no code' else 'a code of its own, beside the generic one' end,
+                   case when c.code is null then 'a code' else 'none' end
+              from coupon c
+              join series_version v on v.org_id = c.org_id and v.series_id = c.series_id and v.version = c.series_version
+             where (c.code is null) <> (v.generic_code is not null) and ($1::bigint is null or c.org_id = $1))
         select w.org_id, w.series_id, w.customer_id, w.found, w.expected,
                'code ' || left(w.code, least(4, length(w.code) / 2)) || '…' as subject
           from wrong w"#,
 };
 
-/// A key that begins with a line feed is natural, and has no request.
+/// What a pool gave out has left it. A position at or below the counter never has its turn, and of two codes at one position one is
+/// lost.
+const POOLS: Question = Question {
+    checked: "select count(*) from pool_code p where $1::bigint is null or p.org_id = $1",
+    wrong: r#"
+        with pool as not materialized (
+            select p.*, upper(p.code collate "C") as canonical from pool_code p
+             where $1::bigint is null or p.org_id = $1),
+        used as (
+            select c.org_id, upper(c.code collate "C") as code, format('a coupon of series %s', c.series_id) as by
+              from coupon c
+             where c.code is not null and ($1::bigint is null or c.org_id = $1)
+            union all
+            select distinct v.org_id, upper(v.generic_code collate "C"), format('the generic code of series %s', v.series_id)
+              from series_version v
+             where v.generic_code is not null and ($1::bigint is null or v.org_id = $1)),
+        twice as (
+            select p.canonical as code, p.org_id from pool p group by p.canonical, p.org_id having count(*) > 1),
+        crowded as (
+            select p.org_id, p.series_id, p.position from pool p where p.position is not null
+             group by p.org_id, p.series_id, p.position having count(*) > 1),
+        counter as (
+            select g.org_id, g.series_id, max(g.position) as position from pool_counter g group by g.org_id, g.series_id),
+        wrong as (
+            select p.*, format('in the pool, and %s', u.by) as found, 'one of the two' as expected
+              from pool p join used u on u.org_id = p.org_id and u.code = p.canonical
+            union all
+            select p.*, 'uploaded twice', 'once'
+              from pool p join twice t on t.org_id = p.org_id and t.code = p.canonical
+            union all
+            select p.*, 'not in upper case', 'in upper case' from pool p where p.code collate "C" <> p.canonical
+            union all
+            select p.*, format('shown as %s…', left(p.uploaded_code, least(4, length(p.uploaded_code) / 2))),
+                   'the code in another case'
+              from pool p
+             where p.uploaded_code is not null
+               and (p.code collate "C" = p.uploaded_code or p.canonical <> upper(p.uploaded_code collate "C"))
+            union all
+            select p.*, format('position %s, with another code', p.position), 'a position of its own'
+              from pool p join crowded o on o.org_id = p.org_id and o.series_id = p.series_id and o.position = p.position
+            union all
+            select p.*, format('position %s', p.position),
+                   format('above %s, the position that was given out last', coalesce(g.position, 0))
+              from pool p left join counter g on g.org_id = p.org_id and g.series_id = p.series_id
+             where p.position <= coalesce(g.position, 0))
+        select w.org_id, w.series_id, w.customer_id, w.found, w.expected,
+               'code ' || left(w.code, least(4, length(w.code) / 2)) || '…' as subject
+          from wrong w"#,
+};
+
+/// The grammar of answers is that of migrations/README.md. One of another form is not read, so no number that is read is too large.
+/// A coupon that was issued later may stand where an answer has refused it: that the answer of the end was stored is not sure.
 const KEYED_REQUESTS: Question = Question {
     checked: "
-        select (select count(*) from keyed_coupon k where $1::bigint is null or k.org_id = $1)
-             + (select count(*) from keyed_request r where $1::bigint is null or r.org_id = $1)",
+        select (select count(*) from keyed_request r where $1::bigint is null or r.org_id = $1)
+             + (select count(*) from natural_issuance n where $1::bigint is null or n.org_id = $1)",
     wrong: r"
-        with record as not materialized (
-            select k.org_id, k.request_key, k.entity, k.series_id, k.customer_id, k.issue_id,
-                   k.request_key like E'\n%' as is_natural, least(greatest(k.entity, -1), 2147483646)::integer + 1 as place
-              from keyed_coupon k where $1::bigint is null or k.org_id = $1),
-        kept as materialized (
-            select k.org_id, k.request_key, k.entity
-              from coupon c join record k using (org_id, customer_id, series_id, issue_id)),
-        twice as (
-            select k.org_id, k.issue_id from record k group by k.org_id, k.issue_id having count(*) > 1),
-        progress as (
-            select k.org_id, k.request_key, count(*) as issued from record k group by k.org_id, k.request_key),
+        with lease as (select coalesce(max(l.next_id), 1) as next_id from coupon_id_lease l),
+        request as materialized (
+            select r.org_id, r.key_hash, r.first_coupon_id, r.received_at, r.incarnation, r.attempt, r.answers,
+                   r.first_coupon_id between 1 and 9007199254740992 as has_ids,
+                   length(r.answers) - length(replace(r.answers, ' ', '')) + 1 as entities
+              from keyed_request r where $1::bigint is null or r.org_id = $1),
+        written as materialized (
+            select r.org_id, r.key_hash, w.place - 1 as entity, r.first_coupon_id + w.place - 1 as reserved_id, w.word,
+                   w.word ~ ('^-?[0-9]{1,19}(=[0-9]{1,16}(@[0-9]{1,10})?([*][0-9]{1,10})?|![a-z_]+|!gap@'
+                             || '[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2}))?$')
+                       as is_word
+              from request r, string_to_table(r.answers, ' ') with ordinality as w (word, place)
+             where r.has_ids),
+        word as materialized (
+            select w.org_id, w.key_hash, w.entity, w.reserved_id, substring(w.word from '^-?[0-9]+') as series_id,
+                   case when w.is_word then substring(w.word from '=([0-9]+)')::bigint end as resent_id,
+                   substring(w.word from '=[0-9]+@([0-9]+)') as resent_version
+              from written w where w.is_word),
+        told as materialized (
+            select w.*, c.coupon_id, c.series_id as issued_series, c.customer_id
+              from word w join coupon c on c.org_id = w.org_id and c.coupon_id = w.reserved_id),
+        resent as materialized (
+            select w.*, c.coupon_id, c.series_id as issued_series, c.customer_id
+              from word w left join coupon c on c.org_id = w.org_id and c.coupon_id = w.resent_id
+             where w.resent_id is not null),
+        customers as (
+            select t.org_id, t.key_hash, count(distinct t.customer_id) as customers
+              from (select org_id, key_hash, customer_id from told union all select org_id, key_hash, customer_id from resent) t
+             group by t.org_id, t.key_hash having count(distinct t.customer_id) > 1),
+        ranges as (
+            select r.*, max(r.first_coupon_id + r.entities) over (
+                            partition by r.org_id order by r.first_coupon_id, r.key_hash
+                            rows between unbounded preceding and 1 preceding) as reserved_to
+              from request r where r.has_ids),
+        named as materialized (
+            select n.org_id, n.natural_key, n.series_id, n.coupon_id, n.issued_at,
+                   c.series_id as issued_series, c.issued_at as coupon_issued_at, c.customer_id
+              from natural_issuance n left join coupon c on c.org_id = n.org_id and c.coupon_id = n.coupon_id
+             where $1::bigint is null or n.org_id = $1),
+        named_twice as (
+            select n.org_id, n.coupon_id from named n group by n.org_id, n.coupon_id having count(*) > 1),
         wrong as (
-            select k.*, 'no such coupon' as found, 'the coupon that is recorded' as expected
-              from record k left join kept c using (org_id, request_key, entity) where c.org_id is null
+            select w.org_id, null::bigint as series_id, null::text as customer_id,
+                   format('request %s entity %s', w.key_hash, w.entity) as subject,
+                   'an answer of no known form' as found, 'one that can be read' as expected
+              from written w where not w.is_word
             union all
-            select k.*, 'its coupon is recorded twice', 'once'
-              from record k join twice t using (org_id, issue_id)
+            select r.org_id, null, null, format('request %s', r.key_hash), 'no entities', 'one or more'
+              from request r where r.answers = ''
             union all
-            select k.*, 'no such request', 'its request'
-              from record k left join keyed_request r using (org_id, request_key)
-             where not k.is_natural and r.org_id is null
+            select r.org_id, null, null, format('request %s', r.key_hash),
+                   format('coupon ids %s to %s', r.first_coupon_id, r.first_coupon_id::numeric + r.entities - 1),
+                   format('leased ids, from 1 to %s', (select next_id - 1 from lease))
+              from request r where not r.has_ids or r.first_coupon_id + r.entities > (select next_id from lease)
             union all
-            select k.*, 'another series',
-                   coalesce('series ' || r.series_ids[k.place], format('an entity below %s', cardinality(r.series_ids)))
-              from record k join keyed_request r using (org_id, request_key)
-             where not k.is_natural and r.series_ids[k.place] is distinct from k.series_id
+            select r.org_id, null, null, format('request %s', r.key_hash),
+                   format('coupon ids from %s on', r.first_coupon_id),
+                   format('from %s on, after those of another request', r.reserved_to)
+              from ranges r where r.reserved_to > r.first_coupon_id
             union all
-            select k.*, 'another series', format('series %s', k.entity)
-              from record k where k.is_natural and k.entity <> k.series_id
+            select t.org_id, t.issued_series, t.customer_id, format('request %s entity %s', t.key_hash, t.entity),
+                   format('a coupon of series %s', t.issued_series), format('one of series %s', t.series_id)
+              from told t where t.series_id <> t.issued_series::text
             union all
-            select r.org_id, r.request_key, null, null, null, null, false, null,
-                   format('an attempt is at work on it until %s', r.held_until), 'for an hour at most'
-              from keyed_request r left join progress p using (org_id, request_key)
-             where ($1::bigint is null or r.org_id = $1) and r.held_until > (select now from asked) + interval '1 hour'
-               and coalesce(p.issued, 0) < cardinality(r.series_ids))
-        select w.org_id, w.series_id, w.customer_id, w.found, w.expected,
-               case when w.is_natural then 'natural key'
-                    when w.entity is null then format('request %s', w.request_key)
-                    else format('request %s entity %s', w.request_key, w.entity) end as subject
-          from wrong w",
+            select t.org_id, t.issued_series, t.customer_id, format('request %s entity %s', t.key_hash, t.entity),
+                   'a new coupon, and one that was sent again', 'one of the two'
+              from told t where t.resent_id is not null
+            union all
+            select s.org_id, s.issued_series, s.customer_id, format('request %s entity %s', s.key_hash, s.entity),
+                   format('no coupon %s', s.resent_id), 'the coupon that was sent again'
+              from resent s where s.coupon_id is null
+            union all
+            select s.org_id, s.issued_series, s.customer_id, format('request %s entity %s', s.key_hash, s.entity),
+                   format('a coupon of series %s sent again', s.issued_series), format('one of series %s', s.series_id)
+              from resent s where s.series_id <> s.issued_series::text
+            union all
+            select s.org_id, s.issued_series, s.customer_id, format('request %s entity %s', s.key_hash, s.entity),
+                   format('no version %s of the series', s.resent_version), 'the version that was shown'
+              from resent s
+              left join series_version v
+                     on v.org_id = s.org_id and v.series_id::text = s.series_id and v.version::text = s.resent_version
+             where s.resent_version is not null and v.org_id is null
+            union all
+            select m.org_id, null, null, format('request %s', m.key_hash),
+                   format('coupons of %s customers', m.customers), 'of one'
+              from customers m
+            union all
+            select r.org_id, null, null, format('request %s', r.key_hash),
+                   format('an attempt from %s', r.received_at + make_interval(secs => r.attempt / 64.0)), 'one that has begun'
+              from request r
+             where r.incarnation <> 0 and r.received_at + make_interval(secs => r.attempt / 64.0) > now() + interval '1 hour'
+            union all
+            select n.org_id, n.series_id, n.customer_id, format('natural key %s', n.natural_key),
+                   format('no coupon %s', n.coupon_id), 'the coupon that is recorded'
+              from named n where n.issued_series is null
+            union all
+            select n.org_id, n.series_id, n.customer_id, format('natural key %s', n.natural_key),
+                   format('a coupon of series %s', n.issued_series), format('one of series %s', n.series_id)
+              from named n where n.issued_series <> n.series_id
+            union all
+            select n.org_id, n.series_id, n.customer_id, format('natural key %s', n.natural_key),
+                   format('issued at %s', n.issued_at), format('at %s, as its coupon', n.coupon_issued_at)
+              from named n where n.issued_at <> n.coupon_issued_at
+            union all
+            select n.org_id, n.series_id, n.customer_id, format('natural key %s', n.natural_key),
+                   'its coupon is recorded twice', 'once'
+              from named n join named_twice t using (org_id, coupon_id))
+        select w.* from wrong w",
 };
 
 /// By the settings, not by the table that derives from them. An exclusion holds for whoever comes second; it may be declared
@@ -382,7 +501,8 @@ const EXCLUSIONS: Question = Question {
             select s.org_id, s.series_id from series s where s.mutual_exclusive_series_ids <> '{}'
             union
             select s.org_id, other from series s, unnest(s.mutual_exclusive_series_ids) other)
-        select count(*) from coupon c join exclusive x using (org_id, series_id) where $1::bigint is null or c.org_id = $1",
+        select count(*) from coupon c join exclusive x using (org_id, series_id)
+         where c.revoked_at is null and ($1::bigint is null or c.org_id = $1)",
     wrong: r#"
         with listed as (
             select s.org_id, s.series_id, other from series s, unnest(s.mutual_exclusive_series_ids) other
@@ -391,10 +511,11 @@ const EXCLUSIONS: Question = Question {
             select org_id, series_id, other from listed union select org_id, other, series_id from listed),
         held as materialized (
             select c.org_id, c.customer_id collate "C" as customer_id, c.series_id, max(c.issued_at) as last_at,
-                   coalesce(max(l.changed_at), '-infinity') as since
+                   coalesce(max(s.limits_changed_at), '-infinity') as since
               from coupon c
               join (select distinct org_id, series_id from excludes) x using (org_id, series_id)
-              left join series_limits l using (org_id, series_id)
+              left join series s using (org_id, series_id)
+             where c.revoked_at is null
              group by c.customer_id collate "C", c.org_id, c.series_id),
         -- First of all, since hardly anybody has coupons of several.
         several as materialized (
@@ -409,13 +530,89 @@ const EXCLUSIONS: Question = Question {
          where greatest(a.last_at, b.last_at) > greatest(a.since, b.since)"#,
 };
 
-/// A constraint would say the same, and be evaluated for every coupon.
 const CALLERS: Question = Question {
     checked: "select count(*) from coupon c where $1::bigint is null or c.org_id = $1",
     wrong: "
-        select c.org_id, c.series_id, c.customer_id,
-               'code ' || left(c.code, least(4, length(c.code) / 2)) || '…' as subject,
-               'neither a till nor a client' as found, 'one of them' as expected
+        select c.org_id, c.series_id, c.customer_id, format('coupon %s', c.coupon_id) as subject,
+               case when o.origin_id is null then format('no origin %s', c.origin_id) else 'neither a till nor a client' end
+                   as found,
+               case when o.origin_id is null then 'its origin' else 'one of them' end as expected
+          from coupon c left join origin o on o.org_id = c.org_id and o.origin_id = c.origin_id
+         where o.till_id is null and o.client_key is null and ($1::bigint is null or c.org_id = $1)",
+};
+
+const VERSIONS: Question = Question {
+    checked: "
+        select (select count(*) from coupon c where $1::bigint is null or c.org_id = $1)
+             + (select count(*) from series s where $1::bigint is null or s.org_id = $1)",
+    wrong: "
+        with newest as (
+            select v.org_id, v.series_id, max(v.version) as version from series_version v group by v.org_id, v.series_id)
+        select c.org_id, c.series_id, c.customer_id, format('coupon %s', c.coupon_id) as subject,
+               format('no version %s of the series', c.series_version) as found, 'the version that was shown' as expected
           from coupon c
-         where c.till_id is null and c.client_key is null and ($1::bigint is null or c.org_id = $1)",
+          left join series_version v on v.org_id = c.org_id and v.series_id = c.series_id and v.version = c.series_version
+         where v.org_id is null and ($1::bigint is null or c.org_id = $1)
+        union all
+        select v.org_id, v.series_id, null, format('version %s', v.version), 'no such series', 'its series'
+          from newest v left join series s using (org_id, series_id)
+         where s.org_id is null and ($1::bigint is null or v.org_id = $1)
+        union all
+        select s.org_id, s.series_id, null, null, format('version %s', s.version),
+               case when n.version is null then 'one that exists' else format('%s, the newest', n.version) end
+          from series s left join newest n using (org_id, series_id)
+         where s.version is distinct from n.version and ($1::bigint is null or s.org_id = $1)
+        union all
+        select s.org_id, s.series_id, null, format('version %s', v.version), 'other settings than those of the series',
+               'the same'
+          from series s
+          join organisation o using (org_id)
+          join series_version v on v.org_id = s.org_id and v.series_id = s.series_id and v.version = s.version
+         where (v.description, v.info, v.discount_code, v.discount_type, v.discount_value, v.discount_upto, v.generic_code,
+                v.time_zone)
+               is distinct from
+               (s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto, s.generic_code,
+                o.time_zone)
+           and ($1::bigint is null or s.org_id = $1)",
+};
+
+/// Not by the index that is to prevent it.
+const IDS: Question = Question {
+    checked: "select count(*) from coupon c where $1::bigint is null or c.org_id = $1",
+    wrong: "
+        with lease as (select coalesce(max(l.next_id), 1) as next_id from coupon_id_lease l),
+        twice as (
+            select c.org_id, c.coupon_id, count(*) as coupons from coupon c
+             where $1::bigint is null or c.org_id = $1
+             group by c.org_id, c.coupon_id having count(*) > 1)
+        select c.org_id, c.series_id, c.customer_id, format('coupon %s', c.coupon_id) as subject,
+               format('%s coupons have this id', t.coupons) as found, 'one' as expected
+          from coupon c join twice t using (org_id, coupon_id)
+        union all
+        select c.org_id, c.series_id, c.customer_id, format('coupon %s', c.coupon_id), 'an id that was never leased',
+               format('a leased one, from 1 to %s', (select next_id - 1 from lease))
+          from coupon c
+         where (c.coupon_id < 1 or c.coupon_id >= (select next_id from lease)) and ($1::bigint is null or c.org_id = $1)",
+};
+
+/// A till or a client whose name is not there may be in another organisation as well.
+const NAMES: Question = Question {
+    checked: "
+        select (select count(*) from till t where $1::bigint is null or t.org_id = $1)
+             + (select count(*) from oauth_client c where $1::bigint is null or c.org_id = $1)",
+    wrong: "
+        with wrong as (
+            select coalesce(t.org_id, n.org_id) as org_id, format('till %s', coalesce(t.till_id, n.till_id)) as subject,
+                   case when t.org_id is null then 'no such till, and its name in till_name'
+                        else 'its name is not in till_name' end as found
+              from till t full join till_name n on n.org_id = t.org_id and n.till_id = t.till_id
+             where t.org_id is null or n.org_id is null
+            union all
+            select coalesce(c.org_id, n.org_id), format('client %s', coalesce(c.client_key, n.client_key)),
+                   case when c.org_id is null then 'no such client, and its key in client_name'
+                        else 'its key is not in client_name' end
+              from oauth_client c full join client_name n on n.org_id = c.org_id and n.client_key = c.client_key
+             where c.org_id is null or n.org_id is null)
+        select w.org_id, null::bigint as series_id, null::text as customer_id, w.subject, w.found, 'both or neither' as expected
+          from wrong w where $1::bigint is null or w.org_id = $1",
 };

@@ -1,179 +1,203 @@
-//! Keyed requests: whose turn it is, which of their coupons are recorded, and what else is known of them.
-//! Their coupons are recorded by the writer, each in its own transaction; here they are only read.
+//! Requests with an `Idempotency-Key`, and the coupons that were issued under them or under a natural key.
+//! Keys are claimed in `claims`, or by the writer together with the first coupon.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use jiff_sqlx::ToSqlx;
-use serde_json::Value;
+use jiff::tz::TimeZone;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::rows::unknown_value;
+use super::rows::{face_from, zone_from};
 use super::{Store, StoreError};
-use crate::model::{Face, OrgId, SeriesId};
+use crate::model::{CustomerId, Face, OrgId, SeriesId};
 
 /// Names a keyed request.
-#[derive(Debug, Clone)]
-pub struct KeyedRequest {
-    /// The caller's organisation: keys of one have nothing to do with another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestName {
+    /// The caller's organisation: the keys of two organisations have nothing to do with each other.
     pub org_id: OrgId,
-    /// The key. One that begins with a line feed is natural: the hash of what identifies an issuance but for its series.
-    pub key: Arc<str>,
+    /// The first 16 bytes of the SHA-256 of the `Idempotency-Key`.
+    pub key_hash: Uuid,
 }
 
-/// What the beginning of an attempt has found.
+/// An attempt that has claimed its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begun {
-    /// A request that was never seen.
-    New,
-    /// One that was: its coupons are recorded, and nobody is at work on the rest.
-    Known,
-    /// Another attempt is at work on it.
-    Running,
-    /// The key belongs to another request.
-    Another,
+pub struct Claim {
+    /// The first of the coupon ids that the request reserves, one for each entity. It names the claim: no other has the same.
+    pub first_coupon_id: i64,
+    /// The fencing number.
+    pub attempt: i32,
 }
 
-/// A coupon that a keyed request was answered with, or would have been.
+impl Claim {
+    /// The coupon id that is reserved for the entity in this place, from 0.
+    #[must_use]
+    pub fn coupon_id(self, place: usize) -> i64 {
+        // A request has a few hundred entities at most.
+        self.first_coupon_id.saturating_add(i64::try_from(place).unwrap_or(i64::MAX))
+    }
+
+    /// The place of the entity for which this coupon id is reserved, among so many.
+    #[must_use]
+    pub fn place(self, coupon_id: i64, entities: usize) -> Option<usize> {
+        usize::try_from(coupon_id.checked_sub(self.first_coupon_id)?).ok().filter(|place| *place < entities)
+    }
+}
+
+/// A coupon as it was issued.
 #[derive(Debug, Clone)]
-pub struct RecordedCoupon {
-    /// Its entity's place in the request; of a natural key, its series.
-    pub entity: i64,
-    /// Its code.
+pub struct IssuedCoupon {
+    /// Its id.
+    pub coupon_id: i64,
+    /// Its series.
+    pub series_id: SeriesId,
+    /// Whose it is.
+    pub customer_id: CustomerId,
+    /// Its code, as it is shown.
     pub code: String,
     /// Its last day.
     pub expires_on: Date,
-    /// What it showed of its series.
+    /// The version of its series that was asked for; `None`: the one with which it was issued.
+    pub asked_version: Option<i32>,
+    /// What that version shows.
     pub face: Arc<Face>,
+    /// The time zone of its dates.
+    pub zone: TimeZone,
 }
 
-/// All that is known of a keyed request.
+/// What is stored of a keyed request.
 #[derive(Debug, Clone)]
-pub struct Receipt {
-    /// Its entities.
-    pub series_ids: Vec<SeriesId>,
-    /// When it was first seen.
-    pub started_at: Timestamp,
-    /// Until when an attempt is believed to be at work on it.
-    pub held_until: Option<Timestamp>,
-    /// Why the last attempt issued none for some entities, as [`Store::end_request`] was told.
-    pub refusals: Option<Value>,
-    /// Its coupons.
-    pub coupons: Vec<RecordedCoupon>,
+pub struct StoredRequest {
+    /// Its claim.
+    pub claim: Claim,
+    /// When it was first seen, in whole seconds.
+    pub received_at: Timestamp,
+    /// Its entities with their answers: see column `keyed_request.answers`.
+    pub answers: String,
+    /// Whether an attempt is at work on it.
+    pub is_in_progress: bool,
+}
+
+/// What is purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purge {
+    /// Requests with a key.
+    Requests,
+    /// What natural keys name.
+    NaturalKeys,
 }
 
 impl Store {
-    /// Ends an attempt, with what is to be told of the entities that got no coupon; `None`: nothing new.
+    /// Ends an attempt with these answers; `None`: they stay as they are. Nothing happens if another attempt has taken over.
     ///
     /// # Errors
-    /// When the database cannot be asked: the attempt then ends when its time is over.
-    pub async fn end_request(
+    /// When the database cannot be asked: the attempt then ends with its lease.
+    pub async fn end_attempt(
         &self,
-        request: &KeyedRequest,
-        attempt: Uuid,
-        refusals: Option<Value>,
+        request: RequestName,
+        claim: Claim,
+        answers: Option<&str>,
     ) -> Result<(), StoreError> {
-        sqlx::query("select end_keyed_request($1, $2, $3, $4)")
+        sqlx::query("select end_attempt_1($1, $2, $3, $4, $5)")
             .bind(request.org_id.0)
-            .bind(&*request.key)
-            .bind(attempt)
-            .bind(refusals.map(Json))
+            .bind(request.key_hash)
+            .bind(claim.first_coupon_id)
+            .bind(claim.attempt)
+            .bind(answers)
             .execute(&mut *self.lease().await?)
             .await?;
         Ok(())
     }
 
-    /// The coupons of a keyed request. They are committed, and may not be flushed yet.
+    /// Those of these coupons that exist, each as this version of its series shows it; `None`: the version with which it was
+    /// issued. They are committed, and may not be flushed yet.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn recorded(&self, request: &KeyedRequest) -> Result<Vec<RecordedCoupon>, StoreError> {
-        let rows = sqlx::query(
-            "select k.entity, k.face, c.code, c.expires_on
-               from keyed_coupon k join coupon c using (org_id, customer_id, series_id, issue_id)
-              where k.org_id = $1 and k.request_key = $2",
-        )
-        .bind(request.org_id.0)
-        .bind(&*request.key)
-        .fetch_all(&mut *self.lease().await?)
-        .await?;
-        rows.iter().map(recorded_from).collect()
+    pub async fn coupons(&self, org_id: OrgId, asked: &[(i64, Option<i32>)]) -> Result<Vec<IssuedCoupon>, StoreError> {
+        let (ids, versions): (Vec<i64>, Vec<Option<i32>>) = asked.iter().copied().unzip();
+        let rows =
+            sqlx::query(COUPONS).bind(org_id.0).bind(ids).bind(versions).fetch_all(&mut *self.lease().await?).await?;
+        rows.iter().map(issued_from).collect()
     }
 
-    /// What is known of a keyed request; `None`: nothing.
+    /// What is stored of a keyed request; `None`: nothing. An attempt of which so many seconds have passed is over.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn receipt(&self, request: &KeyedRequest) -> Result<Option<Receipt>, StoreError> {
+    pub async fn keyed_request(
+        &self,
+        request: RequestName,
+        lease_seconds: i32,
+    ) -> Result<Option<StoredRequest>, StoreError> {
         let row = sqlx::query(
-            "select series_ids, started_at, held_until, refusals from keyed_request where org_id = $1 and request_key = $2",
+            "select r.first_coupon_id, r.attempt, r.received_at, r.answers, is_in_progress_1(r, $3) as is_in_progress
+               from keyed_request r where r.org_id = $1 and r.key_hash = $2",
         )
         .bind(request.org_id.0)
-        .bind(&*request.key)
+        .bind(request.key_hash)
+        .bind(lease_seconds)
         .fetch_optional(&mut *self.lease().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
-        let instant = |column| row.try_get::<Option<jiff_sqlx::Timestamp>, _>(column);
-        Ok(Some(Receipt {
-            series_ids: row.try_get::<Vec<i64>, _>("series_ids")?.into_iter().map(SeriesId).collect(),
-            started_at: row.try_get::<jiff_sqlx::Timestamp, _>("started_at")?.to_jiff(),
-            held_until: instant("held_until")?.map(jiff_sqlx::Timestamp::to_jiff),
-            refusals: row.try_get("refusals")?,
-            coupons: self.recorded(request).await?,
+        Ok(Some(StoredRequest {
+            claim: Claim { first_coupon_id: row.try_get("first_coupon_id")?, attempt: row.try_get("attempt")? },
+            received_at: row.try_get::<jiff_sqlx::Timestamp, _>("received_at")?.to_jiff(),
+            answers: row.try_get("answers")?,
+            is_in_progress: row.try_get("is_in_progress")?,
         }))
     }
 
-    /// Forgets some of the keyed requests, and some of the natural keys, that were first seen before this instant, and says
-    /// how many of the one or the other, whichever is more. A request that somebody has just begun to try again stays.
+    /// Purges some of what was first seen more than so many seconds ago, and returns the number. A request that somebody is trying
+    /// again stays.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn forget_requests(&self, before: Timestamp, most: i64) -> Result<u64, StoreError> {
-        let forgotten = sqlx::query(
-            "with old as (
-                 select org_id, request_key from keyed_request
-                  where started_at < $1 and (held_until is null or held_until < $1)
-                  order by started_at limit $2 for update skip locked),
-             coupons as (delete from keyed_coupon k using old where k.org_id = old.org_id and k.request_key = old.request_key)
-             delete from keyed_request k using old where k.org_id = old.org_id and k.request_key = old.request_key",
-        )
-        .bind(before.to_sqlx())
-        .bind(most)
-        .execute(&mut *self.lease().await?)
-        .await?;
-        let natural = sqlx::query(
-            "delete from keyed_coupon where ctid = any (array(
-                 select ctid from keyed_coupon where natural_at < $1 order by natural_at limit $2 for update skip locked))",
-        )
-        .bind(before.to_sqlx())
-        .bind(most)
-        .execute(&mut *self.lease().await?)
-        .await?;
-        Ok(forgotten.rows_affected().max(natural.rows_affected()))
+    pub async fn purge(&self, what: Purge, kept_for_seconds: f64, most: i64) -> Result<u64, StoreError> {
+        let statement = match what {
+            Purge::Requests => PURGE_REQUESTS,
+            Purge::NaturalKeys => PURGE_NATURAL_KEYS,
+        };
+        let query = sqlx::query(statement).bind(kept_for_seconds).bind(most);
+        Ok(query.execute(&mut *self.lease().await?).await?.rows_affected())
     }
 }
 
-/// What `begin_keyed_request` says.
-pub(super) fn begun(found: i16) -> Result<Begun, StoreError> {
-    match found {
-        1 => Ok(Begun::New),
-        2 => Ok(Begun::Known),
-        3 => Ok(Begun::Running),
-        4 => Ok(Begun::Another),
-        _ => Err(unknown_value("begin_keyed_request")),
-    }
-}
+const COUPONS: &str = "
+    select c.coupon_id, asked.version as asked_version, c.series_id, c.customer_id, coalesce(c.uploaded_code, c.code, own.generic_code) as code, c.expires_on,
+           v.description, v.info, v.discount_code, v.discount_type, v.discount_value, v.discount_upto, v.time_zone
+      from unnest($2::bigint[], $3::integer[]) as asked (coupon_id, version)
+      join coupon c on c.org_id = $1 and c.coupon_id = asked.coupon_id
+      join series_version own on own.org_id = c.org_id and own.series_id = c.series_id and own.version = c.series_version
+      join series_version v on v.org_id = c.org_id and v.series_id = c.series_id
+                           and v.version = coalesce(asked.version, c.series_version)";
 
-fn recorded_from(row: &PgRow) -> Result<RecordedCoupon, StoreError> {
-    let Json(face) = row.try_get("face")?;
-    Ok(RecordedCoupon {
-        entity: row.try_get("entity")?,
+// By an array of row addresses: a join may be planned as a walk over the table. By now(): what is volatile is no condition of an
+// index.
+const PURGE_REQUESTS: &str = "
+    delete from keyed_request where ctid = any (array(
+        select r.ctid from keyed_request r
+         where r.received_at < now() - make_interval(secs => $1)
+           and r.received_at + make_interval(secs => r.attempt / 64.0) < now() - make_interval(secs => $1)
+         order by r.received_at limit $2 for update skip locked))";
+const PURGE_NATURAL_KEYS: &str = "
+    delete from natural_issuance where ctid = any (array(
+        select n.ctid from natural_issuance n where n.issued_at < now() - make_interval(secs => $1)
+         order by n.issued_at limit $2 for update skip locked))";
+
+/// The coupon in a row that has all of its columns.
+pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, StoreError> {
+    Ok(IssuedCoupon {
+        coupon_id: row.try_get("coupon_id")?,
+        series_id: SeriesId(row.try_get("series_id")?),
+        customer_id: CustomerId(row.try_get("customer_id")?),
         code: row.try_get("code")?,
         expires_on: row.try_get::<jiff_sqlx::Date, _>("expires_on")?.to_jiff(),
-        face: Arc::new(face),
+        asked_version: row.try_get("asked_version")?,
+        face: Arc::new(face_from(row)?),
+        zone: zone_from(row)?,
     })
 }

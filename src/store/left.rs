@@ -73,7 +73,7 @@ impl Store {
     }
 }
 
-// A pool's codes for anyone have places, given out in order: what is left lies between the last given and the last there is. A pool
+// A pool's codes for anyone have positions, given out in order: what is left lies between the last given and the last there is. A pool
 // of codes that are one customer's each has no end that is the same for all, and is left out.
 const LEFT: &str = r#"
     with living as (
@@ -81,16 +81,16 @@ const LEFT: &str = r#"
           from series s where s.valid_till_date >= $1 and not s.externally_managed),
     given as materialized (
         select l.org_id, l.series_id,
-               coalesce((select g.given from pool_counter g
+               coalesce((select g.position from pool_counter g
                           where g.org_id = l.org_id and g.series_id = l.series_id
-                          order by g.given desc limit 1), 0) as given
+                          order by g.position desc limit 1), 0) as given
           from living l where l.is_pool),
     pool as materialized (
         select n.org_id, n.series_id, n.given,
                -- Only behind what was given: before it lie those that were deleted.
-               coalesce((select p.place from pool_code p
-                          where p.org_id = n.org_id and p.series_id = n.series_id and p.place > n.given
-                          order by p.place desc limit 1), n.given) as last
+               coalesce((select p.position from pool_code p
+                          where p.org_id = n.org_id and p.series_id = n.series_id and p.position > n.given
+                          order by p.position desc limit 1), n.given) as last
           from given n),
     limited as materialized (
         select true as is_cap, l.org_id, l.series_id, l.max_create as of,

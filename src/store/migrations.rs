@@ -18,12 +18,12 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     migrator
 });
 
-/// Why a schema cannot be used. The message tells the cause; there is no `source`, or it would be told twice.
+/// Why a schema cannot be used. The message has what the source says.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The database cannot be asked.
     #[error("the database cannot be asked for its schema: {0}")]
-    Unavailable(sqlx::Error),
+    Unavailable(#[source] sqlx::Error),
     /// Migrations are missing.
     #[error(
         "the schema is behind this version by {0} migration(s): run `coupon-issuer migrate`, or serve with --migrate"
@@ -40,12 +40,18 @@ pub enum SchemaError {
          `create database … encoding 'UTF8' template template0`"
     )]
     Encoding(String),
+    /// The database is one of a version before 0.2.0.
+    #[error(
+        "the database was made by a version before 0.2.0, whose schema cannot be upgraded: create another database, run \
+         `coupon-issuer migrate` and `coupon-issuer apply` there, and upload the codes that are left again"
+    )]
+    BeforeRelease,
     /// A migration was changed after it ran.
     #[error("migration {0} in the database is not the one of this version: the schema cannot be trusted")]
     Changed(i64),
     /// A migration failed and was rolled back.
     #[error("a migration failed: {0}")]
-    Failed(MigrateError),
+    Failed(#[source] MigrateError),
 }
 
 impl SchemaError {
@@ -70,6 +76,9 @@ impl From<sqlx::Error> for SchemaError {
 pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     let mut connection = connect.connect().await?;
     check_encoding(&mut connection).await?;
+    if let Err(error @ SchemaError::BeforeRelease) = check(&mut connection).await {
+        return Err(error);
+    }
     MIGRATOR.run(&mut connection).await.map_err(|error| match error {
         MigrateError::VersionMismatch(version) => SchemaError::Changed(version),
         other => SchemaError::Failed(other),
@@ -120,6 +129,14 @@ async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
         check_encoding(connection).await?;
         return Err(SchemaError::Behind(MIGRATOR.iter().count()));
     }
+    let is_before_release: bool = sqlx::query_scalar(
+        "select exists (select from _sqlx_migrations where version = 1 and description = 'issuing')",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_before_release {
+        return Err(SchemaError::BeforeRelease);
+    }
     let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("select version, checksum from _sqlx_migrations where success")
         .fetch_all(&mut *connection)
         .await?;
@@ -129,7 +146,7 @@ async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
     }
 }
 
-/// The oldest version that works on the schema, by the newest migration it knows (migrations/0004).
+/// The oldest version that works on the schema, by the newest migration it knows (table `schema_floor`).
 async fn floor(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select version from schema_floor").fetch_one(connection).await
 }

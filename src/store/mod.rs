@@ -4,9 +4,10 @@
 
 pub mod activity;
 pub mod audit;
-mod beginnings;
 mod changes;
+mod claims;
 pub mod commands;
+mod coupon_ids;
 mod credentials;
 mod customers;
 mod facts;
@@ -14,8 +15,10 @@ pub mod invariants;
 mod keyed_requests;
 mod left;
 pub mod migrations;
+mod origins;
 pub mod overview;
 pub mod pool;
+mod presence;
 pub mod provisioning;
 mod rows;
 mod signing_keys;
@@ -26,14 +29,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use beginnings::{Beginnings, NewAttempt};
 pub use changes::CredentialChanges;
+pub use claims::{ClaimOutcome, Claims, NewClaim};
 pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
-pub use facts::{FreshFacts, SeriesAtRevision};
-pub use keyed_requests::{Begun, KeyedRequest, Receipt, RecordedCoupon};
+pub use facts::{FreshFacts, History, SeriesAtRevision};
+pub use keyed_requests::{Claim, IssuedCoupon, Purge, RequestName, StoredRequest};
 pub use left::{LimitKind, SeriesLeft};
 use metrics::Histogram;
+pub use presence::Presence;
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
@@ -44,22 +48,23 @@ use tokio::time::{Instant, timeout};
 
 use crate::meters::{self, Level};
 
-/// A read or a write that did not succeed. The message tells the cause; there is no `source`, or it would be told twice.
+/// A read or a write that did not succeed. The message has what the source says, with its code: whoever prints the chain leaves a
+/// `sqlx::Error` out.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database is away, starting, stopping or out of connections: trying again later may succeed.
     #[error("the database is unavailable: {}", told(.0))]
-    Unavailable(sqlx::Error),
+    Unavailable(#[source] sqlx::Error),
     /// The database gave it up by its own clock: it waited for a lock, or is too busy.
     #[error("the database took too long: {}", told(.0))]
-    TookTooLong(sqlx::Error),
+    TookTooLong(#[source] sqlx::Error),
     /// The server failed on a statement for a reason of its own: a full disk, no memory, a broken file or library (classes 53,
     /// 58 and XX). Whether it fails on all of them is found out by the writer.
     #[error("the database server failed: {}", told(.0))]
-    ServerFault(sqlx::Error),
+    ServerFault(#[source] sqlx::Error),
     /// The database answered with an error.
     #[error("the database refused a statement: {}", told(.0))]
-    Failed(sqlx::Error),
+    Failed(#[source] sqlx::Error),
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -110,8 +115,8 @@ fn is_fatal(error: &dyn DatabaseError) -> bool {
     matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
 }
 
-/// Settings for sessions that read and write by key: a table that has filled up since it was last analysed would else be read as
-/// a whole. Where that counts as dear, compiling would seem worth it for the smallest of tables, at fifty milliseconds a statement.
+/// Settings of sessions that work by key. With stale statistics the planner would scan tables that have grown. With sequential scans
+/// made expensive it would also use JIT, at 50 ms a statement, so JIT is off.
 const LOOK_UPS_ONLY: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
 
 /// What is read after a lock was waited for must be what holds by then, whatever the database's default.
@@ -168,7 +173,9 @@ impl Store {
     #[must_use]
     pub fn new(connect: PgConnectOptions, limits: ReadLimits) -> Self {
         let statement_timeout = format!("{}ms", limits.statement_timeout.as_millis());
-        let connect = connect.options([("statement_timeout", statement_timeout.as_str())]).options(LOOK_UPS_ONLY);
+        let isolation = ("default_transaction_isolation", "read committed");
+        let timeout = ("statement_timeout", statement_timeout.as_str());
+        let connect = connect.options([timeout, isolation]).options(LOOK_UPS_ONLY);
         let pool = PgPoolOptions::new()
             .max_connections(limits.max_connections)
             .acquire_timeout(limits.acquire_timeout)

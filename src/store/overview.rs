@@ -56,8 +56,8 @@ pub struct SeriesRow {
 pub struct PoolRow {
     /// Codes for anyone, counted up to one more than [`COUNTED_CODES`].
     pub left: i64,
-    /// Places from the last code that was given out to the last of all: no fewer than the codes that are left.
-    pub places: i64,
+    /// Positions from the last code that was given out to the last of all: no fewer than the codes that are left.
+    pub positions: i64,
     /// Codes for one customer each, counted up to one more than [`COUNTED_CODES`].
     pub left_for_one: i64,
 }
@@ -90,8 +90,7 @@ pub struct FailureRow {
     pub series_id: SeriesId,
     pub outcome: String,
     pub till_id: Option<String>,
-    /// `None`: an older version noted it, and not who made the request.
-    pub store_id: Option<StoreId>,
+    pub store_id: StoreId,
     pub client_key: Option<String>,
 }
 
@@ -291,7 +290,7 @@ impl Reading {
                 series_id: SeriesId(row.try_get("series_id")?),
                 outcome: row.try_get("outcome")?,
                 till_id: row.try_get("till_id")?,
-                store_id: row.try_get::<Option<i64>, _>("store_id")?.map(StoreId),
+                store_id: StoreId(row.try_get("store_id")?),
                 client_key: row.try_get("client_key")?,
             })
         };
@@ -308,21 +307,21 @@ const SERIES: &str = "
     select s.series_id, s.description, s.valid_till_date, s.client_handling_type, s.externally_managed, s.max_create,
            (select n.issued from series_counter n
              where n.org_id = s.org_id and n.series_id = s.series_id order by n.issued desc limit 1) as issued,
-           pool.near, pool.places, pool.for_one, a.since, a.last_minute
+           pool.near, pool.positions, pool.for_one, a.since, a.last_minute
       from series s
       left join activity_series a on a.org_id = s.org_id and a.series_id = s.series_id
       left join lateral (
-           select coalesce((select g.given from pool_counter g
+           select coalesce((select g.position from pool_counter g
                              where g.org_id = s.org_id and g.series_id = s.series_id
-                             order by g.given desc limit 1), 0) as given
+                             order by g.position desc limit 1), 0) as position
             where s.client_handling_type = 'DISC_CODE_PIN') last on true
       left join lateral (
            select (select count(*) from (select from pool_code p
-                                          where p.org_id = s.org_id and p.series_id = s.series_id and p.place > last.given
+                                          where p.org_id = s.org_id and p.series_id = s.series_id and p.position > last.position
                                           limit $3) n) as near,
-                  coalesce((select p.place from pool_code p
-                             where p.org_id = s.org_id and p.series_id = s.series_id and p.place > last.given
-                             order by p.place desc limit 1) - last.given, 0) as places,
+                  coalesce((select p.position from pool_code p
+                             where p.org_id = s.org_id and p.series_id = s.series_id and p.position > last.position
+                             order by p.position desc limit 1) - last.position, 0) as positions,
                   (select count(*) from (select from pool_code p
                                           where p.org_id = s.org_id and p.series_id = s.series_id
                                             and p.customer_id is not null
@@ -335,7 +334,7 @@ fn series_from(row: &PgRow) -> Result<SeriesRow, StoreError> {
     let pool = match row.try_get::<&str, _>("client_handling_type")? {
         "DISC_CODE_PIN" => Some(PoolRow {
             left: row.try_get("near")?,
-            places: row.try_get("places")?,
+            positions: row.try_get("positions")?,
             left_for_one: row.try_get("for_one")?,
         }),
         "DISC_CODE" | "GENERIC" => None,

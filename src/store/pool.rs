@@ -3,15 +3,14 @@
 //!
 //! How far a file has come is stored in the same transaction as the codes, so that an upload that broke can go on.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
+use super::rows::series_from;
 use super::{LOOK_UPS_ONLY, READ_COMMITTED, StoreError};
-use crate::model::{OrgId, SeriesId};
+use crate::model::{ClientHandling, CodeShape, OrgId, SeriesId, canonical};
 
 /// A code to be uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +21,21 @@ pub struct UploadedCode {
     pub code: String,
     /// The only customer who may receive it.
     pub customer_id: Option<String>,
+}
+
+/// The lines of a piece whose code is not taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Those whose code exists: in a pool, as a coupon or as a generic code of the organisation, or further up in the file.
+    pub known: Vec<i64>,
+    /// Those whose code a series of the organisation could draw.
+    pub drawable: Vec<i64>,
+}
+
+impl Refused {
+    fn count(&self) -> i64 {
+        count(self.known.len()) + count(self.drawable.len())
+    }
 }
 
 /// How far the upload of a file has come. Counts are lines.
@@ -59,6 +73,14 @@ pub struct PoolStatus {
     pub is_older: bool,
 }
 
+/// The table that a file is copied into, codes in their canonical form. Without what becomes of it at a commit.
+macro_rules! uploaded {
+    () => {
+        r#"create temporary table uploaded (
+               line bigint not null, code text not null collate "C", uploaded_code text, customer_id text)"#
+    };
+}
+
 /// The upload of one file into one series' pool.
 pub struct CodeUpload {
     connection: PgConnection,
@@ -94,11 +116,7 @@ impl CodeUpload {
         }
         // Each statement must see what was committed before it.
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
-        sqlx::query(
-            "create temporary table uploaded (line bigint not null, code text not null, customer_id text) on commit delete rows",
-        )
-        .execute(&mut connection)
-        .await?;
+        sqlx::query(concat!(uploaded!(), " on commit delete rows")).execute(&mut connection).await?;
         let row = sqlx::query(
             "insert into code_import as i (org_id, series_id, file_sha256) values ($1, $2, $3)
              on conflict (org_id, series_id, file_sha256) do update set file_sha256 = excluded.file_sha256
@@ -119,35 +137,38 @@ impl CodeUpload {
         self.state
     }
 
-    /// Writes a piece of the file, and how far it goes; returns the lines whose code exists already: in a pool or as a
-    /// coupon of the organisation, or further up in the file.
+    /// Writes a piece of the file, and how far it goes; returns the lines that are not taken.
     ///
     /// # Errors
     /// When the database cannot be asked; nothing of the piece is stored then.
     pub async fn write(
         &mut self,
-        codes: &[UploadedCode],
+        codes: Vec<UploadedCode>,
         malformed: i64,
         bytes_done: i64,
         lines_done: i64,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Refused, StoreError> {
         let mut transaction = self.connection.begin().await?;
-        copy_in(&mut transaction, codes).await?;
+        // Before anything is looked at: see `new_codes`.
+        sqlx::query("select lock_codes_1($1)").bind(self.org_id.0).execute(&mut *transaction).await?;
+        let read = count(codes.len());
+        let shapes = shapes(&mut transaction, self.org_id).await?;
+        let (codes, drawable) = split(codes, &shapes);
+        copy_in(&mut transaction, &codes).await?;
         // Else nobody would know how much that is, and plan for a few lines.
         sqlx::query("analyze uploaded").execute(&mut *transaction).await?;
-        let known: Vec<i64> = sqlx::query_scalar(KEEP_NEW)
+        let known = sqlx::query_scalar(KEEP_NEW)
             .bind(self.org_id.0)
             .bind(self.series_id.0)
             .fetch_all(&mut *transaction)
             .await?;
-        let issued: Vec<i64> = sqlx::query_scalar(DROP_ISSUED).bind(self.org_id.0).fetch_all(&mut *transaction).await?;
-        let duplicates: BTreeSet<i64> = known.into_iter().chain(issued).collect();
+        let refused = Refused { known, drawable };
 
         let state = ImportState {
             bytes_done,
             lines_done,
-            accepted: self.state.accepted + count(codes.len()) - count(duplicates.len()),
-            duplicates: self.state.duplicates + count(duplicates.len()),
+            accepted: self.state.accepted + read - refused.count(),
+            duplicates: self.state.duplicates + refused.count(),
             malformed: self.state.malformed + malformed,
             is_finished: false,
         };
@@ -168,7 +189,7 @@ impl CodeUpload {
         .await?;
         transaction.commit().await?;
         self.state = state;
-        Ok(duplicates.into_iter().collect())
+        Ok(refused)
     }
 
     /// Notes that the file is through, and has Postgres look at what is there now, so that it plans for it.
@@ -185,8 +206,20 @@ impl CodeUpload {
         .execute(&mut self.connection)
         .await?;
         sqlx::query("analyze pool_code").execute(&mut self.connection).await?;
+        let state = ImportState { is_finished: true, ..self.state };
+        self.end().await?;
+        Ok(state)
+    }
+
+    /// Lets others upload into the series.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn end(mut self) -> Result<(), StoreError> {
+        // The end of the session would do so, but a moment after the connection is closed: the next upload would be refused.
+        sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.connection).await?;
         self.connection.close().await?;
-        Ok(ImportState { is_finished: true, ..self.state })
+        Ok(())
     }
 }
 
@@ -194,6 +227,7 @@ impl CodeUpload {
 pub struct DryRunUpload {
     connection: PgConnection,
     org_id: OrgId,
+    shapes: Vec<CodeShape>,
     state: ImportState,
 }
 
@@ -217,13 +251,9 @@ impl DryRunUpload {
                 .fetch_optional(&mut connection)
                 .await?;
         let state = row.as_ref().map_or(Ok(ImportState::default()), state_from)?;
-        sqlx::query(
-            "create temporary table uploaded (line bigint not null, code text not null, customer_id text)
-             on commit preserve rows",
-        )
-        .execute(&mut connection)
-        .await?;
-        Ok(Self { connection, org_id, state })
+        sqlx::query(concat!(uploaded!(), " on commit preserve rows")).execute(&mut connection).await?;
+        let shapes = shapes(&mut connection, org_id).await?;
+        Ok(Self { connection, org_id, shapes, state })
     }
 
     /// How far an upload has come.
@@ -232,27 +262,29 @@ impl DryRunUpload {
         self.state
     }
 
-    /// Adds a piece of the file.
+    /// Adds a piece of the file; returns the lines that would not be taken whatever else is in it.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn add(&mut self, codes: &[UploadedCode], malformed: usize) -> Result<(), StoreError> {
-        copy_in(&mut self.connection, codes).await?;
+    pub async fn add(&mut self, codes: Vec<UploadedCode>, malformed: usize) -> Result<Refused, StoreError> {
+        let (codes, drawable) = split(codes, &self.shapes);
+        copy_in(&mut self.connection, &codes).await?;
         self.state.accepted += count(codes.len());
+        self.state.duplicates += count(drawable.len());
         self.state.malformed += count(malformed);
-        Ok(())
+        Ok(Refused { drawable, ..Refused::default() })
     }
 
-    /// Counts what would be new, and tells the lines of the rest.
+    /// Counts what would be new, and tells the lines of what exists.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn finish(mut self, tell: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, StoreError> {
         sqlx::query("analyze uploaded").execute(&mut self.connection).await?;
         let mut transaction = self.connection.begin().await?;
-        sqlx::query(LINES_NOT_NEW).bind(self.org_id.0).execute(&mut *transaction).await?;
+        sqlx::query(DECLARE_KNOWN).bind(self.org_id.0).execute(&mut *transaction).await?;
         loop {
-            let lines: Vec<i64> = sqlx::query_scalar("fetch 10000 from not_new").fetch_all(&mut *transaction).await?;
+            let lines: Vec<i64> = sqlx::query_scalar("fetch 10000 from known").fetch_all(&mut *transaction).await?;
             if lines.is_empty() {
                 break;
             }
@@ -266,19 +298,10 @@ impl DryRunUpload {
     }
 }
 
-/// The lines that [`KEEP_NEW`] would leave out.
-const LINES_NOT_NEW: &str = "
-    declare not_new no scroll cursor for
-    select u.line from uploaded u
-    except
-    select f.line from (select distinct on (u.code) u.line, u.code from uploaded u order by u.code, u.line) f
-     where (select c.code from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code) is null
-       and (select p.code from pool_code p where p.org_id = $1 and p.code = f.code) is null
-       and f.code not in (select s.generic_code from series s where s.org_id = $1 and s.generic_code is not null)
-     order by 1";
-
 async fn copy_in(connection: &mut PgConnection, codes: &[UploadedCode]) -> Result<(), StoreError> {
-    let mut copy = connection.copy_in_raw("copy uploaded (line, code, customer_id) from stdin (format csv)").await?;
+    let mut copy = connection
+        .copy_in_raw("copy uploaded (line, code, uploaded_code, customer_id) from stdin (format csv)")
+        .await?;
     copy.send(as_csv(codes)?).await?;
     copy.finish().await?;
     Ok(())
@@ -288,46 +311,93 @@ fn count(lines: usize) -> i64 {
     i64::try_from(lines).unwrap_or(i64::MAX)
 }
 
-/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others. Whether a code
-/// is a coupon is asked for each, by a scalar query: a join may be planned as a walk over all coupons.
-const KEEP_NEW: &str = "
-    with first as (
-        select distinct on (u.code) u.line, u.code, u.customer_id from uploaded u order by u.code, u.line),
+/// The shapes by which the organisation's series draw codes.
+async fn shapes(connection: &mut PgConnection, org_id: OrgId) -> Result<Vec<CodeShape>, StoreError> {
+    let rows = sqlx::query("select * from series where org_id = $1 and client_handling_type = 'DISC_CODE'")
+        .bind(org_id.0)
+        .fetch_all(connection)
+        .await?;
+    let mut shapes = Vec::new();
+    for row in &rows {
+        if let ClientHandling::Generated(shape) = series_from(row)?.client_handling
+            && !shapes.contains(&shape)
+        {
+            shapes.push(shape);
+        }
+    }
+    Ok(shapes)
+}
+
+/// Parts codes from the lines of those that one of these shapes could draw.
+fn split(codes: Vec<UploadedCode>, shapes: &[CodeShape]) -> (Vec<UploadedCode>, Vec<i64>) {
+    let mut drawable = Vec::new();
+    let mut rest = codes;
+    rest.retain(|uploaded| {
+        let code = canonical(&uploaded.code);
+        let is_drawable = shapes.iter().any(|shape| shape.could_draw(&code));
+        if is_drawable {
+            drawable.push(uploaded.line);
+        }
+        !is_drawable
+    });
+    (rest, drawable)
+}
+
+/// The codes that may go into the pool: `new_code`, of the first line of each. The rest exists.
+///
+/// An upload takes the lock on the organisation's codes first (`lock_codes_1`), and the statement sees what was committed by then. While
+/// it runs nobody adds to a pool, and no series gets another generic code or draws by another shape; what can be drawn is not in
+/// `uploaded`. So all that changes is that a code goes from a pool to a coupon. That is one transaction, and the statement sees
+/// the code in one of the two.
+///
+/// Whether a code exists is asked for each, by scalar queries: a join may be planned as a walk over all coupons. Generic codes are
+/// stored in their canonical form.
+macro_rules! new_codes {
+    () => {
+        "new_code as (
+            select f.*
+              from (select distinct on (u.code) u.* from uploaded u order by u.code, u.line) f
+             where (select c.code from coupon c where c.org_id = $1 and c.code = f.code) is null
+               and (select p.code from pool_code p where p.org_id = $1 and p.code = f.code) is null
+               and f.code not in (
+                   select v.generic_code from series_version v where v.org_id = $1 and v.generic_code is not null))"
+    };
+}
+
+/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others.
+const KEEP_NEW: &str = concat!(
+    "with ",
+    new_codes!(),
+    ",
     behind as (
         select greatest(
-            (select p.place from pool_code p
-              where p.org_id = $1 and p.series_id = $2 and p.place is not null order by p.place desc limit 1),
-            (select g.given from pool_counter g where g.org_id = $1 and g.series_id = $2 order by g.given desc limit 1),
-            0) as place),
-    taken as (
-        insert into pool_code (org_id, series_id, code, place, customer_id)
-        select $1, $2, f.code, case when f.customer_id is null then b.place + row_number() over (order by f.line) end,
-               f.customer_id
-          from first f cross join behind b
-         where (select c.code from coupon c where c.org_id = $1 and c.code = f.code and not c.shared_code) is null
-           and f.code not in (select s.generic_code from series s where s.org_id = $1 and s.generic_code is not null)
-        on conflict do nothing
-        returning code)
-    select u.line from uploaded u
-    except
-    select f.line from first f join taken t on t.code = f.code";
+            (select p.position from pool_code p
+              where p.org_id = $1 and p.series_id = $2 and p.position is not null order by p.position desc limit 1),
+            (select g.position from pool_counter g
+              where g.org_id = $1 and g.series_id = $2 order by g.position desc limit 1),
+            0) as position),
+    kept as (
+        insert into pool_code (org_id, series_id, position, code, uploaded_code, customer_id)
+        select $1, $2, case when n.customer_id is null then b.position + row_number() over (order by n.line) end, n.code,
+               n.uploaded_code, n.customer_id
+          from new_code n cross join behind b)
+    select u.line from uploaded u except select n.line from new_code n"
+);
 
-/// Takes off again what was issued while it was being put in: by the time that shows, it is committed. Returns the lines.
-const DROP_ISSUED: &str = "
-    with issued as materialized (
-        select u.code, u.line from uploaded u
-         where (select c.code from coupon c where c.org_id = $1 and c.code = u.code and not c.shared_code) is not null),
-    dropped as (
-        delete from pool_code p
-         where p.org_id = $1 and p.code = any (array(select i.code from issued i))
-        returning p.code)
-    select min(i.line) from issued i join dropped d on d.code = i.code group by i.code";
+/// The lines that [`KEEP_NEW`] would return.
+const DECLARE_KNOWN: &str = concat!(
+    "declare known no scroll cursor for with ",
+    new_codes!(),
+    " select u.line from uploaded u except select n.line from new_code n order by 1"
+);
 
 fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, StoreError> {
     let mut writer = csv::Writer::from_writer(Vec::with_capacity(codes.len() * 32));
     for UploadedCode { line, code, customer_id } in codes {
-        // An empty column is null: a code has no customer more often than not, and a code is never empty.
-        let row = (line, code, customer_id);
+        let compared = canonical(code);
+        let uploaded = (compared != *code).then_some(code);
+        // An empty column is null: most codes have no customer, and none is empty.
+        let row = (line, compared, uploaded, customer_id);
         writer.serialize(row).map_err(|error| unwritable(&error))?;
     }
     writer.into_inner().map_err(|error| unwritable(error.error()))

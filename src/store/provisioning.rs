@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::StoreError;
+use super::changes::notify;
 use super::customers::{CustomerLookup, CustomerRow};
 use super::rows::{series_from, unknown_value};
 use crate::model::{
@@ -82,6 +83,17 @@ pub enum StoredProof {
     Issuer(String),
 }
 
+/// A code that is one customer's, or will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PersonalCode {
+    /// In its canonical form.
+    pub code: String,
+    /// The series that has issued it, or whose pool it is in.
+    pub series_id: SeriesId,
+    /// Whether it is a coupon's.
+    pub is_issued: bool,
+}
+
 /// What is stored of an organisation.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "the tables of the same names")]
@@ -129,8 +141,26 @@ impl Provisioning {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn pause_issuing(&mut self, org_id: OrgId) -> Result<(), StoreError> {
-        sqlx::query("select lock_organisation($1)").bind(org_id.0).execute(&mut self.connection).await?;
+        sqlx::query("select lock_organisation_1($1)").bind(org_id.0).execute(&mut self.connection).await?;
         Ok(())
+    }
+
+    /// Waits until nothing is being uploaded into the organisation's pools, and keeps uploads waiting until the end: what is checked of
+    /// codes from here on holds until then.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn pause_uploads(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+        sqlx::query("select lock_codes_1($1)").bind(org_id.0).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    /// Tells every replica that credentials change, once all of it takes effect.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn notify_credentials(&mut self) -> Result<(), StoreError> {
+        notify(&mut self.connection).await
     }
 
     /// Every organisation that is stored.
@@ -309,6 +339,68 @@ impl Provisioning {
         rows.iter().map(|row| series_from(row).map(|series| (series.id, series))).collect()
     }
 
+    /// Every generic code that a series of the organisation has, or had: its coupons have it still.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn generic_codes(&mut self, org_id: OrgId) -> Result<Vec<(SeriesId, String)>, StoreError> {
+        let rows: Vec<(i64, String)> = sqlx::query_as(
+            "select distinct series_id, generic_code from series_version
+              where org_id = $1 and generic_code is not null order by series_id, generic_code",
+        )
+        .bind(org_id.0)
+        .fetch_all(&mut self.connection)
+        .await?;
+        Ok(rows.into_iter().map(|(id, code)| (SeriesId(id), code)).collect())
+    }
+
+    /// Those of these codes, in their canonical form, that one customer has or will have.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn personal_codes(&mut self, org_id: OrgId, codes: &[&str]) -> Result<Vec<PersonalCode>, StoreError> {
+        // In one statement: a code goes from a pool to a coupon in one transaction, and is never seen in neither.
+        let rows: Vec<(String, i64, bool)> = sqlx::query_as(
+            "select p.code, p.series_id, false from pool_code p where p.org_id = $1 and p.code = any ($2)
+              union all
+             select c.code, c.series_id, true from coupon c where c.org_id = $1 and c.code = any ($2)",
+        )
+        .bind(org_id.0)
+        .bind(codes)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let personal = |(code, series_id, is_issued)| PersonalCode { code, series_id: SeriesId(series_id), is_issued };
+        Ok(rows.into_iter().map(personal).collect())
+    }
+
+    /// An uploaded code that a draw of this shape could give: its series, and its first characters, for people. Reads all uploaded
+    /// codes that begin with the prefix, so all of the organisation's if there is none.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn drawable_pool_code(
+        &mut self,
+        org_id: OrgId,
+        shape: &CodeShape,
+    ) -> Result<Option<(SeriesId, String)>, StoreError> {
+        let length = shape.coupon_prefix.len() + usize::from(shape.random_code_length) + shape.coupon_suffix.len();
+        let found: Option<(i64, String)> = sqlx::query_as(
+            "select p.series_id, left(p.code, least(4, length(p.code) / 2)) || '…' from pool_code p
+              where p.org_id = $1 and p.code ^@ $2 and length(p.code) = $3 and right(p.code, length($4)) = $4
+                and translate(substr(p.code, length($2) + 1, $5), $6, '') = ''
+              limit 1",
+        )
+        .bind(org_id.0)
+        .bind(&shape.coupon_prefix)
+        .bind(i32::try_from(length).unwrap_or(i32::MAX))
+        .bind(&shape.coupon_suffix)
+        .bind(i32::from(shape.random_code_length))
+        .bind(shape.alphabet())
+        .fetch_optional(&mut self.connection)
+        .await?;
+        Ok(found.map(|(series_id, code)| (SeriesId(series_id), code)))
+    }
+
     /// Writes the organisation's own settings, and makes every decision under the earlier ones stale.
     ///
     /// # Errors
@@ -362,10 +454,42 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Writes a till.
+    /// Makes the name of a till the organisation's; false: it is another's.
     ///
     /// # Errors
-    /// When the database cannot be asked, or another organisation has a till of this name (see [`is_taken`]).
+    /// When the database cannot be asked.
+    pub async fn claim_till_name(&mut self, org_id: OrgId, id: &str) -> Result<bool, StoreError> {
+        let statement = "
+            with new as (
+                insert into till_name (org_id, till_id) values ($1, $2) on conflict do nothing returning org_id)
+            select org_id = $1 from (
+                select org_id from new union all select org_id from till_name where till_id = $2) as holder";
+        self.claim_name(statement, org_id, id).await
+    }
+
+    /// Makes the key of an OAuth client the organisation's; false: it is another's.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn claim_client_key(&mut self, org_id: OrgId, key: &str) -> Result<bool, StoreError> {
+        let statement = "
+            with new as (
+                insert into client_name (org_id, client_key) values ($1, $2) on conflict do nothing returning org_id)
+            select org_id = $1 from (
+                select org_id from new union all select org_id from client_name where client_key = $2) as holder";
+        self.claim_name(statement, org_id, key).await
+    }
+
+    /// Only `apply` writes names, and one runs at a time: the holder is in one of the two places.
+    async fn claim_name(&mut self, statement: &'static str, org_id: OrgId, name: &str) -> Result<bool, StoreError> {
+        let is_mine = sqlx::query_scalar(statement).bind(org_id.0).bind(name).fetch_one(&mut self.connection).await?;
+        Ok(is_mine)
+    }
+
+    /// Writes a till, whose name is the organisation's ([`claim_till_name`](Self::claim_till_name)).
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
     pub async fn put_till(&mut self, org_id: OrgId, id: &str, till: &StoredTillSettings) -> Result<(), StoreError> {
         sqlx::query(
             "insert into till as t (
@@ -410,10 +534,11 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Writes an OAuth client. Its issuer, if it has one, must be there.
+    /// Writes an OAuth client, whose key is the organisation's ([`claim_client_key`](Self::claim_client_key)). Its issuer, if it has
+    /// one, must be there.
     ///
     /// # Errors
-    /// When the database cannot be asked, or another organisation has a client with this key (see [`is_taken`]).
+    /// When the database cannot be asked.
     pub async fn put_oauth_client(
         &mut self,
         org_id: OrgId,
@@ -455,7 +580,7 @@ impl Provisioning {
     /// Registers customers, and writes their identifiers as a set: one may have what another gives up.
     ///
     /// # Errors
-    /// When the database cannot be asked, or an identifier is another customer's (see [`is_taken`], [`is_deadlock`]).
+    /// When the database cannot be asked, or an identifier is another customer's (see [`is_overtaken`]).
     pub async fn put_customers(&mut self, org_id: OrgId, customers: &[&CustomerPlan]) -> Result<(), StoreError> {
         if customers.is_empty() {
             return Ok(());
@@ -530,12 +655,11 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Writes a series, and where what limits it changes, when: [`pause_issuing`](Self::pause_issuing) comes first.
+    /// Writes a series, and when what limits it changed last: [`pause_issuing`](Self::pause_issuing) comes first.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn put_series(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
-        self.note_limits(org_id, series).await?;
         let (shape, generic_code) = code_columns(&series.client_handling);
         sqlx::query(PUT_SERIES)
             .bind(org_id.0)
@@ -569,34 +693,9 @@ impl Provisioning {
         Ok(())
     }
 
-    /// Notes that a series is new, or that what limits it changes: no coupon from before was issued under it.
-    async fn note_limits(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
-        sqlx::query(
-            "insert into series_limits (org_id, series_id, changed_at)
-             select $1, $2, clock_timestamp()
-              where not exists (
-                  select from series s
-                   where s.org_id = $1 and s.series_id = $2
-                     and (s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
-                          s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids)
-                         is not distinct from ($3::bigint, $4::boolean, $5::integer, $6::boolean, $7::integer, $8::bigint[]))
-             on conflict (org_id, series_id) do update set changed_at = excluded.changed_at",
-        )
-        .bind(org_id.0)
-        .bind(series.id.0)
-        .bind(series.max_create)
-        .bind(series.is_multiple_vouchers_per_user_allowed)
-        .bind(series.max_vouchers_per_user)
-        .bind(series.do_not_resend_existing_voucher)
-        .bind(series.min_days_between_vouchers)
-        .bind(series.mutual_exclusive_series_ids.iter().map(|id| id.0).collect::<Vec<_>>())
-        .execute(&mut self.connection)
-        .await?;
-        Ok(())
-    }
-
-    /// Brings what derives from the series' settings up to them: the exclusions of both sides, and a counter for each
-    /// series that has a cap and none yet. Such a series' coupons are counted, which reads all coupons once.
+    /// Brings what derives from the settings up to them: the exclusions of both sides, a counter for each series that has a cap and
+    /// none yet, and a version for each series of which answers now show something else. The coupons of a series that gets a counter
+    /// are counted, which reads all coupons once.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -618,6 +717,24 @@ impl Provisioning {
                   where c.org_id = $1 and c.series_id in (select series_id from new) group by c.series_id)
              insert into series_counter (org_id, series_id, issued)
              select $1, n.series_id, coalesce(c.issued, 0) from new n left join counted c using (series_id)",
+            "with new as (
+                 insert into series_version (
+                     org_id, series_id, version, description, info, discount_code, discount_type, discount_value, discount_upto,
+                     generic_code, time_zone)
+                 select s.org_id, s.series_id, s.version + 1, s.description, s.info, s.discount_code, s.discount_type,
+                        s.discount_value, s.discount_upto, s.generic_code, o.time_zone
+                   from organisation o
+                   join series s on s.org_id = o.org_id
+                   left join series_version v
+                     on v.org_id = s.org_id and v.series_id = s.series_id and v.version = s.version
+                  where o.org_id = $1
+                    and (v.description, v.info, v.discount_code, v.discount_type, v.discount_value, v.discount_upto,
+                         v.generic_code, v.time_zone)
+                        is distinct from
+                        (s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
+                         s.generic_code, o.time_zone)
+                 returning series_id, version)
+             update series s set version = n.version from new n where s.org_id = $1 and s.series_id = n.series_id",
         ] {
             sqlx::query(statement).bind(org_id.0).execute(&mut self.connection).await?;
         }
@@ -636,26 +753,17 @@ fn given<'a, I: Iterator<Item = &'a CustomerPlan>>(customers: impl Fn() -> I) ->
     })
 }
 
-/// Whether a write was given up because it and another waited for each other.
+/// Whether customers could not be written because a request gave one of the identifiers to somebody meanwhile: it has it, or the two
+/// waited for each other.
 #[must_use]
-pub fn is_deadlock(error: &StoreError) -> bool {
-    match error {
-        StoreError::Failed(sqlx::Error::Database(database)) => database.code().is_some_and(|code| code == "40P01"),
-        _ => false,
-    }
-}
-
-/// Whether a write was refused because a name or an identifier is another's.
-#[must_use]
-pub fn is_taken(error: &StoreError) -> bool {
-    match error {
-        StoreError::Failed(sqlx::Error::Database(database)) => database.is_unique_violation(),
-        _ => false,
-    }
+pub fn is_overtaken(error: &StoreError) -> bool {
+    let StoreError::Failed(sqlx::Error::Database(database)) = error else { return false };
+    let is_deadlock = database.code().is_some_and(|code| code == "40P01");
+    is_deadlock || matches!(database.constraint(), Some("customer_mobile" | "customer_email" | "customer_external_id"))
 }
 
 const PUT_SERIES: &str = "
-    insert into series (
+    insert into series as s (
         org_id, series_id, description, info, discount_code, discount_type, discount_value, discount_upto,
         valid_till_date, expiry_strategy_type, expiry_strategy_value, redemption_valid_from, client_handling_type,
         alpha_numeric, random_code_length, coupon_prefix, coupon_suffix, generic_code, max_create,
@@ -677,7 +785,15 @@ const PUT_SERIES: &str = "
         do_not_resend_existing_voucher = excluded.do_not_resend_existing_voucher,
         min_days_between_vouchers = excluded.min_days_between_vouchers,
         mutual_exclusive_series_ids = excluded.mutual_exclusive_series_ids, store_ids = excluded.store_ids,
-        externally_managed = excluded.externally_managed";
+        externally_managed = excluded.externally_managed,
+        limits_changed_at = case
+            when (s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
+                  s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids)
+                 is distinct from
+                 (excluded.max_create, excluded.is_multiple_vouchers_per_user_allowed, excluded.max_vouchers_per_user,
+                  excluded.do_not_resend_existing_voucher, excluded.min_days_between_vouchers,
+                  excluded.mutual_exclusive_series_ids)
+            then clock_timestamp() else s.limits_changed_at end";
 
 /// The columns that say where codes come from; those that do not apply hold what means nothing.
 fn code_columns(handling: &ClientHandling) -> (CodeShape, Option<String>) {

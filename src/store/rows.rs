@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
@@ -37,7 +38,7 @@ impl TryFrom<OrganisationRow> for Organisation {
         Ok(Self {
             id: OrgId(row.org_id),
             revision: Revision(row.revision),
-            time_zone: jiff::tz::TimeZone::get(&row.time_zone).map_err(|_| unknown_value("time_zone"))?,
+            time_zone: TimeZone::get(&row.time_zone).map_err(|_| unknown_value("time_zone"))?,
             customer_policy: CustomerPolicy::parse(&row.customer_policy)
                 .ok_or_else(|| unknown_value("customer_policy"))?,
             natural_key: row.natural_key,
@@ -49,12 +50,6 @@ impl TryFrom<OrganisationRow> for Organisation {
 #[expect(clippy::struct_excessive_bools, reason = "the columns of table series")]
 struct SeriesRow {
     series_id: i64,
-    description: String,
-    info: String,
-    discount_code: Option<String>,
-    discount_type: String,
-    discount_value: i64,
-    discount_upto: i64,
     valid_till_date: jiff_sqlx::Date,
     expiry_strategy_type: String,
     expiry_strategy_value: i32,
@@ -94,20 +89,32 @@ impl SeriesRow {
     }
 }
 
+/// What a row of a series, or of one of its versions, shows of it.
+pub(super) fn face_from(row: &PgRow) -> Result<Face, StoreError> {
+    Ok(Face {
+        discount_type: DiscountType::parse(row.try_get("discount_type")?)
+            .ok_or_else(|| unknown_value("discount_type"))?,
+        description: row.try_get("description")?,
+        info: row.try_get("info")?,
+        discount_code: row.try_get("discount_code")?,
+        discount_value: row.try_get("discount_value")?,
+        discount_upto: row.try_get("discount_upto")?,
+    })
+}
+
+/// The time zone in a row that has one.
+pub(super) fn zone_from(row: &PgRow) -> Result<TimeZone, StoreError> {
+    TimeZone::get(row.try_get("time_zone")?).map_err(|_| unknown_value("time_zone"))
+}
+
 /// The series in a row that has all of its columns.
 pub(super) fn series_from(row: &PgRow) -> Result<Series, StoreError> {
+    let face = face_from(row)?;
     let row = SeriesRow::from_row(row)?;
     Ok(Series {
         id: SeriesId(row.series_id),
         client_handling: row.client_handling()?,
-        face: Arc::new(Face {
-            discount_type: DiscountType::parse(&row.discount_type).ok_or_else(|| unknown_value("discount_type"))?,
-            description: row.description,
-            info: row.info,
-            discount_code: row.discount_code,
-            discount_value: row.discount_value,
-            discount_upto: row.discount_upto,
-        }),
+        face: Arc::new(face),
         expiry_strategy: ExpiryStrategy::parse(&row.expiry_strategy_type, row.expiry_strategy_value)
             .ok_or_else(|| unknown_value("expiry_strategy_type"))?,
         valid_till_date: row.valid_till_date.to_jiff(),

@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row};
 
 use super::audit::{AuditEntry, record};
+use super::changes::notify;
 use super::{Store, StoreError};
 
 /// A signing key as it is stored.
@@ -53,7 +54,7 @@ impl Store {
     pub async fn store_first_signing_key(&self, key: &SigningKeyRow) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin().await?;
         sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;
-        sqlx::query(
+        let stored = sqlx::query(
             "insert into signing_key (kid, private_key, signs_from)
              select $1, $2, $3 where not exists (select from signing_key)",
         )
@@ -62,6 +63,9 @@ impl Store {
         .bind(key.signs_from.to_sqlx())
         .execute(&mut *transaction)
         .await?;
+        if stored.rows_affected() > 0 {
+            notify(&mut transaction).await?;
+        }
         transaction.commit().await?;
         Ok(())
     }
@@ -104,6 +108,7 @@ pub async fn store_next_signing_key(
         .execute(&mut *transaction)
         .await?;
     record(&mut transaction, entry).await?;
+    notify(&mut transaction).await?;
     transaction.commit().await?;
     connection.close().await?;
     Ok(())

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 /// Without a limit: what shows that the service works.
 pub const UNLIMITED: i64 = 1;
+/// Whose cap is never reached.
+pub const CAPPED: i64 = 2;
 /// Of which each customer may have one, or three, or one a day; and one that is sent again.
 pub const ONE_EACH: i64 = 5;
 pub const THREE_EACH: i64 = 6;
@@ -21,7 +23,7 @@ pub const ALL: [i64; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
 
 /// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
 pub fn caps(version: u32) -> [(i64, i64); 4] {
-    [(2, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500)]
+    [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500)]
 }
 
 /// The file of `apply`. Each version has other descriptions and another cap.

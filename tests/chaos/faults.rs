@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
 use crate::catalogue;
 use crate::cluster::{Cluster, family, freeze, signal};
@@ -25,8 +26,24 @@ use crate::tills::{Shop, Wrong};
 /// What Postgres says when the fault is its own, or its machine's: disk full, out of memory, an I/O error, an internal error,
 /// corrupted data.
 const SERVER_ERRORS: [&str; 5] = ["53100", "53200", "58030", "XX000", "XX001"];
+/// The customer of [`Fault::Hostile`], whom no till serves.
+pub const HOSTILE: &str = "hostile";
 /// How long a service may take to notice that nothing can be written.
-const NOT_READY_WITHIN: Duration = Duration::from_secs(5);
+const NOT_READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Callers of a service that is about to be killed, and what is locked then: a series with a cap, or the settings.
+const RUSH: u64 = 150;
+const LOCKS: [&str; 2] =
+    ["begin; select pg_advisory_xact_lock(hashint8extended(2, 1))", "begin; select lock_organisation_1(1)"];
+const END_WAITING: &str = "select pg_terminate_backend(pid, 2000) from pg_stat_activity
+     where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";
+/// Of these keys, those of which something is neither issued nor answered by the first attempt.
+const LEFT_OPEN: &str = "select r.key_hash from keyed_request r
+     where r.key_hash in (select key_hash_1(key) from unnest($1::text[]) as key) and r.attempt = 0 and exists (
+         select from string_to_table(r.answers, ' ') with ordinality as w (word, place)
+          where w.word !~ '[=!]' and not exists (
+              select from coupon c where c.org_id = r.org_id and c.coupon_id = r.first_coupon_id + w.place - 1))";
+const TAKEN_OVER: &str = "select from keyed_request where key_hash = any ($1) and attempt > 0";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -60,6 +77,8 @@ pub enum Fault {
     Libraries,
     /// A service is killed, and started again after a time.
     Kill,
+    /// A service is killed in the middle of many requests, whose callers turn to the other at once.
+    Takeover,
     /// A service is stopped with SIGTERM, and started again.
     Stop,
     /// The configuration is changed, and codes are uploaded.
@@ -71,7 +90,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Restart,
         Self::Crash,
         Self::Backend,
@@ -89,6 +108,7 @@ impl Fault {
         Self::CallErrors,
         Self::Libraries,
         Self::Kill,
+        Self::Takeover,
         Self::Stop,
         Self::Apply,
         Self::Hostile,
@@ -115,6 +135,7 @@ impl Fault {
             Self::CallErrors => "call-errors",
             Self::Libraries => "libraries",
             Self::Kill => "kill",
+            Self::Takeover => "takeover",
             Self::Stop => "stop",
             Self::Apply => "apply",
             Self::Hostile => "hostile",
@@ -124,7 +145,7 @@ impl Fault {
 
     /// Whether it concerns the services and their callers. Any such can strike together with any other.
     const fn is_of_services(self) -> bool {
-        matches!(self, Self::Kill | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps)
+        matches!(self, Self::Kill | Self::Takeover | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps)
     }
 
     pub fn goes_with(self, other: Self) -> bool {
@@ -158,6 +179,8 @@ pub struct World {
     pub shop: Arc<Shop>,
     /// The version of the file that was applied last, or at least tried.
     pub version: AtomicU32,
+    /// Requests that a killed service left open, and that the other one took over while it was away.
+    pub taken_over: AtomicUsize,
 }
 
 impl World {
@@ -188,6 +211,7 @@ impl World {
             Fault::CallErrors => self.refuse_calls(time, random).await,
             Fault::Libraries => self.spoil_libraries(time).await,
             Fault::Kill => self.kill_a_service(time, random).await,
+            Fault::Takeover => self.kill_between_coupons(time, random).await,
             Fault::Stop => self.stop_a_service(random).await,
             Fault::Apply => self.apply(time).await,
             Fault::Hostile => self.occupy(time).await,
@@ -249,7 +273,7 @@ impl World {
         let lock = match random.random_range(0..4) {
             0 => "begin; lock table coupon in exclusive mode".to_owned(),
             1 => "begin; lock table keyed_request in exclusive mode".to_owned(),
-            2 => "begin; select lock_organisation(1)".to_owned(),
+            2 => "begin; select lock_organisation_1(1)".to_owned(),
             _ => format!("begin; select pg_advisory_xact_lock(hashint8extended({series}, 1))"),
         };
         self.shop.say(&format!("lock: {lock}"));
@@ -284,10 +308,10 @@ impl World {
     async fn refuse_some_coupons(&self, time: Duration) {
         let refuse = format!(
             "create function refuse() returns trigger language plpgsql as $$ begin
-                 raise 'a fault of the server' using errcode = ('{{{}}}'::text[])[1 + (hashtextextended(new.code, 1) & 255) % {}];
+                 raise 'a fault of the server' using errcode = ('{{{}}}'::text[])[1 + (hashint8extended(new.coupon_id, 1) & 255) % {}];
              end $$;
              create trigger refuse before insert on coupon for each row
-                 when (hashtextextended(new.issue_id::text, 0) & 7 = 0) execute function refuse()",
+                 when (hashint8extended(new.coupon_id, 0) & 7 = 0) execute function refuse()",
             SERVER_ERRORS.join(","),
             SERVER_ERRORS.len(),
         );
@@ -368,6 +392,35 @@ impl World {
         replica.start();
     }
 
+    /// While somebody holds a lock coupons wait, and of some requests the first ones are issued: then the service is killed, and
+    /// in every other case its calls with it, as a server does that looks after its connections. Of what else is broken
+    /// meanwhile it makes the best.
+    async fn kill_between_coupons(&self, time: Duration, random: &mut StdRng) {
+        let number = random.random_range(0..2);
+        let replica = &self.cluster.replicas[number];
+        let mut holder = self.cluster.admin().await;
+        if let Err(error) = sqlx::raw_sql(LOCKS[random.random_range(0..LOCKS.len())]).execute(&mut holder).await {
+            eprintln!("takeover: {error}");
+        }
+        let keys = self.shop.rush(random, number, RUSH);
+        sleep(Duration::from_millis(random.random_range(200..600))).await;
+        let left_open = sqlx::query_scalar(LEFT_OPEN).bind(keys).fetch_all(&mut holder).await;
+        replica.kill();
+        if random.random_ratio(1, 2) {
+            let _ = sqlx::raw_sql(END_WAITING).execute(&mut holder).await;
+        }
+        let _ = holder.close().await;
+        sleep(time).await;
+        // Nobody else can have taken them over by now.
+        if let Ok(left_open) = left_open {
+            let left_open: Vec<Uuid> = left_open;
+            let mut admin = self.cluster.admin().await;
+            let taken_over = sqlx::query(TAKEN_OVER).bind(left_open).fetch_all(&mut admin).await;
+            self.taken_over.fetch_add(taken_over.map_or(0, |rows| rows.len()), Ordering::Relaxed);
+        }
+        replica.start();
+    }
+
     async fn stop_a_service(&self, random: &mut StdRng) {
         let replica = &self.cluster.replicas[random.random_range(0..2)];
         match replica.stop().await {
@@ -426,7 +479,7 @@ async fn hold(address: SocketAddr, words: &str) -> Option<TcpStream> {
 /// Many requests in a row, each under a key of its own that no till has.
 fn pipelined(caller: usize, count: usize) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let body = r#"{"seriesIds":[1,2],"customer":{"id":"hostile"}}"#;
+    let body = format!(r#"{{"seriesIds":[1,2],"customer":{{"id":"{HOSTILE}"}}}}"#);
     let credentials = STANDARD.encode("store.server:server123");
     let one = |_| {
         format!(

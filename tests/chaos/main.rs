@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use coupon_issuer::app;
@@ -98,7 +98,14 @@ async fn run(plan: &Plan) {
     let counts = world.shop.take_counts();
     let totals = verdict::reach(&world, sales, &mut random).await;
     complain_of_errors(&world, &counts);
-    println!("{}", table(&struck, &counts, &totals, started.elapsed()));
+    let taken_over = world.taken_over.load(Ordering::Relaxed);
+    println!(
+        "{}\nrequests of a killed service that the other took over: {taken_over}",
+        table(&struck, &counts, &totals, started.elapsed())
+    );
+    if plan.is_long && taken_over == 0 && struck.faults.contains_key(&Fault::Takeover) {
+        world.shop.complain("the run did not test what it is for: nothing was taken over".to_owned());
+    }
     let complaints = world.shop.complaints();
     let kept = world.cluster.directory.display();
     assert!(complaints.is_empty(), "CHAOS_SEED={seed}, logs in {kept}:\n{}", by_kind(&complaints));
@@ -131,7 +138,12 @@ async fn set_up(plan: &Plan, seed: u64) -> World {
     let cluster = Cluster::start(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(plan.name)).await;
     app::apply_text(&cluster.as_service(), &catalogue::file(0)).await.unwrap();
     let addresses = cluster.replicas.each_ref().map(|replica| replica.address);
-    let world = World { cluster, shop: Arc::new(Shop::new(seed, addresses)), version: AtomicU32::new(0) };
+    let world = World {
+        cluster,
+        shop: Arc::new(Shop::new(seed, addresses)),
+        version: AtomicU32::new(0),
+        taken_over: AtomicUsize::new(0),
+    };
     world.upload(catalogue::PLENTY, "PLENTY", 0, plan.codes).await;
     world.upload(catalogue::SCARCE, "SCARCE", 0, 300).await;
     for replica in &world.cluster.replicas {

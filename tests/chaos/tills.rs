@@ -29,6 +29,9 @@ const STAY: u64 = 20;
 const MOST_OPEN: usize = 8;
 /// How long a client waits for an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
+/// How often whoever was cut off asks the other replica, and how many times before he asks either.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+const MOST_AT_ONE: usize = 20;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a probe is tried.
 const PROBED_FOR: Duration = Duration::from_mins(1);
@@ -404,6 +407,32 @@ impl Shop {
                 vec![sale]
             }));
         }
+    }
+
+    /// Many who ask one replica for several coupons each, and turn to the other one as soon as they are cut off. Returns their keys.
+    pub fn rush(self: &Arc<Self>, random: &mut StdRng, replica: usize, count: u64) -> Vec<String> {
+        let mut keys = Vec::new();
+        for _ in 0..count {
+            let (shop, mut random, mut sale) = (Arc::clone(self), StdRng::from_rng(random), self.draw(random));
+            let series = [catalogue::UNLIMITED, catalogue::CAPPED].into_iter().chain(sale.series).collect();
+            sale = Sale::new(sale.key, sale.customer, series);
+            keys.push(sale.key.clone());
+            self.remember(tokio::spawn(async move {
+                let mut asked = replica;
+                for _ in 0..MOST_AT_ONE {
+                    if shop.attempt(&mut sale, asked, None).await && sale.is_final() {
+                        return vec![sale];
+                    }
+                    if asked != replica {
+                        sleep(RETRY_EVERY).await;
+                    }
+                    asked = 1 - replica;
+                }
+                shop.finish(&mut sale, &mut random).await;
+                vec![sale]
+            }));
+        }
+        keys
     }
 
     fn remember(&self, task: JoinHandle<Vec<Sale>>) {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::catalogue;
 use crate::cluster::logs;
-use crate::faults::World;
+use crate::faults::{HOSTILE, World};
 use crate::tills::{Denial, FINISHED_WITHIN, Known, Sale, Wrong};
 
 /// Sales of which the receipt is looked at, and which are asked for once more.
@@ -24,31 +24,54 @@ pub const SAMPLE: usize = 300;
 /// How long after the time of its commit a coupon may be there for all to see: longer than a flush takes, where it is slowed down.
 const SEEN_WITHIN: SignedDuration = SignedDuration::from_millis(300);
 
+/// The entities of keyed requests, each with the coupon id that is reserved for it: before each query.
+const ENTITIES: &str = "
+    with entity as (
+        select r.org_id, r.key_hash, w.place - 1 as entity, r.first_coupon_id + w.place - 1 as coupon_id, w.word,
+               substring(w.word from '^[0-9]+')::bigint as series_id,
+               substring(w.word from '=([0-9]+)')::bigint as resent_id
+          from keyed_request r, string_to_table(r.answers, ' ') with ordinality as w (word, place))";
+
 /// Each returns a row for each thing that is wrong.
-const MUST_BE_EMPTY: [(&str, &str); 13] = [
+const MUST_BE_EMPTY: [(&str, &str); 17] = [
     (
-        "a coupon without a record of its request, though every request has a key",
-        "select c.code from coupon c where not exists (
-             select from keyed_coupon k where (k.org_id, k.issue_id) = (c.org_id, c.issue_id))",
+        "a coupon whose id no request has reserved, though every request has a key",
+        "select from coupon c where not exists (
+             select from entity e where (e.org_id, e.coupon_id) = (c.org_id, c.coupon_id))",
     ),
     (
-        "a record without its coupon, or with several",
-        "select k.request_key, k.entity from keyed_coupon k
-           left join coupon c using (org_id, customer_id, series_id, issue_id)
-          group by 1, 2 having count(c.code) <> 1",
+        "a coupon id that is reserved twice",
+        "select from entity group by org_id, coupon_id having count(*) > 1",
+    ),
+    ("two coupons with one id", "select from coupon group by org_id, coupon_id having count(*) > 1"),
+    (
+        "a coupon of an entity that was not asked for",
+        "select from entity e join coupon c using (org_id, coupon_id) where c.series_id <> e.series_id",
     ),
     (
-        "a coupon of a request that is not remembered",
-        "select k.request_key from keyed_coupon k
-          where not exists (select from keyed_request r where (r.org_id, r.request_key) = (k.org_id, k.request_key))",
+        "a request of two customers",
+        "select from entity e join coupon c using (org_id, coupon_id)
+          group by e.org_id, e.key_hash having count(distinct c.customer_id) > 1",
     ),
     (
-        "a record of an entity that was not asked for",
-        "select k.request_key from keyed_coupon k join keyed_request r using (org_id, request_key)
-          where r.series_ids[k.entity + 1] is distinct from k.series_id",
+        "a coupon sent again that is none, or of another series",
+        "select from entity e left join coupon c on (c.org_id, c.coupon_id) = (e.org_id, e.resent_id)
+          where e.resent_id is not null and c.series_id is distinct from e.series_id",
     ),
-    ("a code that is two coupons'", "select code from coupon where not shared_code group by code having count(*) > 1"),
-    ("a generic code that is another", "select code from coupon where (series_id = 11) <> (code = 'FORALL')"),
+    (
+        "a coupon of an entity that was sent another again",
+        "select from entity e join coupon c using (org_id, coupon_id) where e.resent_id is not null",
+    ),
+    (
+        "a coupon without what it showed, or whoever issued it",
+        "select from coupon c where not exists (
+             select from issued_coupon i where (i.org_id, i.coupon_id) = (c.org_id, c.coupon_id) and i.code is not null)",
+    ),
+    (
+        "a code that is two coupons'",
+        "select from coupon where code is not null group by org_id, upper(code) having count(*) > 1",
+    ),
+    ("a generic code that is another", "select code from issued_coupon where (series_id = 11) <> (code = 'FORALL')"),
     (
         "more than one each",
         "select customer_id from coupon where series_id in (5, 7) group by series_id, customer_id having count(*) > 1",
@@ -107,8 +130,9 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
     }
     let mut admin = world.cluster.admin().await;
     limits_hold(world, &mut admin).await;
-    let stored = stored(&mut admin).await;
-    let origins = origins(&mut admin).await;
+    let keys = keys(&mut admin, &sales).await;
+    let stored = stored(&mut admin, &keys).await;
+    let origins = origins(&mut admin, &keys).await;
     let all: HashSet<&Stored> = stored.values().flat_map(BTreeMap::values).collect();
     for sale in &sales {
         if let Err(wrong) = agrees(sale, stored.get(&sale.key), &all) {
@@ -122,26 +146,41 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
         count(sale, &mut totals);
     }
     let asked: HashSet<&str> = sales.iter().map(|sale| sale.key.as_str()).collect();
-    for key in stored.keys().filter(|key| !key.starts_with("hostile-") && !asked.contains(key.as_str())) {
-        world.shop.complain(format!("{key}: coupons of a request that nobody made"));
+    for (key, coupons) in stored.iter().filter(|(key, _)| !asked.contains(key.as_str())) {
+        if coupons.values().any(|(customer, ..)| customer != HOSTILE) {
+            world.shop.complain(format!("{key}: coupons of a request that nobody made"));
+        }
     }
     audit(world).await;
     totals.logged = logged(world);
     totals
 }
 
-/// What is stored, by key and entity.
-async fn stored(admin: &mut PgConnection) -> HashMap<String, BTreeMap<i64, Stored>> {
-    let rows = sqlx::query(
-        "select request_key, entity, customer_id, series_id, code
-           from keyed_coupon join coupon using (org_id, customer_id, series_id, issue_id)",
+/// The keys of these sales, by what is stored of them.
+async fn keys(admin: &mut PgConnection, sales: &[Sale]) -> HashMap<String, String> {
+    let keys: Vec<&str> = sales.iter().map(|sale| sale.key.as_str()).collect();
+    let hashed = sqlx::query_as("select key_hash_1(key)::text, key from unnest($1::text[]) as key").bind(keys);
+    hashed.fetch_all(admin).await.unwrap().into_iter().collect()
+}
+
+/// What is stored, by key (of one that no sale has, what is stored of it) and entity.
+async fn stored(admin: &mut PgConnection, keys: &HashMap<String, String>) -> HashMap<String, BTreeMap<i64, Stored>> {
+    let query = format!(
+        "{ENTITIES}
+         select e.key_hash::text, e.entity, c.customer_id, c.series_id, c.code
+           from entity e join issued_coupon c using (org_id, coupon_id)"
     );
     let mut stored: HashMap<String, BTreeMap<i64, Stored>> = HashMap::new();
-    for row in rows.fetch_all(admin).await.unwrap() {
+    for row in sqlx::query(AssertSqlSafe(query)).fetch_all(admin).await.unwrap() {
         let coupon = (row.get("customer_id"), row.get("series_id"), row.get("code"));
-        stored.entry(row.get("request_key")).or_default().insert(row.get("entity"), coupon);
+        stored.entry(key_of(&row, keys)).or_default().insert(row.get("entity"), coupon);
     }
     stored
+}
+
+fn key_of(row: &PgRow, keys: &HashMap<String, String>) -> String {
+    let hash: String = row.get("key_hash");
+    keys.get(&hash).cloned().unwrap_or(hash)
 }
 
 /// Which request has issued a coupon, and when it was committed.
@@ -151,19 +190,20 @@ struct Origin {
 }
 
 /// By key and entity.
-async fn origins(admin: &mut PgConnection) -> HashMap<(String, usize), Origin> {
-    let rows = sqlx::query(
-        "select request_key, entity, coalesce(request_id, request_uuid::text) as request_id,
-                (extract(epoch from pg_xact_commit_timestamp(coupon.xmin)) * 1000000)::bigint as committed_at
-           from keyed_coupon join coupon using (org_id, customer_id, series_id, issue_id)",
+async fn origins(admin: &mut PgConnection, keys: &HashMap<String, String>) -> HashMap<(String, usize), Origin> {
+    let query = format!(
+        "{ENTITIES}
+         select e.key_hash::text, e.entity, coalesce(c.request_id, c.request_uuid::text) as request_id,
+                (extract(epoch from pg_xact_commit_timestamp(c.xmin)) * 1000000)::bigint as committed_at
+           from entity e join coupon c using (org_id, coupon_id)"
     );
     let origin = |row: PgRow| {
         let entity: i64 = row.get("entity");
         let committed_at = Timestamp::from_microsecond(row.get("committed_at")).unwrap();
         let origin = Origin { request_id: row.get("request_id"), committed_at };
-        ((row.get("request_key"), usize::try_from(entity).unwrap()), origin)
+        ((key_of(&row, keys), usize::try_from(entity).unwrap()), origin)
     };
-    rows.fetch_all(admin).await.unwrap().into_iter().map(origin).collect()
+    sqlx::query(AssertSqlSafe(query)).fetch_all(admin).await.unwrap().into_iter().map(origin).collect()
 }
 
 /// What is wrong with saying that nothing of an entity was stored: the very request that was answered so has issued it, or an
@@ -218,6 +258,7 @@ fn count(sale: &Sale, totals: &mut Totals) {
 
 async fn limits_hold(world: &World, admin: &mut PgConnection) {
     for (what, query) in MUST_BE_EMPTY {
+        let query = AssertSqlSafe(format!("{ENTITIES} {query}"));
         let wrong = sqlx::query(query).fetch_all(&mut *admin).await.unwrap().len();
         if wrong > 0 {
             world.shop.complain(format!("{what}: {wrong} times"));

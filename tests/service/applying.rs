@@ -24,7 +24,7 @@ async fn refused(connect: &PgConnectOptions, file: &str) -> String {
 async fn stored(connect: &PgConnectOptions) -> Vec<String> {
     let mut connection = connect.connect().await.unwrap();
     let mut stored = Vec::new();
-    let tables = "organisation store till token_issuer oauth_client customer series series_counter series_exclusion series_limits";
+    let tables = "organisation store till token_issuer oauth_client customer series series_version series_counter series_exclusion till_name client_name";
     for table in tables.split(' ') {
         let rows = sqlx::query_scalar(AssertSqlSafe(format!("select '{table} ' || t::text from {table} t order by 1")));
         stored.extend(rows.fetch_all(&mut connection).await.unwrap());
@@ -119,7 +119,7 @@ async fn a_change_of_what_limits_a_series_is_noted_with_its_time() {
     let connect = new_database().await;
     let clock = async || text(&connect, "select clock_timestamp()::text").await;
     let noted = async |id: i64| {
-        text(&connect, &format!("select coalesce(max(changed_at)::text, '') from series_limits where series_id = {id}"))
+        text(&connect, &format!("select coalesce(max(limits_changed_at)::text, '') from series where series_id = {id}"))
             .await
     };
     let plain = "is_multiple_vouchers_per_user_allowed = true";
@@ -154,6 +154,93 @@ async fn a_change_of_what_limits_a_series_is_noted_with_its_time() {
         }
         assert!(others.is_empty() || others == noted(2).await);
         before = now;
+    }
+}
+
+/// What answers show of a series is kept, once for each change; a coupon names the version that it showed.
+#[tokio::test]
+async fn a_series_gets_a_version_for_each_change_of_what_answers_show() {
+    let connect = new_database().await;
+    let versions = async || {
+        let versions = "select concat_ws(' ', v.series_id, v.version, v.description, v.info, v.discount_code, v.discount_type,
+                                         v.discount_value, v.discount_upto, v.generic_code, v.time_zone,
+                                         case when v.version = s.version then 'now' end)
+                          from series_version v join series s using (org_id, series_id) order by v.series_id, v.version";
+        values(&connect, versions).await
+    };
+    let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"";
+    let first = small(&[series(1, ""), series(2, generic)]);
+    apply(&connect, &first).await;
+    let (one, two) = ("1 1 Series 1 Info 1 ABS 500 0 UTC", "2 1 Series 2 Info 2 ABS 500 0 SPRING UTC");
+    assert_eq!(versions().await, [format!("{one} now"), format!("{two} now")]);
+
+    // What answers do not show makes none.
+    let unshown = "max_create = 5\nstore_ids = [10]\nrandom_code_length = 12\nvalid_till_date = \"2027-05-10\"";
+    apply(&connect, &small(&[series(1, unshown), series(2, generic)]).replace("Downtown", "Uptown")).await;
+    assert_eq!(versions().await, [format!("{one} now"), format!("{two} now")]);
+
+    let changed = series(1, "discount_code = \"A\"\ndiscount_upto = 7").replace("\"Series 1\"", "\"One\"");
+    let changed = changed.replace("\"Info 1\"", "\"\"").replace("\"ABS\"", "\"PERC\"").replace("= 500", "= 5");
+    apply(&connect, &small(&[changed.clone(), series(2, &generic.replace("spring", "summer"))])).await;
+    let (one_b, two_b) = ("1 2 One  A PERC 5 7 UTC", "2 2 Series 2 Info 2 ABS 500 0 SUMMER UTC");
+    assert_eq!(versions().await, [one.to_owned(), format!("{one_b} now"), two.to_owned(), format!("{two_b} now")]);
+
+    // The zone is that of all of them, of the file or not; and another organisation's is nothing to them.
+    let other = "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"Europe/Paris\"\n";
+    let zone = small(&[changed]).replace("default_access", "time_zone = \"Asia/Kolkata\"\ndefault_access");
+    apply(&connect, &format!("{zone}{other}")).await;
+    let now = ["1 3 One  A PERC 5 7 Asia/Kolkata now", "2 3 Series 2 Info 2 ABS 500 0 SUMMER Asia/Kolkata now"];
+    assert_eq!(versions().await, [one, one_b, now[0], two, two_b, now[1]]);
+    assert_eq!(apply(&connect, &format!("{zone}{other}")).await.changes, [""; 0]);
+
+    // What was shown before is shown again under a number of its own.
+    apply(&connect, &first.replace("default_access", "time_zone = \"UTC\"\ndefault_access")).await;
+    let again = [one.replacen("1 1", "1 4", 1) + " now", two.replacen("2 1", "2 4", 1) + " now"];
+    let earlier = |version: &str| version.trim_end_matches(" now").to_owned();
+    let expected = [
+        one.to_owned(),
+        one_b.to_owned(),
+        earlier(now[0]),
+        again[0].clone(),
+        two.to_owned(),
+        two_b.to_owned(),
+        earlier(now[1]),
+        again[1].clone(),
+    ];
+    assert_eq!(versions().await, expected);
+}
+
+/// Replicas forget what they remember of credentials when they are notified: once for each file that changes one.
+#[tokio::test]
+async fn running_services_are_notified_of_a_file_that_concerns_credentials() {
+    let connect = new_database().await;
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_lazy_with(connect.clone());
+    let mut listener = sqlx::postgres::PgListener::connect_with(&pool).await.unwrap();
+    listener.listen("coupon_issuer_credentials").await.unwrap();
+    let file = with_callers();
+    let other = "[[orgs]]\nid = 2\nname = \"Other\"\n[[orgs.stores]]\nid = 10\nname = \"S\"\n";
+    let steps = [
+        (file.clone(), 1),
+        (file.clone(), 0),
+        (format!("{file}{REGISTERED}{}", series(1, "")), 0),
+        (file.replace("\"Downtown\"", "\"Uptown\""), 1),
+        (file.replace("kiosk123", "kiosk124"), 1),
+        (file.replace("\"azp\"", "\"client\""), 1),
+        (file.replace("token_ttl_seconds = 3600", "token_ttl_seconds = 60"), 1),
+        (file.replace("default_access = \"write\"", "default_access = \"none\""), 1),
+        (format!("{}{other}", file.replace("rate_limit_per_minute = 600", "rate_limit_per_minute = 601")), 1),
+    ];
+    for (step, expected) in steps {
+        assert!(apply(&connect, &step).await.changes.is_empty() == (step == file && expected == 0));
+        // What was sent before comes before.
+        let mut connection = connect.connect().await.unwrap();
+        sqlx::query("select pg_notify('coupon_issuer_credentials', 'end')").execute(&mut connection).await.unwrap();
+        close(connection).await;
+        let mut notified = 0;
+        while listener.recv().await.unwrap().payload() != "end" {
+            notified += 1;
+        }
+        assert_eq!(notified, expected, "{step}");
     }
 }
 
@@ -1019,10 +1106,12 @@ async fn an_identifier_that_a_request_gives_away_meanwhile_refuses_the_file_in_w
     let connect = new_database().await;
     apply(&connect, &customers(&[])).await;
     let mut request = connect.connect().await.unwrap();
-    sqlx::raw_sql("begin; insert into customer values (1, 'made', '1', null, null, false)")
-        .execute(&mut request)
-        .await
-        .unwrap();
+    sqlx::raw_sql(
+        "begin; insert into customer (org_id, customer_id, mobile, registered) values (1, 'made', '1', false)",
+    )
+    .execute(&mut request)
+    .await
+    .unwrap();
     let file = customers(&["a 1 - -"]);
     let meanwhile = async {
         let waits = "select count(*)::text from pg_locks where not granted and locktype = 'transactionid'";

@@ -103,7 +103,12 @@ async fn status(app: &TestApp, token: &str, headers: Headers<'_>) -> u16 {
 
 /// Till, store and client of each coupon that is stored, and forgets them.
 async fn stored(app: &TestApp) -> Vec<(Option<String>, i64, Option<String>)> {
-    let rows = sqlx::query("delete from coupon returning till_id, store_id, client_key").fetch_all(&app.pool).await;
+    let rows = sqlx::query(
+        "with forgotten as (delete from coupon returning org_id, origin_id)
+         select o.till_id, o.store_id, o.client_key from forgotten join origin o using (org_id, origin_id)",
+    )
+    .fetch_all(&app.pool)
+    .await;
     rows.unwrap().iter().map(|row| (row.get("till_id"), row.get("store_id"), row.get("client_key"))).collect()
 }
 
@@ -269,7 +274,7 @@ async fn a_store_inherits_its_access_from_its_organisation() {
     let crm = token(&app, "crm").await;
     let store = [(TYPE, "STORE_CODE"), (CODE, "13")];
     assert_eq!(status(&app, &crm, &store).await, 403);
-    sqlx::query("update organisation set default_access = 'write'").execute(&app.pool).await.unwrap();
+    app.change_credentials("update organisation set default_access = 'write'").await;
     eventually("the default changes", async || status(&app, &crm, &store).await == 200).await;
 }
 
@@ -290,9 +295,7 @@ async fn the_limit_on_requests_is_the_clients() {
 async fn a_change_of_a_till_or_store_holds_at_once() {
     let app = start().await;
     let crm = token(&app, "crm").await;
-    let set = async |change: &'static str| {
-        sqlx::raw_sql(change).execute(&app.pool).await.unwrap();
-    };
+    let set = async |change: &'static str| app.change_credentials(change).await;
     let turns = async |headers: &[(&str, &str)], expected: u16| {
         eventually("the change holds", async || status(&app, &crm, headers).await == expected).await;
     };

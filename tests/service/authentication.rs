@@ -10,7 +10,6 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use coupon_issuer::app;
 use hmac::{Hmac, KeyInit, Mac};
-use jiff_sqlx::ToSqlx;
 use reqwest::RequestBuilder;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
@@ -126,7 +125,7 @@ async fn a_till_may_send_its_password_or_the_md5_of_it() {
         assert_eq!(answer.status(), 200, "{authorization}");
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
     }
-    assert_eq!(app.count("select from coupon where till_id = 'store.server' and store_id = 10").await, 5);
+    assert_eq!(app.count("select from issued_coupon where till_id = 'store.server' and store_id = 10").await, 5);
 }
 
 #[tokio::test]
@@ -293,7 +292,7 @@ async fn a_token_issues_for_the_till_of_its_client() {
         assert_eq!(answer.status(), 200, "{}", header.0);
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
     }
-    assert_eq!(app.count("select from coupon where till_id = 'store.server' and store_id = 10").await, 3);
+    assert_eq!(app.count("select from issued_coupon where till_id = 'store.server' and store_id = 10").await, 3);
 }
 
 #[tokio::test]
@@ -480,7 +479,7 @@ access = "write"
     let kiosk: Value = generate(&app, "kiosk", "kiosk-secret").await.json().await.unwrap();
     assert_eq!(refusal(with(&app, &[("Authorization", &desk)])).await, (403, 4000));
     assert_eq!(status(with(&app, &[(TOKEN_HEADER, kiosk["data"]["accessToken"].as_str().unwrap())])).await, 200);
-    assert_eq!(app.count("select from coupon where till_id = 'office.desk' and store_id = 11").await, 1);
+    assert_eq!(app.count("select from issued_coupon where till_id = 'office.desk' and store_id = 11").await, 1);
 }
 
 /// The notification may take a moment to arrive; a credential is remembered for an hour here, so nothing else ends it.
@@ -515,7 +514,7 @@ async fn a_till_or_client_that_is_switched_off_is_out_at_once_and_may_come_back(
     let till = basic("store.server", "server123");
     let token = token(&app).await;
     let (till, token) = ([("Authorization", till.as_str())], [(TOKEN_HEADER, token.as_str())]);
-    let set = async |change: &'static str| sqlx::query(change).execute(&app.pool).await.unwrap();
+    let set = async |change: &'static str| app.change_credentials(change).await;
     assert_eq!((status(with(&app, &till)).await, status(with(&app, &token)).await), (200, 200));
 
     set("update till set disabled = true where till_id = 'store.server'").await;
@@ -530,11 +529,7 @@ async fn a_till_or_client_that_is_switched_off_is_out_at_once_and_may_come_back(
     eventually("the till is back", async || status(with(&app, &till)).await == 200).await;
     eventually("the client is back", async || status(with(&app, &token)).await == 200).await;
 
-    sqlx::query("update oauth_client set tokens_from = $1 where client_key = 'crm'")
-        .bind("2026-11-22T10:00:01Z".parse::<jiff::Timestamp>().unwrap().to_sqlx())
-        .execute(&app.pool)
-        .await
-        .unwrap();
+    set("update oauth_client set tokens_from = '2026-11-22T10:00:01Z' where client_key = 'crm'").await;
     eventually("the token is revoked", async || status(with(&app, &token)).await == 401).await;
     app.clock.set("2026-11-22T10:00:01Z");
     let newer = self::token(&app).await;
@@ -549,7 +544,6 @@ async fn a_change_that_could_not_be_told_holds_within_a_second() {
     let till = [("Authorization", till.as_str())];
     assert_eq!(status(with(&app, &till)).await, 200);
     // As a failover does: the connection ends, and a change follows that nobody hears of.
-    sqlx::query("alter table till disable trigger all").execute(&app.pool).await.unwrap();
     let end = "select pg_terminate_backend(pid) from pg_stat_activity
                 where datname = current_database() and application_name = 'coupon-issuer listener'";
     assert_eq!(app.count(end).await, 1);

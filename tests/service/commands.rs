@@ -81,7 +81,7 @@ async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> 
 }
 
 async fn audited(connect: &PgConnectOptions) -> Vec<String> {
-    let entries = "select concat_ws(' | ', org_id, actor, action, subject) from audit_entry order by entry_id";
+    let entries = "select concat_ws(' | ', org_id, actor, action, subject) from audit_log order by entry_id";
     values(connect, entries).await.iter().map(|entry| here(entry)).collect()
 }
 
@@ -96,7 +96,7 @@ async fn everything(connect: &PgConnectOptions) -> Vec<String> {
     values(
         connect,
         "select t::text from till t union all select c::text from oauth_client c union all select a::text
-           from audit_entry a order by 1",
+           from audit_log a order by 1",
     )
     .await
 }
@@ -306,7 +306,7 @@ async fn tokens_are_void_from_the_instant_of_the_command() {
     let outcome = app::revoke_tokens(&connect, "crm", &outside).await.unwrap().to_string();
     assert!(outcome.starts_with("2026-11-22T10:00:00Z audit: client revoke-tokens crm (org 1) by "), "{outcome}");
     assert_eq!(values(&connect, tokens_from).await, ["crm 2026-11-22 10:00:00.123456"]);
-    let at = "select to_char(at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') from audit_entry";
+    let at = "select to_char(at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') from audit_log";
     assert_eq!(values(&connect, at).await, ["2026-11-22 10:00:00.123456"]);
 
     let outcome = app::set_disabled(&connect, &Holder::Till("store.server".to_owned()), true, &outside).await.unwrap();

@@ -100,7 +100,7 @@ async fn it_shows_what_was_issued_resent_and_refused() {
     ])
     .await;
     sqlx::raw_sql(
-        "insert into pool_code (org_id, series_id, code, place, customer_id)
+        "insert into pool_code (org_id, series_id, code, position, customer_id)
          values (1, 4, 'P-1', 1, null), (1, 4, 'P-2', 2, null), (1, 4, 'P-3', null, 'c')",
     )
     .execute(&app.pool)
@@ -397,13 +397,17 @@ async fn counts_wait_while_the_database_does_not_take_them() {
 #[tokio::test]
 async fn a_page_is_bounded_and_the_pages_are_complete() {
     let app = start(&[]).await;
-    let more = "insert into series (org_id, series_id, description, info, discount_type, discount_value, discount_upto,
+    let more = "insert into series (org_id, series_id, version, description, info, discount_type, discount_value, discount_upto,
                     valid_till_date, expiry_strategy_type, expiry_strategy_value, client_handling_type, alpha_numeric,
                     random_code_length, coupon_prefix, coupon_suffix, is_multiple_vouchers_per_user_allowed,
                     do_not_resend_existing_voucher, mutual_exclusive_series_ids, store_ids, externally_managed)
-                select 1, n, 'Series ' || n, '', 'ABS', 500, 0, '2027-05-09', 'SERIES_EXPIRY', 0, 'DISC_CODE', true, 10, '', '',
+                select 1, n, 1, 'Series ' || n, '', 'ABS', 500, 0, '2027-05-09', 'SERIES_EXPIRY', 0, 'DISC_CODE', true, 10, '', '',
                        true, true, '{}', '{}', false
                   from generate_series(1, 2000) n;
+                insert into series_version (org_id, series_id, version, description, info, discount_type, discount_value,
+                    discount_upto, time_zone)
+                select org_id, series_id, version, description, info, discount_type, discount_value, discount_upto, time_zone
+                  from series join organisation using (org_id);
                 analyze series";
     sqlx::raw_sql(more).execute(&app.pool).await.unwrap();
     for first in [1001, 1101] {

@@ -155,7 +155,8 @@ const CHANGES: &str = "
     update oauth_client set tokens_from = now() + interval '1 minute' where client_key = 'client.revoked';
     insert into token_issuer (org_id, issuer, audience, jwks_url, client_claim, algorithms)
     values (1, 'https://issuer.invalid', 'coupons', null, 'client_id', array['RS256']);
-    update oauth_client set issuer = 'https://issuer.invalid', secret_hash = null where client_key = 'client.outside'";
+    update oauth_client set issuer = 'https://issuer.invalid', secret_hash = null where client_key = 'client.outside';
+    select pg_notify('coupon_issuer_credentials', '')";
 
 impl Service {
     async fn start() -> Self {

@@ -336,7 +336,7 @@ async fn headers_and_parameters_that_mean_nothing_here_are_ignored() {
         let answer = request.header("Accept-Language", "fr").header("Accept", "text/xml").send().await.unwrap();
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"], "{query}");
     }
-    assert_eq!(app.count("select from coupon where source = 'INSTORE'").await, 3);
+    assert_eq!(app.count("select from issued_coupon where source = 'INSTORE'").await, 3);
 }
 
 #[tokio::test]
@@ -465,8 +465,8 @@ async fn the_query_has_one_source_of_the_list_and_one_account() {
         assert_eq!(send(&format!("source={source}")).await.status(), 200, "{source}");
     }
     assert_eq!(send("").await.status(), 200);
-    assert_eq!(app.count("select distinct source from coupon").await, 12);
-    assert_eq!(app.count("select from coupon where source = 'INSTORE'").await, 2);
+    assert_eq!(app.count("select distinct source from issued_coupon").await, 12);
+    assert_eq!(app.count("select from issued_coupon where source = 'INSTORE'").await, 2);
 }
 
 #[tokio::test]

@@ -63,11 +63,12 @@ async fn what_the_caller_says_is_stored_with_the_coupon() {
     assert_eq!(answer.headers()["x-cap-request-id"], "till-7/000123");
     assert_eq!(answer.headers()["x-request-id"], "till-7/000123");
 
-    let row =
-        sqlx::query("select customer_id, till_id, store_id, source, account_id, metadata, request_id from coupon")
-            .fetch_one(&app.pool)
-            .await
-            .unwrap();
+    let row = sqlx::query(
+        "select customer_id, till_id, store_id, source, account_id, metadata, request_id from issued_coupon",
+    )
+    .fetch_one(&app.pool)
+    .await
+    .unwrap();
     assert_eq!(row.get::<&str, _>("customer_id"), "42");
     assert_eq!(row.get::<&str, _>("till_id"), "store.server");
     assert_eq!(row.get::<i64, _>("store_id"), 10);

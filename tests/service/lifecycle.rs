@@ -210,6 +210,16 @@ async fn serve_refuses_a_schema_it_does_not_know() {
     let migrated = binary().arg("migrate").env("DATABASE_URL", url(&newer)).output().unwrap();
     assert_eq!(migrated.status.code(), Some(1));
 
+    let old = new_database().await;
+    run(&old, "update _sqlx_migrations set description = 'issuing', checksum = '' where version = 1").await;
+    let error = refused(old.clone());
+    assert!(error.contains("before 0.2.0") && error.contains("create another database"), "{error}");
+    let migrated = binary().arg("migrate").env("DATABASE_URL", url(&old)).output().unwrap();
+    assert_eq!(
+        (migrated.status.code(), String::from_utf8_lossy(&migrated.stderr).contains("before 0.2.0")),
+        (Some(1), true)
+    );
+
     let changed = new_database().await;
     run(&changed, "update _sqlx_migrations set checksum = '' where version = 1").await;
     let error = refused(changed);
@@ -231,7 +241,9 @@ const NEXT_MIGRATION: &str = "
     alter table organisation add column of_later text;
     alter table coupon add column of_later text;
     alter table keyed_request add column of_later text;
-    alter table keyed_coupon add column of_later text;
+    alter table natural_issuance add column of_later text;
+    alter table series_version add column of_later text;
+    alter table origin add column of_later text;
     alter table till add column of_later text;
     alter table signing_key add column of_later text;
     alter table customer add column of_later text;

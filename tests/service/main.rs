@@ -8,6 +8,7 @@ mod applying;
 mod attribution;
 mod audit;
 mod authentication;
+mod codes;
 mod commands;
 mod connections;
 mod console;

@@ -164,7 +164,6 @@ async fn a_locked_table_keeps_nobody_waiting() {
         all_are_answered(&app, table, |status, what| told_to_retry(status, what) || what == "issued").await;
         close(holder).await;
         all_is_well(&app).await;
-        sqlx::query("delete from keyed_coupon").execute(&app.pool).await.unwrap();
         sqlx::query("delete from keyed_request").execute(&app.pool).await.unwrap();
         sqlx::query("delete from coupon").execute(&app.pool).await.unwrap();
     }

@@ -254,7 +254,7 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     assert_eq!(kids(&app).await.len(), 2);
     app.clock.set("2026-11-22T11:06:00Z");
     assert_eq!(kids(&app).await, [kid(&after)]);
-    assert_eq!(app.count("select from audit_entry where action = 'keys rotate' and org_id is null").await, 1);
+    assert_eq!(app.count("select from audit_log where action = 'keys rotate' and org_id is null").await, 1);
     let file =
         Settings { auth: AuthSettings { signing_keys_file: "keys.pem".to_owned(), ..settings.auth }, ..settings };
     let refused = app::rotate_keys(&app.connect, &file.auth, &outside).await.unwrap_err().to_string();

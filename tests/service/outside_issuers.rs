@@ -176,7 +176,7 @@ async fn tokens_of_each_algorithm_issue_for_the_till_of_their_client() {
         assert_eq!(status(&app, &wordy).await, 200);
         let nameless = key.sign(&issuer.claims(), |header| header.kid = None);
         assert_eq!(status(&app, &nameless).await, 200, "there is only one key it can be");
-        assert_eq!(app.count("select from coupon where till_id = 'store.server' and store_id = 10").await, 3);
+        assert_eq!(app.count("select from issued_coupon where till_id = 'store.server' and store_id = 10").await, 3);
         assert_eq!(issuer.times_asked(), 1);
     }
 }

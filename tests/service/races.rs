@@ -102,7 +102,8 @@ async fn of_two_exclusive_series_one_is_issued() {
 async fn an_uploaded_code_is_given_out_once() {
     let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
     sqlx::query(
-        "insert into pool_code select 1, s, s || '-' || n, n from generate_series(1, $1) s, generate_series(1, 40) n",
+        "insert into pool_code (org_id, series_id, code, position)
+         select 1, s, s || '-' || n, n from generate_series(1, $1) s, generate_series(1, 40) n",
     )
     .bind(ROUNDS)
     .execute(&app.pool)
@@ -128,7 +129,7 @@ async fn one_code_for_everyone_still_counts_per_customer() {
         let answers = at_once(&app, &[round], |caller| (caller % 2).to_string()).await.concat();
         assert_eq!(tally(answers), counted(&[("issued", 4), ("730", 60)]), "round {round}");
     }
-    assert_eq!(app.count("select from coupon where code = 'SPRING-' || series_id").await, 800);
+    assert_eq!(app.count("select from issued_coupon where code = 'SPRING-' || series_id").await, 800);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -189,13 +189,18 @@ impl TestApp {
 
     /// What an audit of all organisations finds at this moment.
     pub async fn audit(&self) -> Report {
-        let outside = Outside { clock: self.clock.clone(), entropy: Arc::new(OsEntropy) };
-        app::audit(&self.connect, &Settings::load(None).unwrap(), None, &outside).await.unwrap()
+        app::audit(&self.connect, &Settings::load(None).unwrap(), None).await.unwrap()
     }
 
     /// How many rows a query returns.
     pub async fn count(&self, query: &'static str) -> usize {
         sqlx::query(query).fetch_all(&self.pool).await.unwrap().len()
+    }
+
+    /// Changes credentials by hand, and notifies the replicas as whoever changes them must.
+    pub async fn change_credentials(&self, change: &'static str) {
+        let notified = format!("{change}; select pg_notify('coupon_issuer_credentials', '')");
+        sqlx::raw_sql(AssertSqlSafe(notified)).execute(&self.pool).await.unwrap();
     }
 
     /// Stops as Ctrl-C would, and waits for the end.

@@ -19,10 +19,11 @@ use prost::Message;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Executor};
 use tokio::task::AbortHandle;
 
 use crate::lifecycle::serve;
-use crate::support::{ORG, eventually, new_database, outcomes, series};
+use crate::support::{ORG, close, eventually, new_database, outcomes, series};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const ALERTS: &str = include_str!("../../config/prometheus/alerts.yml");
@@ -143,7 +144,10 @@ async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_line() {
-    let (service, _) = Service::with_series(|_| {}).await;
+    let (service, _) = Service::with_series(|command| {
+        command.env("COUPON_ISSUER__WRITER__TASKS", "1");
+    })
+    .await;
     let body = json!({"seriesIds": [1, 2, 3], "customer": {"id": "c"}});
     for expected in ["issued", "issued"] {
         let answer = service.request(&body).header("Idempotency-Key", "k").send().await.unwrap();
@@ -163,7 +167,8 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 1"#,
         r#"coupon_issuer_requests_refused_total{route="/v2/coupon/bulk/issue",code="401",reason="the secret is wrong"} 1"#,
         r#"coupon_issuer_request_duration_seconds_count{route="/v2/coupon/bulk/issue"} 4"#,
-        r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 1"#,
+        // The retry finds that its key was used when it is written.
+        r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 2"#,
         "coupon_issuer_writer_connections 2",
         r#"coupon_issuer_limited_series{kind="pool",state="used_up"} 1"#,
     ] {
@@ -208,6 +213,74 @@ async fn the_line_of_an_attributed_request_names_the_client_and_its_target() {
         json!(["crm", "store.server", 10, null]),
     ];
     assert_eq!(lines, expected);
+}
+
+/// Both are 748. Who looks after the service must know which of them leave nothing behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
+    let (service, database) = Service::with_series(|command| {
+        for (name, value) in
+            [("WRITER__TASKS", "1"), ("WRITER__STATEMENT_TIMEOUT_SECONDS", "1"), ("ISSUING__TIMEOUT_SECONDS", "8")]
+        {
+            command.env(format!("COUPON_ISSUER__{name}"), value);
+        }
+    })
+    .await;
+    let mut by_hand = database.connect().await.unwrap();
+    let mut stored = async || {
+        sqlx::query("select from coupon where series_id in (1, 2)").fetch_all(&mut by_hand).await.unwrap().len()
+    };
+    let mut holder = database.connect().await.unwrap();
+    holder.execute("select pg_advisory_lock(hashint8extended(2, 1))").await.unwrap();
+    let late = service.issue(json!({"seriesIds": [2], "customer": {"id": "late"}})).await;
+    assert_eq!(outcomes(&late), ["748"]);
+    close(holder).await;
+    for line in [
+        r#"coupon_issuer_entities_total{outcome="timed_out"} 1"#,
+        r#"coupon_issuer_entities_total{outcome="in_doubt"} 0"#,
+        r#"coupon_issuer_entities_refused_total{code="748"} 1"#,
+        "coupon_issuer_coupons_in_doubt_total 0",
+    ] {
+        service.tells(line).await;
+    }
+    assert_eq!(stored().await, 0);
+
+    // The coupon is stored, and then the connection breaks, and each that is made to find that out.
+    let mut change = database.connect().await.unwrap();
+    change
+        .execute(
+            "alter procedure issue_coupons_1 rename to well;
+             create procedure issue_coupons_1(
+                 coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[],
+                 inout issued_codes text[])
+             language plpgsql as $$ begin
+                 call well(coupons, of_incarnation, durability, outcomes, issued_codes);
+                 perform pg_terminate_backend(pg_backend_pid());
+             end $$",
+        )
+        .await
+        .unwrap();
+    let body = json!({"seriesIds": [1], "customer": {"id": "cut"}});
+    let keyed = || service.request(&body).header("Idempotency-Key", "k").send();
+    let cut: Value = keyed().await.unwrap().json().await.unwrap();
+    assert_eq!(outcomes(&cut), ["748"]);
+    for line in [
+        r#"coupon_issuer_entities_total{outcome="timed_out"} 1"#,
+        r#"coupon_issuer_entities_total{outcome="in_doubt"} 1"#,
+        r#"coupon_issuer_entities_refused_total{code="748"} 2"#,
+        "coupon_issuer_coupons_in_doubt_total 1",
+    ] {
+        service.tells(line).await;
+    }
+    assert_eq!(stored().await, 1);
+    change.execute("drop procedure issue_coupons_1; alter procedure well rename to issue_coupons_1").await.unwrap();
+    close(change).await;
+    eventually("it is shown", async || {
+        let answer = keyed().await.unwrap();
+        answer.status() == 200 && outcomes(&answer.json().await.unwrap()) == ["issued"]
+    })
+    .await;
+    assert_eq!(stored().await, 1);
 }
 
 /// What an issuance is asked with and answered with: none of it is for the log, the metrics or the spans.
@@ -319,7 +392,7 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {told:?}"));
     let request = named("POST /v2/coupon/bulk/issue");
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
-    for name in ["authenticate", "begin a keyed request", "find the customer", "read the facts", "write"] {
+    for name in ["authenticate", "claim the key", "find the customer", "load the history", "write"] {
         assert_eq!(named(name).parent_span_id, request.span_id, "{name}");
     }
     for name in ["wait in the queue", "write a batch"] {

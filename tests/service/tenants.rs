@@ -247,7 +247,7 @@ fn alone(tenant: Tenant) -> Vec<String> {
 async fn is_its_own(app: &TestApp, tenant: Tenant, got: &Got) {
     assert_eq!(got.outcomes, alone(tenant), "{tenant:?}");
     let rows = sqlx::query(
-        "select code, till_id, store_id, account_id, metadata ->> 'notes' as notes, request_id from coupon
+        "select code, till_id, store_id, account_id, metadata ->> 'notes' as notes, request_id from issued_coupon
           where org_id = $1 order by code collate \"C\"",
     )
     .bind(tenant.id)
@@ -346,8 +346,8 @@ async fn issues_its_own(app: &TestApp) {
             assert_eq!(answer["response"][1]["result"]["code"], format!("{}-SPRING", tenant.mark));
         }
     }
-    assert_eq!(app.count("select from coupon where org_id = 1 and till_id = 'north'").await, 12);
-    assert_eq!(app.count("select from coupon where org_id = 2 and till_id = 'south'").await, 12);
+    assert_eq!(app.count("select from issued_coupon where org_id = 1 and till_id = 'north'").await, 12);
+    assert_eq!(app.count("select from issued_coupon where org_id = 2 and till_id = 'south'").await, 12);
     assert_eq!(app.count("select from coupon").await, 24);
 
     // With credentials of both, the token's organisation is the caller's, and nothing is the other's.
@@ -618,11 +618,10 @@ async fn switching_off_ones_till_and_client_leaves_the_others_of_the_same_names(
     for caller in [&a_till, &a_client, &b_till, &b_client] {
         assert_eq!(caller.status().await, 200);
     }
-    for change in
-        ["update till set disabled = true where org_id = 2", "update oauth_client set disabled = true where org_id = 2"]
-    {
-        sqlx::query(change).execute(&app.pool).await.unwrap();
-    }
+    let changes = "update till set disabled = true where org_id = 2;
+                   update oauth_client set disabled = true where org_id = 2;
+                   select pg_notify('coupon_issuer_credentials', '')";
+    sqlx::raw_sql(changes).execute(&app.pool).await.unwrap();
     eventually("they are out", async || (b_till.status().await, b_client.status().await) == (401, 401)).await;
     assert_eq!((a_till.status().await, a_client.status().await), (200, 200));
 }

@@ -361,7 +361,7 @@ fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
 fn caller(failure: &ToldFailure) -> String {
     let client = failure.client_key.as_ref().map(|key| format!("client {key}"));
     let till = failure.till_id.as_ref().map(|id| format!("till {id}"));
-    let store = failure.store_id.map(|id| format!("store {}", id.0));
+    let store = Some(format!("store {}", failure.store_id.0));
     [client, till, store].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 

@@ -89,6 +89,7 @@ const fn meaning(refusal: Refusal) -> &'static str {
         Refusal::PoolEmpty => "no uploaded code is left",
         Refusal::Gap { .. } => "too soon after the last one",
         Refusal::TimedOut => "took too long",
+        Refusal::InDoubt => "may be stored: a retry finds out",
         Refusal::Failed => "failed in the database",
     }
 }

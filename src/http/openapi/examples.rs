@@ -3,14 +3,14 @@
 
 use axum::http::StatusCode;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use jiff::tz::Offset;
 use serde_json::{Value, json};
 use strum::IntoEnumIterator;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::{OpenApi, RefOr};
 
 use crate::http::issue::IssueAnswer;
-use crate::issuance::{Entity, Refusal};
+use crate::issuance::{Entity, Refusal, ShownInstant};
 use crate::model::SeriesId;
 
 /// A request of the contract.
@@ -108,11 +108,13 @@ pub(in crate::http) fn metadata() -> Value {
     })
 }
 
-/// Every refusal of an entity, in the contract's order.
+/// Every refusal that a caller can tell from the others, in the contract's order.
 pub(super) fn refusals() -> impl Iterator<Item = Refusal> {
     // 2026-12-01T00:00:00Z
-    let next_eligible_at = Timestamp::constant(1_796_083_200, 0);
-    Refusal::iter().map(move |refusal| match refusal {
+    let instant = Timestamp::constant(1_796_083_200, 0);
+    let next_eligible_at = ShownInstant { instant, offset: Offset::UTC };
+    let is_told_apart = |refusal: &Refusal| !matches!(refusal, Refusal::InDoubt);
+    Refusal::iter().filter(is_told_apart).map(move |refusal| match refusal {
         Refusal::Gap { .. } => Refusal::Gap { next_eligible_at },
         other => other,
     })
@@ -126,7 +128,7 @@ pub(super) fn add_refusals(document: &mut OpenApi) {
     let Some(RefOr::T(content)) = answer.content.get_mut("application/json") else { return };
     for refusal in refusals() {
         let entity = Entity { series_id: SeriesId(101), outcome: Err(refusal) };
-        let shown = serde_json::to_value(IssueAnswer::of(&[entity], &TimeZone::UTC)).ok();
+        let shown = serde_json::to_value(IssueAnswer::of(&[entity])).ok();
         let summary = format!("{}: {}", refusal.code(), refusal.message());
         let example = ExampleBuilder::new().summary(summary).value(shown).build();
         content.examples.insert(refusal.name().to_owned(), example.into());

@@ -59,7 +59,7 @@ impl Connector {
         let durability: String = row.try_get("durability")?;
         let backend = Backend { pid: row.try_get("pid")?, started: row.try_get("started")? };
 
-        // The commits within a batch share the flush of its last transaction (migrations/0003, issue_coupons).
+        // The commits within a batch share the flush of its last transaction (migrations/0002, "DURABILITY").
         sqlx::query(
             "select set_config('synchronous_commit', 'off', false), set_config('statement_timeout', $1, false),
                     set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false)",

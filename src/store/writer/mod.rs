@@ -1,7 +1,8 @@
 //! The writer: every request's coupons go through one bounded queue, and a few tasks, each with a connection of its own,
 //! send whatever is waiting as one batch. Each coupon is a transaction; the round trip and the flush are shared.
 //!
-//! Nothing is answered before it is flushed; what only waits for that has a queue of its own. A batch belongs to its task: no caller that goes away can cut it short.
+//! Nothing is answered before it is flushed; what only waits for that has a queue of its own. A batch belongs to its task: no
+//! caller that goes away can cut it short.
 
 mod backlog;
 mod batch;
@@ -24,64 +25,72 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::backlog::Backlog;
-use super::{NewAttempt, waiting};
+use super::{Claim, NewClaim, waiting};
 use crate::meters::{self, Level};
-use crate::model::{Caller, CustomerId, Face, Metadata, OrgId, Revision, SeriesId, Source};
+use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId};
 use crate::traces::{self, Waiting};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Code {
-    /// A generated one, which must be new in the organisation.
+    /// A generated one, which must be new in the organisation. Upper case.
     Unique(String),
     /// The one code of a `GENERIC` series.
-    Shared(String),
+    Generic(String),
     /// One from the series' uploaded pool.
     FromPool,
 }
 
-/// The entity of a keyed request that a coupon is for: recorded in the coupon's own transaction, once.
+/// Under which name an entity is issued once.
 #[derive(Debug, Clone)]
-pub struct KeyedEntity {
-    /// The request's key, or a natural one: see [`KeyedRequest`](crate::store::KeyedRequest).
-    pub request_key: Arc<str>,
-    /// The entity's place in the request, from 0; of a natural key, its series.
-    pub entity: i64,
-    /// What is shown of the series, to be shown again: see [`RecordedCoupon`](crate::store::RecordedCoupon).
-    pub face: Arc<Face>,
-    /// The attempt at the request, and how it begins. A natural key has none.
-    pub attempt: Option<(Arc<NewAttempt>, Beginning)>,
+pub enum Scope {
+    /// Under none: a retry issues again.
+    None,
+    /// Under the natural key: see column `natural_issuance.natural_key`.
+    Natural(Uuid),
+    /// Under the key of its request.
+    Key(KeyedEntity),
 }
 
-/// How the attempt that a coupon belongs to begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beginning {
-    /// It, or another at the same request, has begun: see [`Beginnings`](crate::store::Beginnings).
-    Before,
-    /// With this coupon, in its transaction, if nobody has used the key.
-    Here,
-    /// With another coupon of the same [`Writer::write`], of a series with a lower id, or of the same one and before it.
-    Elsewhere,
+/// The entity of a keyed request that a coupon is for.
+#[derive(Debug, Clone)]
+pub struct KeyedEntity {
+    /// The key.
+    pub key: Arc<NewClaim>,
+    /// The entity's place in the request, from 0.
+    pub place: usize,
+    /// How its attempt holds the key.
+    pub hold: KeyHold,
+}
+
+/// How the attempt of a coupon holds its key.
+#[derive(Debug, Clone)]
+pub enum KeyHold {
+    /// One of the coupons of the same [`Writer::write`] claims it, in its transaction, with these answers.
+    ClaimedWith(Arc<str>),
+    /// It has claimed a new key: nothing was issued under it before.
+    Acquired(Claim),
+    /// It has claimed a key that was used before.
+    Resumed(Claim),
 }
 
 /// A coupon as it was decided: what to store, and under which guards.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the columns of table coupon; migrations/0001_issuing.sql says what each is")]
+#[expect(missing_docs, reason = "the columns of table coupon, whose comments say what each is")]
 pub struct NewCoupon {
     pub org_id: OrgId,
     pub series_id: SeriesId,
+    pub series_version: i32,
+    pub origin_id: i32,
     pub customer_id: CustomerId,
-    pub issue_id: Uuid,
     pub ordinal: Option<i32>,
     pub code: Code,
     pub expires_on: Date,
     pub issued_at: Timestamp,
-    pub caller: Arc<Caller>,
-    pub source: Source,
     pub account_id: Option<String>,
     pub metadata: Option<Metadata>,
     pub request_id: Arc<str>,
-    pub keyed: Option<KeyedEntity>,
+    pub scope: Scope,
     /// Guard: the organisation must still be at this revision.
     pub revision: Revision,
     /// Guard: the series must have issued fewer than this.
@@ -99,37 +108,42 @@ pub enum Work {
     Issue(Box<NewCoupon>),
     /// Write nothing, but answer only once everything that was read since this instant is flushed: a coupon may have been
     /// committed a moment ago and not be safe yet.
-    Confirm(Instant),
+    FlushBarrier(Instant),
 }
 
 /// What became of one [`Work`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written {
-    /// The coupon is stored and flushed; its code.
-    Issued(String),
-    /// What was only to be confirmed is flushed.
-    Confirmed,
-    /// It may not be: the database may have crashed since, and have forgotten it. It must be read again.
-    Unconfirmed,
+pub enum WriteOutcome {
+    /// The coupon is stored and flushed.
+    Issued {
+        /// Its id.
+        coupon_id: i64,
+        /// Its code, as it is shown.
+        code: String,
+    },
+    /// Everything before the barrier is flushed.
+    Flushed,
+    /// It may not be: the database may have crashed since and have lost it. It must be read again.
+    NotFlushed,
     /// A guard refused: the decision has gone stale and must be made again on fresh facts. Nothing is stored.
-    Stale,
+    GuardFailed,
     /// The organisation's settings are being changed: it must be decided again, a moment later. Nothing is stored.
-    Paused,
+    SettingsLocked,
     /// The code exists already. Nothing is stored.
-    Collision,
-    /// Another attempt at the same keyed request has issued this entity. Nothing more is stored.
-    Recorded,
-    /// Its keyed request has not begun: the key was used before, the coupon that it was to begin with was not issued, or a crash has
-    /// taken the beginning back. Nothing is stored.
-    Unbegun,
+    CodeTaken,
+    /// The entity is issued: by another attempt under its key, or under its natural key. Nothing more is stored.
+    AlreadyIssued,
+    /// Its attempt does not hold the key: the key was used before, another attempt took over, or a crash of the database lost the
+    /// claim. Nothing is stored.
+    KeyNotClaimed,
     /// The database refused this coupon alone. Nothing is stored.
-    Failed,
+    Refused,
     /// The server failed on this coupon alone, for a reason of its own (classes 53, 58 and XX). Nothing is stored.
     ServerFault,
-    /// The database could not be reached in time, or takes no writes at all. Nothing is stored, or nothing could be confirmed.
+    /// The database could not be reached in time, or takes no writes at all. Nothing is stored.
     Unavailable,
     /// The deadline passed while it was waiting its turn, or for a lock. Nothing is stored.
-    Expired,
+    TimedOut,
     /// The connection broke midway, and the database could not be asked in time whether the coupon is stored.
     InDoubt,
 }
@@ -194,7 +208,7 @@ const PROBE_HOLDS: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Writer {
     coupons: Queue,
-    /// What only waits for a flush waits behind no coupon, and behind no lock that a coupon needs.
+    /// Flush barriers have a queue of their own: no coupon's lock delays them.
     confirmations: Queue,
     prober: Arc<Prober>,
     up: Level,
@@ -212,7 +226,7 @@ struct Job {
     works: Vec<Work>,
     queued_at: Instant,
     deadline: Instant,
-    answer: oneshot::Sender<Vec<Written>>,
+    answer: oneshot::Sender<Vec<WriteOutcome>>,
     waiting: Waiting,
 }
 
@@ -259,7 +273,7 @@ impl Writer {
         self.coupons.backlog.wait(Instant::now())
     }
 
-    /// Whether what is written now is waiting for something: others had better not wait behind it if they need not.
+    /// Whether a batch is blocked. A claim should not wait behind it.
     #[must_use]
     pub fn is_held_up(&self) -> bool {
         self.coupons.backlog.is_held_up(Instant::now())
@@ -271,20 +285,20 @@ impl Writer {
     ///
     /// # Errors
     /// When a queue is full; nothing is stored then.
-    pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<Written>, QueueFull> {
+    pub async fn write(&self, works: Vec<Work>, deadline: Instant) -> Result<Vec<WriteOutcome>, QueueFull> {
         if works.iter().all(|work| matches!(work, Work::Issue(_))) {
             return Ok(self.coupons.send(works, deadline)?.await);
         }
         let is_coupon: Vec<bool> = works.iter().map(|work| matches!(work, Work::Issue(_))).collect();
         let (coupons, confirmations): (Vec<Work>, Vec<Work>) =
             works.into_iter().partition(|work| matches!(work, Work::Issue(_)));
-        // If one of them is turned away, it had better be before a coupon is on its way.
+        // Barriers first: if their queue is full, no coupon was sent.
         let confirmed = self.confirmations.send(confirmations, deadline)?;
         let written = self.coupons.send(coupons, deadline)?;
         let (confirmed, written) = tokio::join!(confirmed, written);
         let (mut confirmed, mut written) = (confirmed.into_iter(), written.into_iter());
         let next = |is_coupon| if is_coupon { written.next() } else { confirmed.next() };
-        Ok(is_coupon.into_iter().map(next).map(|one| one.unwrap_or(Written::InDoubt)).collect())
+        Ok(is_coupon.into_iter().map(next).map(|one| one.unwrap_or(WriteOutcome::InDoubt)).collect())
     }
 }
 
@@ -294,7 +308,7 @@ struct Prober {
     connect: PgConnectOptions,
     limits: WriterLimits,
     meters: Meters,
-    /// Nobody has found yet that the database takes writes, or a task has found that it does not.
+    /// Set until a write is known to succeed, and again after a refused one.
     suspect: Arc<AtomicBool>,
     last: Mutex<Option<(Instant, bool)>>,
 }
@@ -302,7 +316,7 @@ struct Prober {
 impl Prober {
     async fn is_refused(&self, deadline: Instant) -> Option<bool> {
         let mut last = self.last.lock().await;
-        // That it takes writes was found before somebody had reason to doubt it again.
+        // Only a refusal is remembered: an old success proves nothing after a new doubt.
         if let Some((found_at, true)) = *last
             && found_at.elapsed() < PROBE_HOLDS
         {
@@ -310,7 +324,8 @@ impl Prober {
         }
         let connector =
             connection::Connector::new(self.connect.clone(), self.limits.statement_timeout, Level::default());
-        let batches = batch::Batches::new(connector, Arc::clone(&self.suspect), self.meters.clone());
+        let batches =
+            batch::Batches::new(connector, Arc::clone(&self.suspect), batch::Leases::new(), self.meters.clone());
         let is_refused = batches.find_out(deadline).await?;
         let was_refused = last.replace((Instant::now(), is_refused)).is_some_and(|(_, was_refused)| was_refused);
         if !is_refused {
@@ -334,10 +349,11 @@ impl Queue {
         let (sender, jobs) = mpsc::channel(limits.queue);
         let jobs = Arc::new(Mutex::new(jobs));
         let backlog = Arc::new(Backlog::new(limits.tasks));
+        let leases = batch::Leases::new();
         let tasks = (0..limits.tasks)
             .map(|task| {
                 let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
-                let batches = batch::Batches::new(connector, Arc::clone(suspect), meters.clone());
+                let batches = batch::Batches::new(connector, Arc::clone(suspect), leases.clone(), meters.clone());
                 let taking = Taking { jobs: Arc::clone(&jobs), limit: limits.batch };
                 tokio::spawn(run(task, taking, Arc::clone(&backlog), batches))
             })
@@ -350,7 +366,7 @@ impl Queue {
         &self,
         works: Vec<Work>,
         deadline: Instant,
-    ) -> Result<impl Future<Output = Vec<Written>> + use<>, QueueFull> {
+    ) -> Result<impl Future<Output = Vec<WriteOutcome>> + use<>, QueueFull> {
         let count = works.len();
         let (answer, answered) = oneshot::channel();
         if count > 0 {
@@ -362,9 +378,9 @@ impl Queue {
                 return Err(QueueFull);
             }
         }
-        // A task drops an answer only if it panicked: what it had sent by then is in doubt.
+        // A task drops an answer only if it panicked. Its coupons are in doubt.
         Ok(async move {
-            if count > 0 { answered.await.unwrap_or_else(|_| vec![Written::InDoubt; count]) } else { Vec::new() }
+            if count > 0 { answered.await.unwrap_or_else(|_| vec![WriteOutcome::InDoubt; count]) } else { Vec::new() }
         })
     }
 }
@@ -392,7 +408,7 @@ async fn run(task: usize, taking: Taking, backlog: Arc<Backlog>, mut batches: ba
         }
         while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
             if let Some(job) = taken.remove(late) {
-                reply(job.answer, vec![Written::Expired; job.works.len()]);
+                reply(job.answer, vec![WriteOutcome::TimedOut; job.works.len()]);
             }
         }
         let Some(deadline) = taken.iter().map(|job| job.deadline).min() else { continue };
@@ -420,6 +436,6 @@ async fn run(task: usize, taking: Taking, backlog: Arc<Backlog>, mut batches: ba
 }
 
 /// Nobody may be waiting any more; the coupons are stored all the same.
-fn reply(answer: oneshot::Sender<Vec<Written>>, written: Vec<Written>) {
+fn reply(answer: oneshot::Sender<Vec<WriteOutcome>>, written: Vec<WriteOutcome>) {
     let _ = answer.send(written);
 }

@@ -1,0 +1,538 @@
+-- What must happen inside the database. Names end in a version: a changed function gets the next number and a new migration, so
+-- that replicas of two versions can work side by side.
+--
+-- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/store/writer/call.rs)
+--
+--    1 issued           issued_codes[place] is its code, if it came from the pool
+--    2 other_revision   the settings of the organisation changed after the decision
+--    3 cap_reached      the series has issued all it may
+--    4 ordinal_taken    another request issued this number of the customer's coupons
+--    5 code_taken       the code exists
+--    6 holds_excluded   the customer holds a coupon of a mutually exclusive series
+--    7 pool_empty       the pool has no code for this customer
+--    8 settings_locked  the settings of the organisation are being changed
+--    9 already_issued   the entity is issued: by another attempt under its key, or under its natural key
+--   10 key_not_claimed  its attempt does not hold the key: the key was used before, another attempt took over, or a crash of the
+--                       database lost the claim
+--   11 id_taken         another coupon has its id
+--
+-- Outcomes 2 to 11 store nothing.
+--
+-- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. The last
+-- transaction of a batch writes something and commits with `durability`. That flushes the log, and with it every coupon of the
+-- batch. A coupon is durable when its call has returned, and nobody is answered before. Claims are not flushed: a crash that loses
+-- a claim also loses its coupons. A lease of coupon ids is flushed before its first id is used: no id is used twice.
+--
+-- LOCKS, in the order in which a coupon takes them, and who else takes them
+--
+--    organisation  advisory (20191, hashint8(org_id)), shared, of the session, until the batch ends. `apply` takes it exclusive. Only
+--                  tried: nobody waits behind `apply`
+--    incarnation   advisory (20193, incarnation), shared, of the session, until the batch ends, if it has keyed coupons. A replica
+--                  holds it for as long as it lives, and is_alive_1 tries it exclusive for a moment
+--    series        advisory, hashint8extended(series_id, org_id), of the session, handed on from coupon to coupon of the batch and
+--                  given back before the flush: those that count coupons or take codes of a series go one at a time
+--    key           the row of keyed_request: inserted by a coupon that claims the key, else locked `for key share` until its
+--                  commit. claim_keys_1 locks it `for update`, without waiting: no takeover fits between the check and the insert
+--    natural key   the row of natural_issuance: a second insert waits for the first
+--    customer      advisory, hashtextextended(customer_id, org_id), of the transaction: for a coupon of an exclusive series. Such
+--                  a coupon takes its series after its customer, and for itself only: who holds a series never waits for a customer
+--
+-- ADVISORY LOCKS, all of them
+--
+--    (20190, 0)                                  `apply`, exclusive: one at a time
+--    (20191, hashint8(org_id))                   settings of an organisation: `apply` exclusive, batches shared
+--    (20192, hashint8(org_id))                   codes of an organisation: `apply` and uploads, one at a time
+--    (20193, incarnation)                        a replica that lives
+--    hashint8extended(series_id, org_id)         counting and pool of a series
+--    hashtextextended(customer_id, org_id)       exclusions of a customer
+--    hashtextextended('org_id series_id', -1)    the upload into a pool: one at a time. (No org_id is negative.)
+--
+-- Two names with one hash share a lock: they wait for each other, and no harm is done.
+
+create function lock_organisation_1(of_org bigint) returns void language sql volatile as
+    'select pg_advisory_xact_lock(20191, hashint8(of_org))';
+comment on function lock_organisation_1(bigint) is 'Waits until no batch issues for the organisation, and keeps others out until the end of the transaction.';
+
+create function lock_codes_1(of_org bigint) returns void language sql volatile as
+    'select pg_advisory_xact_lock(20192, hashint8(of_org))';
+comment on function lock_codes_1(bigint) is 'Waits until nobody else says what the codes of the organisation are, and keeps others waiting until the end of the transaction: `apply`, and an upload with each piece of its file. New codes then come only from the shapes and pools that are there.';
+
+create function key_hash_1(idempotency_key text) returns uuid language sql immutable as
+    $$select encode(substring(sha256(convert_to(idempotency_key, 'UTF8')) for 16), 'hex')::uuid$$;
+comment on function key_hash_1(text) is 'The key_hash of an Idempotency-Key, to look a request up by hand.';
+
+create function lease_coupon_ids_1(ids bigint) returns bigint language plpgsql as $$
+declare
+    first_id bigint;
+begin
+    -- A standby that takes over without the lease has none of its coupons either.
+    perform set_config('synchronous_commit', 'local', true);
+    update coupon_id_lease l set next_id = l.next_id + ids returning l.next_id - ids into first_id;
+    return first_id;
+end
+$$;
+comment on function lease_coupon_ids_1(bigint) is 'Leases so many coupon ids and returns the first. Run in a transaction of its own: when that has committed, the lease is flushed.';
+
+create function next_incarnation_1() returns integer language plpgsql as $$
+declare
+    number integer;
+begin
+    perform set_config('synchronous_commit', 'local', true);
+    update incarnation i set latest = case when i.latest < 32767 then i.latest + 1 else 1 end returning i.latest into number;
+    return number;
+end
+$$;
+comment on function next_incarnation_1() is 'The number of a replica that starts.';
+
+create function is_alive_1(of_incarnation integer) returns boolean language sql volatile as $$
+    select not case when pg_try_advisory_lock(20193, of_incarnation) then pg_advisory_unlock(20193, of_incarnation) else false end
+$$;
+comment on function is_alive_1(integer) is 'Whether the replica lives, or a call that it sent still runs.';
+
+create function origin_1(of_org bigint, of_store bigint, of_source text, of_till text, of_client text) returns integer
+language plpgsql as $$
+declare
+    -- The same again if a failover loses the row: coupons that name it are right once it is back.
+    candidate integer := hashtext(format('%s %L %L %L', of_store, of_source, of_till, of_client));
+    found_id integer;
+begin
+    loop
+        select o.origin_id into found_id from origin o
+         where o.org_id = of_org and o.store_id = of_store and o.source = of_source
+           and coalesce(o.till_id, '') = coalesce(of_till, '') and coalesce(o.client_key, '') = coalesce(of_client, '');
+        if found then return found_id; end if;
+        insert into origin (org_id, store_id, origin_id, source, till_id, client_key)
+        values (of_org, of_store, candidate, of_source, of_till, of_client)
+        on conflict do nothing;
+        if found then return candidate; end if;
+        -- Another request stored the same, or another origin has the number.
+        candidate := hashint4(candidate);
+    end loop;
+end
+$$;
+comment on function origin_1(bigint, bigint, text, text, text) is 'The origin_id of these, stored if it is new.';
+
+create function holds_excluded_1(of_org bigint, of_series bigint, of_customer text) returns boolean language plpgsql as $$
+begin
+    -- Of two requests that ask at once the second sees what the first issued.
+    perform pg_advisory_xact_lock(hashtextextended(of_customer, of_org));
+    return exists (
+        select from series_exclusion x
+          join coupon c on c.org_id = x.org_id and c.customer_id = of_customer and c.series_id = x.excluded_series_id
+         where x.org_id = of_org and x.series_id = of_series and c.revoked_at is null);
+end
+$$;
+comment on function holds_excluded_1(bigint, bigint, text) is 'Whether the customer holds a coupon of a series that excludes this one. Locks the customer.';
+
+create function take_pool_code_1(of_org bigint, of_series bigint, for_customer text, out code text, out uploaded_code text)
+language plpgsql as $$
+declare
+    last bigint;
+    next bigint;
+begin
+    delete from pool_code where ctid = (
+        select p.ctid from pool_code p
+         where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
+         limit 1)
+    returning pool_code.code, pool_code.uploaded_code into code, uploaded_code;
+    if code is not null then return; end if;
+
+    select g.position into last from pool_counter g
+     where g.org_id = of_org and g.series_id = of_series order by g.position desc limit 1;
+    last := coalesce(last, 0);
+    select p.position into next from pool_code p
+     where p.org_id = of_org and p.series_id = of_series and p.position > last order by p.position limit 1;
+    if next is null then return; end if;
+    delete from pool_code p where p.org_id = of_org and p.series_id = of_series and p.position = next
+    returning p.code, p.uploaded_code into code, uploaded_code;
+    insert into pool_counter (org_id, series_id, position) values (of_org, of_series, next);
+    if next / 100 > last / 100 then
+        delete from pool_counter g
+         where g.org_id = of_org and g.series_id = of_series and g.position between last / 100 * 100 and last;
+    end if;
+end
+$$;
+comment on function take_pool_code_1(bigint, bigint, text) is 'Takes a code off the pool: one of the customer''s own, else the next for any. Null: there is none. The series is locked.';
+
+create type new_coupon_1 as (
+    place          integer,
+    org_id         bigint,
+    revision       bigint,
+    coupon_id      bigint,
+    series_id      bigint,
+    series_version integer,
+    origin_id      integer,
+    customer_id    text,
+    ordinal        integer,
+    code           text,
+    from_pool      boolean,
+    expires_on     date,
+    issued_at      timestamptz,
+    account_id     text,
+    metadata       jsonb,
+    request_id     text,
+    request_uuid   uuid,
+    cap            bigint,
+    exclusive      boolean,
+    unguarded      boolean,
+    cap_or_key     boolean,
+    natural_key    uuid,
+    key_hash       uuid,
+    claim_id       bigint,
+    attempt        integer,
+    fingerprint    bigint,
+    answers        text
+);
+comment on type new_coupon_1 is 'A coupon as it was decided, with its guards.';
+comment on column new_coupon_1.place is 'Its place in the batch, from 1: outcomes[place] says what became of it.';
+comment on column new_coupon_1.org_id is 'coupon.org_id.';
+comment on column new_coupon_1.revision is 'Guard: the organisation is at this revision.';
+comment on column new_coupon_1.coupon_id is 'coupon.coupon_id.';
+comment on column new_coupon_1.series_id is 'coupon.series_id.';
+comment on column new_coupon_1.series_version is 'coupon.series_version.';
+comment on column new_coupon_1.origin_id is 'coupon.origin_id.';
+comment on column new_coupon_1.customer_id is 'coupon.customer_id.';
+comment on column new_coupon_1.ordinal is 'coupon.ordinal.';
+comment on column new_coupon_1.code is 'coupon.code; null where it comes from the pool or is generic.';
+comment on column new_coupon_1.from_pool is 'Whether the code comes from the pool.';
+comment on column new_coupon_1.expires_on is 'coupon.expires_on.';
+comment on column new_coupon_1.issued_at is 'coupon.issued_at.';
+comment on column new_coupon_1.account_id is 'coupon.account_id.';
+comment on column new_coupon_1.metadata is 'coupon.metadata.';
+comment on column new_coupon_1.request_id is 'coupon.request_id.';
+comment on column new_coupon_1.request_uuid is 'coupon.request_uuid.';
+comment on column new_coupon_1.cap is 'Guard: the series has issued fewer. Null: it has no cap.';
+comment on column new_coupon_1.exclusive is 'Guard: the customer holds no coupon of a mutually exclusive series.';
+comment on column new_coupon_1.unguarded is 'Only a change of settings may refuse it. Anything else raises an error; the coupons before it stay committed.';
+comment on column new_coupon_1.cap_or_key is 'As unguarded, but its cap or its claim can refuse it, too.';
+comment on column new_coupon_1.natural_key is 'The natural key under which it is issued once; null: none.';
+comment on column new_coupon_1.key_hash is 'The key of its request; null: none.';
+comment on column new_coupon_1.claim_id is 'keyed_request.first_coupon_id of its attempt.';
+comment on column new_coupon_1.attempt is 'keyed_request.attempt of its attempt.';
+comment on column new_coupon_1.fingerprint is 'keyed_request.fingerprint, for the coupon that claims the key.';
+comment on column new_coupon_1.answers is 'keyed_request.answers, for the coupon that claims the key; null: the key is claimed already, or by another coupon of the batch.';
+
+create procedure issue_coupons_1(
+    coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[], inout issued_codes text[])
+language plpgsql as $$
+declare
+    item new_coupon_1;
+    received constant timestamptz := date_trunc('second', statement_timestamp());
+    this_org bigint;
+    this_revision bigint;                   -- null while the settings of the organisation are being changed
+    series_key bigint;
+    locked_key bigint;
+    counted_series bigint;                  -- the series whose count is known, since it has stayed locked
+    so_far bigint;
+    is_claimed boolean;                     -- by this coupon
+    given text;
+    given_as text;                          -- as it was uploaded, if that differs
+    outcome smallint;
+    ignored text;
+begin
+    outcomes := array_fill(1::smallint, array[cardinality(coupons)]);
+    issued_codes := array_fill(null::text, array[cardinality(coupons)]);
+    if of_incarnation is not null then
+        perform pg_advisory_lock_shared(20193, of_incarnation);
+    end if;
+
+    -- The insert is written out three times: a call or a condition costs a coupon about a microsecond.
+    foreach item in array coupons loop
+        if item.unguarded and item.org_id = this_org and item.revision = this_revision then
+            insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                customer_id, code, request_id, account_id, metadata)
+            values (item.org_id, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                    item.origin_id, item.expires_on, item.customer_id, item.code, item.request_id, item.account_id, item.metadata);
+            commit;
+            continue;
+        end if;
+
+        if item.cap_or_key and item.org_id = this_org and item.revision = this_revision
+           -- A coupon without a cap first gives a series back, below: it may wait for its key.
+           and ((item.cap is null and locked_key is null) or (item.series_id = counted_series and so_far < item.cap)) then
+            if item.answers is not null then
+                insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+                values (item.org_id, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash,
+                        item.answers)
+                on conflict do nothing;
+                if not found then
+                    outcomes[item.place] := 10;
+                    rollback;
+                    continue;
+                end if;
+            elsif item.key_hash is not null then
+                perform from keyed_request r
+                  where r.org_id = item.org_id and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+                    and r.attempt = item.attempt
+                    for key share;
+                if not found then
+                    outcomes[item.place] := 10;
+                    rollback;
+                    continue;
+                end if;
+            end if;
+            if item.cap is not null then
+                so_far := so_far + 1;
+                insert into series_counter (org_id, series_id, issued) values (item.org_id, item.series_id, so_far);
+                if so_far % 100 = 1 then
+                    delete from series_counter c
+                     where c.org_id = this_org and c.series_id = counted_series and c.issued between so_far - 101 and so_far - 1;
+                end if;
+            end if;
+            insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                customer_id, code, request_id, account_id, metadata)
+            values (item.org_id, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                    item.origin_id, item.expires_on, item.customer_id, item.code, item.request_id, item.account_id, item.metadata);
+            commit;
+            continue;
+        end if;
+
+        if item.org_id is distinct from this_org then
+            this_org := item.org_id;
+            this_revision := null;
+            counted_series := null;
+            if pg_try_advisory_lock_shared(20191, hashint8(this_org)) then
+                select o.revision into this_revision from organisation o where o.org_id = this_org;
+            end if;
+        end if;
+        if item.revision is distinct from this_revision then
+            outcomes[item.place] := case when this_revision is null then 8 else 2 end;
+            rollback;
+            continue;
+        end if;
+
+        outcome := 1;
+        series_key := null;
+        if item.cap is not null or item.from_pool then
+            series_key := hashint8extended(item.series_id, this_org);
+        end if;
+        if locked_key is not null and (item.exclusive or locked_key is distinct from series_key) then
+            perform pg_advisory_unlock(locked_key);
+            locked_key := null;
+            counted_series := null;
+        end if;
+        if series_key is not null and locked_key is null and not item.exclusive then
+            if not pg_try_advisory_lock(series_key) then
+                -- A retry learns that its key is in use, and does not wait for the series first.
+                if item.key_hash is not null and (
+                    item.answers is null or exists (
+                        select from keyed_request r where r.org_id = this_org and r.key_hash = item.key_hash))
+                   and not exists (
+                        select from keyed_request r
+                         where r.org_id = this_org and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+                           and r.attempt = item.attempt) then
+                    outcomes[item.place] := 10;
+                    rollback;
+                    continue;
+                end if;
+                perform pg_advisory_lock(series_key);
+            end if;
+            locked_key := series_key;
+        end if;
+
+        -- The key before the guards: a coupon that is issued already is no refusal. A coupon that is sent again alone finds its own
+        -- claim.
+        is_claimed := false;
+        if item.answers is not null then
+            insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+            values (this_org, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash, item.answers)
+            on conflict do nothing;
+            is_claimed := found;
+        end if;
+        if item.key_hash is not null and not is_claimed then
+            perform from keyed_request r
+              where r.org_id = this_org and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+                and r.attempt = item.attempt
+                for key share;
+            if not found then
+                outcome := 10;
+            elsif exists (select from coupon c where c.org_id = this_org and c.coupon_id = item.coupon_id) then
+                outcome := 9;
+            end if;
+        end if;
+        if item.natural_key is not null then
+            insert into natural_issuance (org_id, series_id, coupon_id, issued_at, natural_key)
+            values (this_org, item.series_id, item.coupon_id, item.issued_at, item.natural_key)
+            on conflict do nothing;
+            if not found then outcome := 9; end if;
+        end if;
+        if outcome = 1 and item.exclusive then
+            if holds_excluded_1(this_org, item.series_id, item.customer_id) then
+                outcome := 6;
+            elsif series_key is not null then
+                perform pg_advisory_xact_lock(series_key);
+            end if;
+        end if;
+        if outcome = 1 and item.cap is not null then
+            if counted_series is distinct from item.series_id then
+                select c.issued into so_far from series_counter c
+                 where c.org_id = this_org and c.series_id = item.series_id order by c.issued desc limit 1;
+            end if;
+            counted_series := null;
+            if so_far is null or so_far >= item.cap then
+                outcome := 3;
+            else
+                so_far := so_far + 1;
+                insert into series_counter (org_id, series_id, issued) values (this_org, item.series_id, so_far);
+                if so_far % 100 = 1 then
+                    delete from series_counter c
+                     where c.org_id = this_org and c.series_id = item.series_id and c.issued between so_far - 101 and so_far - 1;
+                end if;
+            end if;
+        end if;
+        given := item.code;
+        given_as := null;
+        if outcome = 1 and item.from_pool then
+            select p.code, p.uploaded_code into given, given_as from take_pool_code_1(this_org, item.series_id, item.customer_id) p;
+            issued_codes[item.place] := coalesce(given_as, given);
+            if given is null then outcome := 7; end if;
+        end if;
+
+        if outcome = 1 then
+            insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                ordinal, customer_id, code, uploaded_code, request_id, account_id, metadata)
+            values (this_org, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                    item.origin_id, item.expires_on, item.ordinal, item.customer_id, given,
+                    given_as, item.request_id, item.account_id, item.metadata)
+            on conflict do nothing;
+            if found then
+                commit;
+                if locked_key is not null and item.cap is not null then counted_series := item.series_id; end if;
+                continue;
+            end if;
+            outcome := case
+                when exists (
+                    select from coupon c
+                     where c.org_id = this_org and c.customer_id = item.customer_id and c.series_id = item.series_id
+                       and c.ordinal = item.ordinal) then 4
+                when exists (select from coupon c where c.org_id = this_org and c.code = given) then 5
+                else 11 end;
+        end if;
+
+        outcomes[item.place] := outcome;
+        rollback;
+        if outcome = 5 and item.from_pool then
+            -- An uploaded code that is a coupon already can never be given out. `apply` and uploads prevent it; a change by hand does not.
+            delete from pool_code p where p.org_id = this_org and p.code = given;
+            commit;
+        end if;
+    end loop;
+    if locked_key is not null then
+        perform pg_advisory_unlock(locked_key);
+    end if;
+
+    ignored := set_config('synchronous_commit', durability, true);
+    ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
+    commit;
+    -- A time-out that strikes while a commit waits for a standby makes the commit succeed with only a warning.
+    if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
+        raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
+    end if;
+    ignored := pg_advisory_unlock_all();
+end
+$$;
+comment on procedure issue_coupons_1(new_coupon_1[], integer, text, smallint[], text[]) is
+    'Writes a batch of coupons, each in its own transaction, and returns what became of each. Batches are in order of organisation and series, so that a hot series is locked once. After a call that failed the session still holds its locks: the caller gives them back with pg_advisory_unlock_all. of_incarnation: of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
+
+create function is_in_progress_1(of_request keyed_request, lease_seconds integer) returns boolean language plpgsql as $$
+begin
+    -- The lease ends attempts whose end could not be stored, though their replica lives.
+    return of_request.incarnation <> 0
+       and of_request.received_at + make_interval(secs => of_request.attempt / 64.0 + lease_seconds) > clock_timestamp()
+       and is_alive_1(of_request.incarnation);
+end
+$$;
+comment on function is_in_progress_1(keyed_request, integer) is 'Whether an attempt is at work on the request: its replica lives and its lease has not ended.';
+
+create function claim_keys_1(
+    org_ids bigint[], key_hashes uuid[], fingerprints bigint[], entities text[], first_ids bigint[], of_incarnation integer,
+    lease_seconds integer)
+returns table (first_id bigint, outcome smallint, claim_id bigint, attempt integer, answers text)
+language plpgsql as $$
+declare
+    asked record;
+    known keyed_request;
+    is_locked boolean;                      -- by a coupon that is being written
+    is_complete boolean;                    -- nothing is left to be tried again
+    is_answered boolean;                    -- the attempt before has come to its end
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    -- In order of the keys, here and below: claims of several replicas never wait for each other in a circle.
+    return query
+    insert into keyed_request as r (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+    select t.org_id, t.first_id, t.fingerprint, date_trunc('second', statement_timestamp()), of_incarnation, 0, t.key_hash, t.entities
+      from unnest(org_ids, key_hashes, fingerprints, entities, first_ids) as t (org_id, key_hash, fingerprint, entities, first_id)
+     order by t.org_id, t.key_hash
+        on conflict do nothing
+    returning r.first_coupon_id, 1::smallint, r.first_coupon_id, r.attempt, r.answers;
+
+    for asked in
+        select t.* from unnest(org_ids, key_hashes, fingerprints, entities, first_ids)
+                          as t (org_id, key_hash, fingerprint, entities, first_id)
+         where not exists (
+             select from keyed_request r
+              where r.org_id = t.org_id and r.key_hash = t.key_hash and r.first_coupon_id = t.first_id)
+         order by t.org_id, t.key_hash
+    loop
+        first_id := asked.first_id;
+        is_locked := false;
+        loop
+            select * into known from keyed_request r
+             where r.org_id = asked.org_id and r.key_hash = asked.key_hash for update skip locked;
+            exit when found;
+            -- A coupon is being written under it. To wait would keep the other claims of this statement waiting.
+            select * into known from keyed_request r where r.org_id = asked.org_id and r.key_hash = asked.key_hash;
+            is_locked := found;
+            exit when found;
+            -- Purged in between.
+            insert into keyed_request as r (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+            values (asked.org_id, asked.first_id, asked.fingerprint, date_trunc('second', statement_timestamp()), of_incarnation, 0,
+                    asked.key_hash, asked.entities)
+            on conflict do nothing;
+        end loop;
+        claim_id := known.first_coupon_id;
+        attempt := known.attempt;
+        answers := known.answers;
+        if known.first_coupon_id = asked.first_id then
+            outcome := 1;
+        elsif known.fingerprint <> asked.fingerprint then
+            outcome := 4;
+        elsif is_locked then
+            outcome := 3;
+        else
+            select bool_and(t.word like '%=%' or t.is_issued), bool_and(t.word ~ '[=!]' or t.is_issued) into is_complete, is_answered
+              from (select w.word, exists (
+                               select from coupon c
+                                where c.org_id = known.org_id and c.coupon_id = known.first_coupon_id + w.place - 1) as is_issued
+                      from string_to_table(known.answers, ' ') with ordinality as w (word, place)) t;
+            if is_complete then
+                outcome := 2;
+            elsif not is_answered and is_in_progress_1(known, lease_seconds) then
+                outcome := 3;
+            else
+                outcome := 2;
+                attempt := greatest(known.attempt + 1,
+                                    ceil(64 * extract(epoch from clock_timestamp() - known.received_at))::integer);
+                -- Refused entities are open again.
+                answers := regexp_replace(known.answers, '![^ ]*', '', 'g');
+                update keyed_request r
+                   set incarnation = of_incarnation, attempt = claim_keys_1.attempt, answers = claim_keys_1.answers
+                 where r.org_id = known.org_id and r.key_hash = known.key_hash;
+            end if;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+comment on function claim_keys_1(bigint[], uuid[], bigint[], text[], bigint[], integer, integer) is
+    'Claims keys for attempts, each named by the first of the coupon ids that it reserves. Outcomes: 1 acquired: the key is new; 2 resumed: it was used before, and no attempt is at work on what is left of it; 3 in progress; 4 fingerprint mismatch. claim_id, attempt and answers are those of the stored request. Not flushed.';
+
+create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns void
+language plpgsql as $$
+begin
+    perform set_config('synchronous_commit', 'off', true);
+    update keyed_request r set incarnation = 0, answers = coalesce(of_answers, r.answers)
+     where r.org_id = of_org and r.key_hash = of_key and r.first_coupon_id = of_claim and r.attempt = of_attempt;
+end
+$$;
+comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt, if no other has taken over, with its answers (null: as they are). Not flushed.';
