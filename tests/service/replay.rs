@@ -1,0 +1,276 @@
+//! What a retry and the receipt show is what the first answer showed, to the byte, whatever changed since: settings, the
+//! customer, what the customer holds. Entities without a coupon are decided anew.
+
+use coupon_issuer::app;
+use reqwest::{RequestBuilder, Response};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::support::{ORG, TestApp, outcomes, series};
+
+fn keyed(app: &TestApp, key: &str, body: &str) -> RequestBuilder {
+    app.post(body.to_owned()).header("Idempotency-Key", key)
+}
+
+/// The body of an answer, which must be a 200.
+async fn answered(request: RequestBuilder) -> String {
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.text().await.unwrap()
+}
+
+async fn receipt(app: &TestApp, key: &str) -> String {
+    let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
+    answered(app.client().get(url).basic_auth("store.server", Some("server123"))).await
+}
+
+/// The `response` of an answer or a receipt, as it was sent.
+fn response(body: &str) -> String {
+    #[derive(Deserialize)]
+    struct Body {
+        response: Box<RawValue>,
+    }
+    serde_json::from_str::<Body>(body).unwrap().response.get().to_owned()
+}
+
+/// Each entity of that, as it was sent.
+fn entities(body: &str) -> Vec<String> {
+    let entities: Vec<Box<RawValue>> = serde_json::from_str(&response(body)).unwrap();
+    entities.iter().map(|entity| entity.get().to_owned()).collect()
+}
+
+fn told(body: &str) -> Vec<String> {
+    outcomes(&serde_json::from_str(body).unwrap())
+}
+
+async fn execute(app: &TestApp, statement: &str) {
+    app.pool.execute(AssertSqlSafe(statement)).await.unwrap();
+}
+
+async fn apply(app: &TestApp, file: &str) {
+    app::apply_text(&app.connect, file).await.unwrap();
+}
+
+/// One series of each kind, the last two of which refuse.
+fn every_kind() -> String {
+    let kinds = [
+        (101, ""),
+        (102, "max_create = 9"),
+        (103, "is_multiple_vouchers_per_user_allowed = false"),
+        (104, "client_handling_type = \"GENERIC\"\ngeneric_code = \"SAME\""),
+        (105, "client_handling_type = \"DISC_CODE_PIN\""),
+        (106, "do_not_resend_existing_voucher = false"),
+        (107, "min_days_between_vouchers = 3"),
+    ];
+    kinds.into_iter().map(|(id, settings)| series(id, settings)).collect()
+}
+
+const EVERY_KIND: &str = r#"{"seriesIds":[101,102,103,104,105,106,107,999],"customer":{"id":"c"}}"#;
+
+#[tokio::test]
+async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
+    let before = format!("{ORG}{}", every_kind());
+    let app = TestApp::start_with(&before.replace("Series 106", "The first name of 106"), |_| {}).await;
+    execute(
+        &app,
+        "insert into pool_code (org_id, series_id, code, uploaded_code, position) values (1, 105, 'P1', 'p1', 1)",
+    )
+    .await;
+    // The coupon that is shown again has a name of its own by then, and a redemption.
+    assert_eq!(outcomes(&app.issue("c", &[106, 107]).await), ["issued", "issued"]);
+    execute(&app, "update coupon set redemption_count = 1").await;
+    apply(&app, &before).await;
+    let first = answered(keyed(&app, "k", EVERY_KIND)).await;
+    assert_eq!(told(&first), ["issued", "issued", "issued", "issued", "issued", "resent", "709", "707"]);
+    assert!(entities(&first)[5].contains("\"Series 106\"") && entities(&first)[5].contains("\"redemptionCount\":1"));
+    assert_eq!(response(&receipt(&app, "k").await), response(&first));
+
+    let after = before
+        .replace("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\"")
+        .replace("customer_policy = \"open\"", "customer_policy = \"registered\"")
+        .replace("\"Series ", "\"Renamed ")
+        .replace("\"Info ", "\"Told anew ")
+        .replace("discount_type = \"ABS\"", "discount_type = \"PERC\"\ndiscount_code = \"NEW\"\ndiscount_upto = 90")
+        .replace("discount_value = 500", "discount_value = 7")
+        .replace("\"SAME\"", "\"OTHER\"")
+        .replace("2027-05-09", "2027-04-01");
+    apply(&app, &after).await;
+    execute(&app, "update coupon set redemption_count = redemption_count + 3").await;
+    assert_eq!(keyed(&app, "new", EVERY_KIND).send().await.unwrap().status(), 400, "the customer is not registered");
+
+    assert_eq!(response(&receipt(&app, "k").await), response(&first));
+    // Another replica has the old settings in no cache, and the new ones in none yet.
+    let other = TestApp::start_over(app.connect.clone(), &after, |_| {}).await;
+    for replica in [&app, &other] {
+        assert_eq!(entities(&receipt(replica, "k").await)[..6], entities(&first)[..6]);
+        let again = answered(keyed(replica, "k", EVERY_KIND)).await;
+        assert_eq!(entities(&again)[..6], entities(&first)[..6]);
+        assert_eq!(told(&again), told(&first));
+        // What was refused is decided anew: it is shown in the time zone of now.
+        assert!(entities(&first)[6].contains("2026-11-25T00:00:00Z"), "{first}");
+        assert!(entities(&again)[6].contains("2026-11-25T00:00:00+05:30"), "{again}");
+        assert_eq!(response(&receipt(replica, "k").await), response(&again));
+    }
+
+    let after = format!("{}{}", after.replace("min_days_between_vouchers = 3", ""), series(999, ""));
+    apply(&app, &after).await;
+    let finished = answered(keyed(&app, "k", EVERY_KIND)).await;
+    assert_eq!(entities(&finished)[..6], entities(&first)[..6]);
+    assert_eq!(told(&finished)[6..], ["issued", "issued"]);
+    assert!(entities(&finished)[6].contains("\"Renamed 107\""), "{finished}");
+    for replica in [&app, &other] {
+        assert_eq!(response(&receipt(replica, "k").await), response(&finished));
+        assert_eq!(answered(keyed(replica, "k", EVERY_KIND)).await, finished);
+    }
+    assert_eq!(app.count("select from coupon where customer_id = 'c'").await, 9);
+    assert_eq!(app.count("select from coupon").await, 9);
+}
+
+#[tokio::test]
+async fn a_mobile_that_is_anothers_by_now_changes_nothing_of_what_was_answered() {
+    let file = |cap: &str| {
+        let one_each = series(103, "is_multiple_vouchers_per_user_allowed = false");
+        let sent_again = series(106, "do_not_resend_existing_voucher = false");
+        format!("{ORG}{}{one_each}{sent_again}{}", series(101, ""), series(108, cap))
+    };
+    let app = TestApp::start_with(&file("max_create = 0"), |_| {}).await;
+    let by_mobile = |ids: &str| format!(r#"{{"seriesIds":{ids},"customer":{{"mobile":"919876543210"}}}}"#);
+    answered(app.post(by_mobile("[106]"))).await;
+    assert_eq!(outcomes(&app.issue("other", &[103]).await), ["issued"]);
+    let body = by_mobile("[101,103,106,108]");
+    let first = answered(keyed(&app, "k", &body)).await;
+    assert_eq!(told(&first), ["issued", "issued", "resent", "5001"]);
+
+    execute(
+        &app,
+        "update customer set mobile = null;
+         insert into customer (org_id, registered, customer_id, mobile) values (1, true, 'other', '919876543210')",
+    )
+    .await;
+    assert_eq!(told(&answered(app.post(by_mobile("[103]"))).await), ["709"], "the mobile is the other customer's");
+    assert_eq!(response(&receipt(&app, "k").await), response(&first));
+    let again = answered(keyed(&app, "k", &body)).await;
+    assert_eq!(response(&again), response(&first));
+    // What is left is issued to whom the rest was issued.
+    apply(&app, &file("max_create = 5")).await;
+    let finished = answered(keyed(&app, "k", &body)).await;
+    assert_eq!(entities(&finished)[..3], entities(&first)[..3]);
+    assert_eq!(told(&finished)[3], "issued");
+    assert_eq!(app.count("select from coupon where customer_id = 'other'").await, 1);
+    assert_eq!(app.count("select from coupon where customer_id <> 'other' group by customer_id").await, 1);
+    assert_eq!(app.count("select from coupon").await, 5);
+    assert_eq!(response(&receipt(&app, "k").await), response(&finished));
+}
+
+/// By then the customer holds one that is valid longer, the coupon was redeemed, and it expired.
+#[tokio::test]
+async fn a_coupon_that_was_shown_again_stays_the_answer() {
+    let file = |resends: bool| {
+        let settings = format!(
+            "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 10\ndo_not_resend_existing_voucher = {}",
+            !resends
+        );
+        format!("{ORG}{}", series(1, &settings))
+    };
+    let app = TestApp::start_with(&file(true), |_| {}).await;
+    let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
+    let mut answers = Vec::new();
+    let all_stay = async |answers: &[(&str, String)]| {
+        for (key, first) in answers {
+            assert_eq!(response(&receipt(&app, key).await), response(first), "{key}");
+            let again = answered(keyed(&app, key, body)).await;
+            assert_eq!(&again, first, "{key}");
+            assert_eq!(response(&receipt(&app, key).await), response(first), "{key}");
+        }
+    };
+    let ask = async |key, expected: &str| {
+        let answer = answered(keyed(&app, key, body)).await;
+        assert_eq!(told(&answer), [expected], "{key}");
+        (key, answer)
+    };
+    answers.push(ask("issued", "issued").await);
+    answers.push(ask("resent", "resent").await);
+    all_stay(&answers).await;
+
+    app.clock.set("2026-11-27T10:00:00Z");
+    apply(&app, &file(false)).await;
+    answers.push(ask("longer", "issued").await);
+    apply(&app, &file(true)).await;
+    answers.push(ask("the longer one resent", "resent").await);
+    assert_ne!(response(&answers[3].1), response(&answers[1].1));
+    all_stay(&answers).await;
+
+    execute(&app, "update coupon set redemption_count = 2").await;
+    answers.push(ask("redeemed", "resent").await);
+    assert_ne!(response(&answers[4].1), response(&answers[3].1));
+    execute(&app, "update coupon set redemption_count = 3").await;
+    all_stay(&answers).await;
+
+    app.clock.set("2026-12-30T10:00:00Z");
+    all_stay(&answers).await;
+    answers.push(ask("expired", "issued").await);
+    all_stay(&answers).await;
+    assert_eq!(app.count("select from coupon").await, 3);
+}
+
+/// The cause of an earlier request, and its series.
+type Before<'a> = (&'a str, &'a [i64]);
+
+/// A natural key names one issuance of a series, however often the series is listed.
+#[tokio::test]
+async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_and_later() {
+    let org = ORG.replace("customer_policy", "natural_key = true\ncustomer_policy");
+    let all = [
+        series(101, ""),
+        series(102, "do_not_resend_existing_voucher = false"),
+        series(103, "is_multiple_vouchers_per_user_allowed = false"),
+        series(104, "max_create = 100"),
+    ];
+    let app = TestApp::start_with(&format!("{org}{}", all.concat()), |_| {}).await;
+    let send = async |customer: &str, cause: &str, ids: &[i64]| {
+        let metadata = json!({"sourceType": "BILL", "sourceId": cause});
+        let body = json!({"seriesIds": ids, "customer": {"id": customer}, "metadata": metadata});
+        let answer: Response = app.post(body.to_string()).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    };
+    // What the customer was given before, by which cause; what is asked for by cause 7, and what is told.
+    let cases: [(Option<Before<'_>>, &[i64], &[&str]); 9] = [
+        (None, &[101, 101, 102], &["issued"; 3]),
+        (None, &[102, 101, 102, 101, 102], &["issued"; 5]),
+        (None, &[103, 103, 104, 104], &["issued"; 4]),
+        (Some(("7", &[101])), &[101, 101, 102], &["issued"; 3]),
+        (Some(("7", &[102])), &[101, 101, 102, 102], &["issued"; 4]),
+        (Some(("7", &[104, 103])), &[103, 104, 103, 104], &["issued"; 4]),
+        (Some(("6", &[102])), &[101, 101, 102], &["issued", "issued", "resent"]),
+        (Some(("6", &[102])), &[102, 102, 101], &["resent", "resent", "issued"]),
+        (Some(("6", &[103])), &[103, 101, 103, 101], &["709", "issued", "709", "issued"]),
+    ];
+    for (number, (before, ids, expected)) in cases.into_iter().enumerate() {
+        let customer = format!("c-{number}");
+        let earlier = match before {
+            Some((cause, ids)) => ids.iter().copied().zip(entities(&send(&customer, cause, ids).await)).collect(),
+            None => Vec::new(),
+        };
+        let first = send(&customer, "7", ids).await;
+        assert_eq!(told(&first), expected, "{number}");
+        for again in [send(&customer, "7", ids).await, send(&customer, "7", ids).await] {
+            assert_eq!(response(&again), response(&first), "{number}");
+        }
+        let shown: Vec<(i64, String)> = ids.iter().copied().zip(entities(&first)).collect();
+        for (id, entity) in &shown {
+            assert!(shown.iter().all(|(other, same)| other != id || same == entity), "{number}: {first}");
+            let is_earlier = |(earlier, coupon): &(i64, String)| earlier != id || coupon == entity;
+            assert!(
+                before.is_none_or(|(cause, _)| cause != "7") || earlier.iter().all(is_earlier),
+                "{number}: {first}"
+            );
+        }
+    }
+    let twice = "select customer_id, series_id from coupon group by customer_id, series_id having count(*) > 1";
+    assert_eq!(app.count(twice).await, 0);
+    // Each has one of each series that is listed.
+    assert_eq!(app.count("select from coupon").await, 18);
+}
