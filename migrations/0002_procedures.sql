@@ -527,12 +527,16 @@ $$;
 comment on function claim_keys_1(bigint[], uuid[], bigint[], text[], bigint[], integer, integer) is
     'Claims keys for attempts, each named by the first of the coupon ids that it reserves. Outcomes: 1 acquired: the key is new; 2 resumed: it was used before, and no attempt is at work on what is left of it; 3 in progress; 4 fingerprint mismatch. claim_id, attempt and answers are those of the stored request. Not flushed.';
 
-create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns void
+create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns boolean
 language plpgsql as $$
 begin
-    perform set_config('synchronous_commit', 'off', true);
+    -- A resend is final, so that it must not be lost after it was answered.
+    if of_answers is null or of_answers not like '%=%' then
+        perform set_config('synchronous_commit', 'off', true);
+    end if;
     update keyed_request r set incarnation = 0, answers = coalesce(of_answers, r.answers)
      where r.org_id = of_org and r.key_hash = of_key and r.first_coupon_id = of_claim and r.attempt = of_attempt;
+    return found;
 end
 $$;
-comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt, if no other has taken over, with its answers (null: as they are). Not flushed.';
+comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt with its answers (null: as they are), unless another has taken over: false. Flushed only if a coupon was shown again.';

@@ -39,7 +39,7 @@ use crate::provisioning::{self, Report, keys};
 use crate::store::migrations::{self, SchemaError};
 
 use crate::store::writer::{Writer, WriterLimits};
-use crate::store::{Presence, ReadLimits, Store};
+use crate::store::{Presence, ReadLimits, Store, StoreError};
 use crate::telemetry::Metrics;
 use crate::watch::Watch;
 
@@ -338,6 +338,7 @@ pub fn usable_settings(
 /// When the file has mistakes, or the database cannot be asked; nothing is changed then.
 pub async fn apply(connect: &PgConnectOptions, file: &Path) -> anyhow::Result<Report> {
     let plans = provisioning::read(file)?;
+    require_schema(connect).await?;
     Ok(provisioning::apply(connect, &plans).await?)
 }
 
@@ -348,6 +349,7 @@ pub async fn apply(connect: &PgConnectOptions, file: &Path) -> anyhow::Result<Re
 pub async fn apply_text(connect: &PgConnectOptions, text: &str) -> anyhow::Result<Report> {
     let secrets = provisioning::Secrets { directory: Path::new("."), variable: &|_| None };
     let plans = provisioning::parse(text, &secrets)?;
+    require_schema(connect).await?;
     Ok(provisioning::apply(connect, &plans).await?)
 }
 
@@ -362,6 +364,7 @@ pub async fn import_codes(
     file: &Path,
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<ImportState> {
+    require_schema(connect).await?;
     Ok(pool::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
@@ -376,6 +379,7 @@ pub async fn dry_run_codes(
     file: &Path,
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<DryRun> {
+    require_schema(connect).await?;
     Ok(pool::dry_run(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
@@ -389,6 +393,7 @@ pub async fn codes_status(
     series_id: Option<i64>,
     outside: &Outside,
 ) -> anyhow::Result<Pools> {
+    require_schema(connect).await?;
     Ok(pool::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
 }
 
@@ -396,12 +401,8 @@ pub async fn codes_status(
 ///
 /// # Errors
 /// When there is no such organisation, the schema is not this version's, or the database cannot be asked.
-pub async fn audit(
-    connect: &PgConnectOptions,
-    settings: &Settings,
-    org_id: Option<i64>,
-) -> anyhow::Result<audit::Report> {
-    Store::new(connect.clone(), read_limits(settings)).check_schema().await?;
+pub async fn audit(connect: &PgConnectOptions, org_id: Option<i64>) -> anyhow::Result<audit::Report> {
+    require_schema(connect).await?;
     Ok(audit::run(connect, org_id.map(OrgId)).await?)
 }
 
@@ -415,6 +416,7 @@ pub async fn set_disabled(
     disabled: bool,
     outside: &Outside,
 ) -> anyhow::Result<Outcome> {
+    require_schema(connect).await?;
     Ok(commands::set_disabled(connect, holder, disabled, order(outside)).await?)
 }
 
@@ -428,6 +430,7 @@ pub async fn set_secret(
     secret: SecretString,
     outside: &Outside,
 ) -> anyhow::Result<Outcome> {
+    require_schema(connect).await?;
     Ok(commands::set_secret(connect, holder, secret, order(outside)).await?)
 }
 
@@ -436,6 +439,7 @@ pub async fn set_secret(
 /// # Errors
 /// See [`commands::revoke_tokens`].
 pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, outside: &Outside) -> anyhow::Result<Outcome> {
+    require_schema(connect).await?;
     Ok(commands::revoke_tokens(connect, key, order(outside)).await?)
 }
 
@@ -449,6 +453,7 @@ pub async fn rotate_keys(
     outside: &Outside,
 ) -> anyhow::Result<Outcome> {
     in_database(settings)?;
+    require_schema(connect).await?;
     Ok(keys::rotate(connect, order(outside)).await?)
 }
 
@@ -458,7 +463,16 @@ pub async fn rotate_keys(
 /// When the keys are not in the database, or it cannot be asked.
 pub async fn list_keys(connect: &PgConnectOptions, settings: &Settings, outside: &Outside) -> anyhow::Result<KeyList> {
     in_database(&settings.auth)?;
+    require_schema(connect).await?;
     Ok(keys::list(&Store::new(connect.clone(), read_limits(settings)), outside.clock.now()).await?)
+}
+
+/// Commands work on a schema that this version knows, and on no other.
+async fn require_schema(connect: &PgConnectOptions) -> anyhow::Result<()> {
+    match migrations::require(connect).await {
+        Err(SchemaError::Unavailable(error)) => Err(StoreError::from(error).into()),
+        checked => Ok(checked?),
+    }
 }
 
 fn in_database(settings: &AuthSettings) -> anyhow::Result<()> {

@@ -275,8 +275,8 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
 }
 
 async fn audit(args: AuditArgs) -> anyhow::Result<()> {
-    let (connect, settings) = (args.common.connect_options()?, args.common.settings()?);
-    let found = app::audit(&connect, &settings, args.org).await?;
+    let connect = args.common.connect_options()?;
+    let found = app::audit(&connect, args.org).await?;
     let wrong = found.wrong();
     answer(found)?;
     if wrong > 0 {

@@ -103,7 +103,7 @@ pub(super) fn lease_seconds(issuer: &Issuer) -> i32 {
 
 impl Held {
     /// What is to be stored at the end; `None`: what is stored stays.
-    fn answers_after(&self, words: Option<Vec<Word>>) -> Option<String> {
+    fn answers_after(&self, words: Option<&[Word]>) -> Option<String> {
         let stored: Vec<Word> =
             answers::split(&self.answers).map(|word| word.unwrap_or_else(|error| error.as_open())).collect();
         let Some(words) = words else {
@@ -244,23 +244,26 @@ impl KeyClaim {
     }
 
     /// Ends the attempt and stores its answers. `None`: the request failed as a whole, and was answered nothing of its entities. If
-    /// this fails, the lease ends the attempt.
-    pub(super) async fn end(self, issuer: &Issuer, words: Option<Vec<Word>>) {
-        let (new, claim, answers) = match self {
+    /// this fails, the lease ends the attempt. Returns the places of resends that are not stored.
+    pub(super) async fn end(self, issuer: &Issuer, words: Option<Vec<Word>>) -> Vec<usize> {
+        let (new, claim, answers, stored) = match self {
             Self::Held(held) => {
-                let answers = held.answers_after(words);
+                let answers = held.answers_after(words.as_deref());
                 // Nothing changed since the claim: no write.
                 if answers.as_deref() == Some(&*held.answers) {
-                    return;
+                    return Vec::new();
                 }
-                (held.new, held.claim, answers)
+                (held.new, held.claim, answers, Some(held.answers))
             }
-            Self::Lapsed(new, Some(lost)) => (new, lost, None),
-            Self::Unclaimed(_) | Self::InFlight(..) | Self::Lapsed(_, None) | Self::Uncertain(_) => return,
+            Self::Lapsed(new, Some(lost)) => (new, lost, None, None),
+            Self::Unclaimed(_) | Self::InFlight(..) | Self::Lapsed(_, None) | Self::Uncertain(_) => {
+                return not_stored(words, None);
+            }
         };
         let end = issuer.store.end_attempt(new.request, claim, answers.as_deref());
         let error = match timeout_at(Instant::now() + END_WITHIN, end).await {
-            Ok(Ok(())) => return,
+            Ok(Ok(true)) if stored.is_some() => return Vec::new(),
+            Ok(Ok(_)) => return not_stored(words, stored.as_deref()),
             Ok(Err(error)) => error.to_string(),
             Err(_elapsed) => "it took too long".to_owned(),
         };
@@ -271,5 +274,15 @@ impl KeyClaim {
                 "the end of a keyed attempt was not stored; retries get 409 until its lease ends"
             );
         });
+        not_stored(words, stored.as_deref())
     }
+}
+
+/// The places of the resends among these words that are not among the stored ones.
+fn not_stored(words: Option<Vec<Word>>, stored: Option<&str>) -> Vec<usize> {
+    let stored: Vec<String> = stored.map_or_else(Vec::new, |stored| stored.split(' ').map(str::to_owned).collect());
+    let is_lost = |(place, word): &(usize, Word)| {
+        matches!(word.answer, Answer::Resent(_)) && stored.get(*place) != Some(&word.to_string())
+    };
+    words.into_iter().flatten().enumerate().filter(is_lost).map(|(place, _)| place).collect()
 }

@@ -53,11 +53,17 @@ pub(super) async fn process(
         Err(error) => (Name::None, Err(error)),
     };
     let result = after_server_fault(issuer, request, result, deadline).await;
-    if let Name::Key(claim) = name {
-        let words = result.as_ref().ok().map(|issuance| issuance.entities.iter().map(word).collect());
-        Box::pin(claim.end(issuer, words)).await;
+    let Name::Key(claim) = name else { return result };
+    let words = result.as_ref().ok().map(|issuance| issuance.entities.iter().map(word).collect());
+    let not_stored = Box::pin(claim.end(issuer, words)).await;
+    let mut issuance = result?;
+    for place in not_stored {
+        // A resend is final under its key. One that is not stored could become another answer.
+        if let Some(entity) = issuance.entities.get_mut(place) {
+            entity.outcome = Err(Refusal::InDoubt);
+        }
     }
-    result
+    Ok(issuance)
 }
 
 /// What is stored of an entity's answer.
@@ -452,12 +458,17 @@ impl<'a> IssueRun<'a> {
 
     /// The organisation was changed: another zone, another policy for customers. Starts from there.
     async fn reload_settings(&mut self) -> Result<(), IssueError> {
-        if matches!(self.customer, Customer::OfIssued(_)) {
-            let current = self.issuer.directory.organisation_now(self.organisation.id).await?;
-            self.organisation = current.ok_or_else(missing)?;
-            return Ok(());
+        let is_unclaimed = matches!(self.name, Name::Key(KeyClaim::Unclaimed(_)));
+        if !is_unclaimed && !matches!(self.customer, Customer::OfIssued(_)) {
+            return self.identify().await;
         }
-        self.identify().await
+        let current = self.issuer.directory.organisation_now(self.organisation.id).await?;
+        self.organisation = current.ok_or_else(missing)?;
+        if is_unclaimed {
+            // What was issued under the key counts before the customer is refused: the next round claims it first.
+            self.customer = Customer::Unknown;
+        }
+        Ok(())
     }
 
     /// Who issues, where and by which channel; not asked for if nothing can be issued.

@@ -91,7 +91,7 @@ pub enum Purge {
 }
 
 impl Store {
-    /// Ends an attempt with these answers; `None`: they stay as they are. Nothing happens if another attempt has taken over.
+    /// Ends an attempt with these answers; `None`: they stay as they are. False: another attempt has taken over, and nothing is stored.
     ///
     /// # Errors
     /// When the database cannot be asked: the attempt then ends with its lease.
@@ -100,16 +100,15 @@ impl Store {
         request: RequestName,
         claim: Claim,
         answers: Option<&str>,
-    ) -> Result<(), StoreError> {
-        sqlx::query("select end_attempt_1($1, $2, $3, $4, $5)")
+    ) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar("select end_attempt_1($1, $2, $3, $4, $5)")
             .bind(request.org_id.0)
             .bind(request.key_hash)
             .bind(claim.first_coupon_id)
             .bind(claim.attempt)
             .bind(answers)
-            .execute(&mut *self.lease().await?)
-            .await?;
-        Ok(())
+            .fetch_one(&mut *self.lease().await?)
+            .await?)
     }
 
     /// Those of these coupons that exist, each as this version of its series shows it; `None`: the version with which it was

@@ -47,7 +47,10 @@ pub enum SchemaError {
     )]
     BeforeRelease,
     /// A migration was changed after it ran.
-    #[error("migration {0} in the database is not the one of this version: the schema cannot be trusted")]
+    #[error(
+        "migration {0} in the database is not the one of this version: the schema cannot be trusted. It was changed after it ran, \
+         or made by a version that was never released: then create another database, and run `coupon-issuer migrate` there"
+    )]
     Changed(i64),
     /// A migration failed and was rolled back.
     #[error("a migration failed: {0}")]
@@ -83,6 +86,17 @@ pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
         MigrateError::VersionMismatch(version) => SchemaError::Changed(version),
         other => SchemaError::Failed(other),
     })?;
+    check(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Whether this version can work on the schema of this database.
+///
+/// # Errors
+/// When it cannot, or when the database cannot be asked.
+pub async fn require(connect: &PgConnectOptions) -> Result<(), SchemaError> {
+    let mut connection = connect.connect().await?;
     check(&mut connection).await?;
     connection.close().await?;
     Ok(())

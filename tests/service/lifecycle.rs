@@ -222,8 +222,25 @@ async fn serve_refuses_a_schema_it_does_not_know() {
 
     let changed = new_database().await;
     run(&changed, "update _sqlx_migrations set checksum = '' where version = 1").await;
-    let error = refused(changed);
+    let error = refused(changed.clone());
     assert!(error.contains("cannot be trusted"), "{error}");
+    // Nor does any other command work on it.
+    for command in [
+        &["audit"] as &[&str],
+        &["apply", "config/demo.toml"],
+        &["codes", "status"],
+        &["codes", "import", "--org", "1", "--series", "106", "config/demo_gift_cards.csv"],
+        &["codes", "import", "--dry-run", "--org", "1", "--series", "106", "config/demo_gift_cards.csv"],
+        &["till", "disable", "store.server"],
+        &["client", "revoke-tokens", "demo"],
+        &["keys", "list"],
+        &["keys", "rotate"],
+    ] {
+        let output = binary().args(command).env("DATABASE_URL", url(&changed)).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("cannot be trusted"), "{command:?}: {error}");
+        assert_ne!(output.status.code(), Some(0), "{command:?}");
+    }
 }
 
 async fn run(database: &PgConnectOptions, statements: &'static str) {

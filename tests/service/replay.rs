@@ -274,3 +274,44 @@ async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_an
     // Each has one of each series that is listed.
     assert_eq!(app.count("select from coupon").await, 18);
 }
+
+/// The replica has cached that anybody may receive coupons. It learns of the change while it decides on the retry.
+#[tokio::test]
+async fn a_policy_that_changed_a_moment_ago_refuses_no_retry() {
+    let open = format!("{ORG}{}{}", series(1, ""), series(2, "is_multiple_vouchers_per_user_allowed = false"));
+    let app = TestApp::start_with(&open, |_| {}).await;
+    let body = r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#;
+    let first = answered(keyed(&app, "k", body)).await;
+    assert_eq!(told(&first), ["issued", "issued"]);
+    apply(&app, &open.replace("customer_policy = \"open\"", "customer_policy = \"registered\"")).await;
+    for _ in 0..2 {
+        assert_eq!(answered(keyed(&app, "k", body)).await, first);
+    }
+    assert_eq!(keyed(&app, "new", body).send().await.unwrap().status(), 400, "a new request is refused");
+}
+
+/// It would not be final: a retry could be answered otherwise.
+#[tokio::test]
+async fn a_resend_that_cannot_be_stored_is_748() {
+    let again = "max_vouchers_per_user = 2\ndo_not_resend_existing_voucher = false";
+    let file = |resend: &str| format!("{ORG}{}", series(1, &again.replace("false", resend)));
+    let app = TestApp::start_with(&file("false"), |_| {}).await;
+    execute(
+        &app,
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+         create trigger refuse before update on keyed_request for each row execute function refuse()",
+    )
+    .await;
+    // The second entity waits for the first, so that its answer is not stored with the claim.
+    let body = r#"{"seriesIds":[1,1],"customer":{"id":"c"}}"#;
+    let first = answered(keyed(&app, "k", body)).await;
+    assert_eq!(told(&first), ["issued", "748"]);
+    execute(&app, "drop trigger refuse on keyed_request").await;
+    execute(&app, "update keyed_request set received_at = received_at - interval '1 hour'").await;
+    let second = answered(keyed(&app, "k", body)).await;
+    assert_eq!(told(&second), ["issued", "resent"]);
+    assert_eq!(entities(&second)[0], entities(&first)[0]);
+    apply(&app, &file("true")).await;
+    assert_eq!(response(&answered(keyed(&app, "k", body)).await), response(&second));
+    assert_eq!(app.count("select from coupon").await, 1);
+}

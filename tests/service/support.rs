@@ -189,7 +189,7 @@ impl TestApp {
 
     /// What an audit of all organisations finds at this moment.
     pub async fn audit(&self) -> Report {
-        app::audit(&self.connect, &Settings::load(None).unwrap(), None).await.unwrap()
+        app::audit(&self.connect, None).await.unwrap()
     }
 
     /// How many rows a query returns.

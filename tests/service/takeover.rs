@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coupon_issuer::app;
-use coupon_issuer::config::Settings;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Executor, PgConnection};
@@ -94,7 +93,7 @@ const LOCK_SETTINGS: &str = "begin; select lock_organisation_1(1)";
 const LOCK_SERIES_2: &str = "select pg_advisory_lock(hashint8extended(2, 1))";
 
 async fn is_clean(database: &PgConnectOptions) {
-    let report = app::audit(database, &Settings::load(None).unwrap(), None).await.unwrap();
+    let report = app::audit(database, None).await.unwrap();
     assert_eq!(report.wrong(), 0, "{report}");
 }
 
