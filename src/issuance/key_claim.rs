@@ -68,13 +68,6 @@ pub(super) struct Held {
     pub(super) answers: Arc<str>,
 }
 
-impl Held {
-    /// The request and its claim.
-    pub(super) fn named(&self) -> (RequestName, Claim) {
-        (self.new.request, self.claim)
-    }
-}
-
 /// What a claim by a statement means for the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claimed {
@@ -102,6 +95,11 @@ pub(super) fn lease_seconds(issuer: &Issuer) -> i32 {
 }
 
 impl Held {
+    /// The request and its claim.
+    pub(super) fn named(&self) -> (RequestName, Claim) {
+        (self.new.request, self.claim)
+    }
+
     /// What is to be stored at the end; `None`: what is stored stays.
     fn answers_after(&self, words: Option<&[Word]>) -> Option<String> {
         let stored: Vec<Word> =
@@ -249,8 +247,8 @@ impl KeyClaim {
         let (new, claim, answers, stored) = match self {
             Self::Held(held) => {
                 let answers = held.answers_after(words.as_deref());
-                // Nothing changed since the claim: no write.
-                if answers.as_deref() == Some(&*held.answers) {
+                // Every entity is answered as it was stored with the claim: no write.
+                if words.is_some() && answers.as_deref() == Some(&*held.answers) {
                     return Vec::new();
                 }
                 (held.new, held.claim, answers, Some(held.answers))

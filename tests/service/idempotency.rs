@@ -433,6 +433,19 @@ async fn a_key_that_was_used_for_something_else_makes_no_customer() {
     assert_eq!((app.count("select from customer").await, app.count("select from coupon").await), (1, 1));
 }
 
+/// It claimed its key before its customer was looked for.
+#[tokio::test]
+async fn a_request_that_is_refused_as_a_whole_gives_its_key_back() {
+    let file = format!("{}{}", ORG.replace("\"open\"", "\"registered\""), series(1, ""));
+    let app = TestApp::start_with(&file, |_| {}).await;
+    let body = r#"{"seriesIds":[1],"customer":{"id":"nobody"}}"#;
+    for _ in 0..3 {
+        assert_eq!(failure(send(&app, "k", body).await).await.1, 701);
+    }
+    let known: Value = receipt(&app, "k").await.json().await.unwrap();
+    assert_eq!((outcomes(&known), &known["state"]), (vec!["748".to_owned()], &json!("INTERRUPTED")));
+}
+
 #[tokio::test]
 async fn keys_belong_to_their_organisation() {
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\ndefault_access = \"write\"\n\
