@@ -588,7 +588,7 @@ impl<'a> IssueRun<'a> {
         }
     }
 
-    /// The name under which an entity is issued. A key follows once it is claimed (`with_key`).
+    /// The name under which an entity is issued. A key follows once it is claimed (`set_key`).
     const fn scope(&self) -> Scope {
         match &self.name {
             Name::None | Name::Key(_) => Scope::None,
