@@ -74,14 +74,8 @@ pub(super) struct Open {
 pub(super) struct InFlight {
     /// The answer, if it succeeds.
     pub(super) answer: Granted,
-    /// What it was before.
-    before: Before,
-}
-
-#[derive(Debug)]
-enum Before {
-    Open(Open),
-    Found(Arc<Granted>),
+    /// What it was before, if it was open. Else its coupon was found, and is the answer.
+    open: Option<Open>,
 }
 
 /// What a settled entity asks of its run.
@@ -173,24 +167,16 @@ impl EntityRun {
 
     /// Gives it to the writer.
     pub(super) fn send(&mut self, answer: Granted) {
-        let before = match &self.state {
-            EntityState::Open(open) => Before::Open(*open),
-            EntityState::Found(granted) => Before::Found(Arc::clone(granted)),
-            EntityState::Failed(_)
-            | EntityState::InFlight(_)
-            | EntityState::Unreached(_)
-            | EntityState::SameAs(_)
-            | EntityState::Done(_) => Before::Open(Open { needs_history: true, collisions: 0 }),
-        };
-        self.state = EntityState::InFlight(InFlight { answer, before });
+        let open = if let EntityState::Open(open) = self.state { Some(open) } else { None };
+        self.state = EntityState::InFlight(InFlight { answer, open });
     }
 
     /// Takes it back from the writer, which was given nothing after all.
     pub(super) fn take_back(&mut self) {
-        if let EntityState::InFlight(InFlight { before, .. }) = &self.state {
-            self.state = match before {
-                Before::Open(open) => EntityState::Open(*open),
-                Before::Found(granted) => EntityState::Found(Arc::clone(granted)),
+        if let EntityState::InFlight(InFlight { answer, open }) = &self.state {
+            self.state = match open {
+                Some(open) => EntityState::Open(*open),
+                None => EntityState::Found(Arc::new(answer.clone())),
             };
         }
     }
@@ -211,11 +197,11 @@ impl EntityRun {
 
 impl InFlight {
     fn settled(self, outcome: WriteOutcome, certainty: Certainty, is_keyed: bool) -> (EntityState, Next) {
-        let Self { answer, before } = self;
-        let open = match before {
-            Before::Open(open) => open,
-            Before::Found(_) => Open::default(),
-        };
+        let Self { answer, open } = self;
+        // What exists and cannot be shown now is not said to have failed.
+        let exists = open.is_none() || answer.resent.is_some();
+        let certainty = if exists { Certainty::Uncertain } else { certainty };
+        let open = open.unwrap_or_default();
         let again = Open { needs_history: true, ..open };
         let look_up = if is_keyed { Next::LoadIssued } else { Next::Nothing };
         let failed = |refusal| {
@@ -240,17 +226,73 @@ impl InFlight {
             }
             WriteOutcome::Refused => failed(Refusal::Failed),
             WriteOutcome::ServerFault => failed(Refusal::TimedOut),
-            WriteOutcome::Unavailable => {
-                // What exists and cannot be shown now is not said to have failed.
-                let exists = answer.resent.is_some() || answer.replayed;
-                let refusal = if exists { Refusal::InDoubt } else { certainty.qualify(Refusal::Failed) };
-                (EntityState::Unreached(refusal), Next::Nothing)
-            }
-            WriteOutcome::TimedOut if answer.resent.is_some() || answer.replayed => {
-                (EntityState::Done(Err(Refusal::InDoubt)), Next::Nothing)
-            }
+            WriteOutcome::Unavailable => (EntityState::Unreached(certainty.qualify(Refusal::Failed)), Next::Nothing),
             WriteOutcome::TimedOut => (EntityState::Done(Err(certainty.qualify(Refusal::TimedOut))), Next::Nothing),
             WriteOutcome::InDoubt => (EntityState::Done(Err(Refusal::InDoubt)), Next::Nothing),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::date;
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::model::{DiscountType, Face};
+
+    fn shown() -> Granted {
+        let face = Face {
+            description: String::new(),
+            info: String::new(),
+            discount_code: None,
+            discount_type: DiscountType::Abs,
+            discount_value: 0,
+            discount_upto: 0,
+        };
+        Granted {
+            face: Arc::new(face),
+            zone: TimeZone::UTC,
+            code: "CODE".to_owned(),
+            expires_on: date(2027, 5, 9),
+            redemption_count: 0,
+            resent: None,
+            replayed: false,
+        }
+    }
+
+    /// Also if it was found under a key that this very attempt claimed, so that it counts as no replay.
+    #[test]
+    fn a_coupon_that_was_found_is_never_said_not_to_be_stored() {
+        for (is_found, outcome, expected) in [
+            (true, WriteOutcome::Unavailable, Refusal::InDoubt),
+            (true, WriteOutcome::TimedOut, Refusal::InDoubt),
+            (false, WriteOutcome::Unavailable, Refusal::Failed),
+            (false, WriteOutcome::TimedOut, Refusal::TimedOut),
+        ] {
+            let mut entity = EntityRun::new(SeriesId(1));
+            if is_found {
+                entity.state = EntityState::Found(Arc::new(shown()));
+            }
+            entity.send(shown());
+            entity.settle(outcome, Certainty::Certain, true);
+            let (EntityState::Unreached(refusal) | EntityState::Done(Err(refusal))) = entity.state else {
+                panic!("{:?}", entity.state)
+            };
+            assert_eq!(refusal, expected);
+        }
+    }
+
+    #[test]
+    fn what_a_full_queue_did_not_take_is_as_it_was_before() {
+        let mut entity = EntityRun::new(SeriesId(1));
+        entity.require_history();
+        entity.send(shown());
+        entity.take_back();
+        assert!(matches!(entity.state, EntityState::Open(Open { needs_history: true, .. })));
+        entity.state = EntityState::Found(Arc::new(shown()));
+        entity.send(shown());
+        entity.take_back();
+        assert!(matches!(entity.state, EntityState::Found(_)));
     }
 }

@@ -102,8 +102,7 @@ impl Held {
 
     /// What is to be stored at the end; `None`: what is stored stays.
     fn answers_after(&self, words: Option<&[Word]>) -> Option<String> {
-        let stored: Vec<Word> =
-            answers::split(&self.answers).map(|word| word.unwrap_or_else(|error| error.as_open())).collect();
+        let stored = answers::split(&self.answers);
         let Some(words) = words else {
             // Nobody was told what a new claim has stored.
             let untold = stored.into_iter().map(|word| Word { answer: Answer::NewCoupon, ..word });

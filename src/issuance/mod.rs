@@ -212,6 +212,10 @@ impl From<EntropyError> for IssueError {
     }
 }
 
+fn missing() -> IssueError {
+    IssueError::Internal("the caller's organisation is missing".to_owned())
+}
+
 /// What a read finds, if that is by the deadline. A large one is handed over pinned: what is handed over as it is takes its room twice.
 async fn within<T, E: Into<IssueError>>(
     deadline: Instant,

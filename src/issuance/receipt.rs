@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::answers::{self, Answer, Word};
 use super::key_claim::{self, lease_seconds};
-use super::{Entity, Granted, IssueError, Issuer, Refusal};
+use super::{Entity, Granted, IssueError, Issuer, Refusal, missing};
 use crate::model::{Caller, CustomerId, OrgId};
 use crate::store::writer::{Work, WriteOutcome};
 use crate::store::{Claim, IssuedCoupon, StoreError};
@@ -59,9 +59,7 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
             return Err(IssueError::Unavailable(None));
         }
     };
-    let organisation = issuer.directory.organisation(caller.org_id).await?;
-    let organisation =
-        organisation.ok_or_else(|| IssueError::Internal("the caller's organisation is missing".to_owned()))?;
+    let organisation = issuer.directory.organisation(caller.org_id).await?.ok_or_else(missing)?;
     let outcomes: Vec<Option<Result<Granted, Refusal>>> =
         (0..known.words.len()).map(|place| known.outcome(place)).collect();
     let progress = if outcomes.iter().all(Option::is_some) {
@@ -95,8 +93,7 @@ pub(super) struct Known {
 impl Known {
     /// Loads the coupons of these answers. They are committed, and may not be flushed yet.
     pub(super) async fn load(issuer: &Issuer, org_id: OrgId, claim: Claim, answers: &str) -> Result<Self, StoreError> {
-        let words: Vec<Word> =
-            answers::split(answers).map(|word| word.unwrap_or_else(|error| unreadable(&error))).collect();
+        let words = answers::split(answers);
         let reserved = (0..words.len()).map(|place| (claim.coupon_id(place), None));
         let resent = words.iter().filter_map(|word| match word.answer {
             Answer::Resent(resend) => Some((resend.coupon_id, resend.series_version)),
@@ -142,12 +139,6 @@ impl Known {
     pub(super) fn customer(&self) -> Option<&CustomerId> {
         self.coupons.values().next().map(|coupon| &coupon.customer_id)
     }
-}
-
-/// A word that a newer version stored: nothing is known of its entity but the series, and a retry finishes it.
-fn unreadable(error: &answers::Unreadable) -> Word {
-    tracing::error!(%error, "the stored answer of a keyed request cannot be read");
-    error.as_open()
 }
 
 /// Waits until everything that was read since then is flushed. False: a crash may have taken it back, it must be read again.

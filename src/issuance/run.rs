@@ -15,11 +15,13 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::answers::{Answer, Resend, Word};
-use super::entity::{Certainty, EntityRun, EntityState, Next};
+use super::entity::{Certainty, EntityRun, EntityState, Next, Open};
 use super::key_claim::{Claimed, Held, KeyClaim, hash16};
 use super::receipt::{Known, flushed};
 use super::rules::{self, Decision, Moment};
-use super::{Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, codes, customers, within};
+use super::{
+    Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, answers, codes, customers, missing, within,
+};
 use crate::model::{ClientHandling, CustomerId, EntropyError, Facts, Organisation, SeriesId};
 use crate::seldom::Seldom;
 use crate::store::writer::{Code, NewCoupon, Scope, Work, WriteOutcome};
@@ -69,7 +71,7 @@ pub(super) async fn process(
 /// What is stored of an entity's answer.
 fn word(entity: &Entity) -> Word {
     let answer = match &entity.outcome {
-        Ok(granted) => granted.resent.map_or(Answer::NewCoupon, Answer::Resent),
+        Ok(granted) => Answer::with(granted),
         Err(refusal) => Answer::Refused(*refusal),
     };
     Word { series_id: entity.series_id, answer }
@@ -92,10 +94,6 @@ async fn after_server_fault(
     let refusal = if request.is_keyed() { Refusal::InDoubt } else { Refusal::TimedOut };
     let entities = request.series_ids.iter().map(|id| Entity { series_id: *id, outcome: Err(refusal) }).collect();
     Ok(Issuance { entities })
-}
-
-fn missing() -> IssueError {
-    IssueError::Internal("the caller's organisation is missing".to_owned())
 }
 
 /// Good enough for a customer who needs no look-up.
@@ -288,7 +286,7 @@ impl<'a> IssueRun<'a> {
                 "a claimed key is not found when a coupon is written under it".to_owned(),
             ));
         }
-        let new_claim = Box::pin(claim.claim(self.issuer, super::answers::join(words), self.deadline)).await;
+        let new_claim = Box::pin(claim.claim(self.issuer, answers::join(words), self.deadline)).await;
         let (claim, claimed) = match new_claim {
             Ok((claim, claimed)) => (claim, Ok(Some(claimed))),
             Err((claim, error)) => (claim, Err(error)),
@@ -311,7 +309,7 @@ impl<'a> IssueRun<'a> {
         let is_quick = |work: &Work| !matches!(work, Work::Issue(coupon) if coupon.is_exclusive);
         if plan.works.iter().any(is_coupon) && plan.works.iter().all(is_quick) && !self.issuer.writer.is_held_up() {
             let Name::Key(claim) = std::mem::replace(&mut self.name, Name::None) else { return Ok(true) };
-            self.name = Name::Key(claim.claim_with(|| super::answers::join(words)));
+            self.name = Name::Key(claim.claim_with(|| answers::join(words)));
         } else if Box::pin(self.claim(words)).await? == Some(Claimed::Resumed) {
             self.entities.iter_mut().for_each(EntityRun::reopen);
             return Ok(false);
@@ -352,11 +350,14 @@ impl<'a> IssueRun<'a> {
         Ok(())
     }
 
+    async fn current_organisation(&self) -> Result<Arc<Organisation>, IssueError> {
+        self.issuer.directory.organisation_now(self.request.caller.org_id).await?.ok_or_else(missing)
+    }
+
     /// Finds the customer under the organisation's settings as they are now.
     async fn identify(&mut self) -> Result<(), IssueError> {
         let identify = async {
-            let current = self.issuer.directory.organisation_now(self.request.caller.org_id).await?;
-            let organisation = current.ok_or_else(missing)?;
+            let organisation = self.current_organisation().await?;
             let (issuer, given) = (self.issuer, &self.request.customer);
             let id = customers::identify(&issuer.store, &*issuer.entropy, &organisation, given).await?;
             Ok::<_, IssueError>((organisation, id))
@@ -406,7 +407,7 @@ impl<'a> IssueRun<'a> {
             let open = match entity.state {
                 EntityState::Open(open) => open,
                 // Whether another attempt has issued it after all.
-                EntityState::Failed(_) if natural_key.is_some() => super::entity::Open::default(),
+                EntityState::Failed(_) if natural_key.is_some() => Open::default(),
                 _ => continue,
             };
             let cached = issuer.directory.series(&self.organisation, entity.series_id).await;
@@ -462,8 +463,7 @@ impl<'a> IssueRun<'a> {
         if !is_unclaimed && !matches!(self.customer, Customer::OfIssued(_)) {
             return self.identify().await;
         }
-        let current = self.issuer.directory.organisation_now(self.organisation.id).await?;
-        self.organisation = current.ok_or_else(missing)?;
+        self.organisation = self.current_organisation().await?;
         if is_unclaimed {
             // What was issued under the key counts before the customer is refused: the next round claims it first.
             self.customer = Customer::Unknown;
@@ -617,13 +617,12 @@ impl<'a> IssueRun<'a> {
             self.update_claim(KeyClaim::take_back);
             return Err(IssueError::Overloaded);
         };
-        let (certainty, is_keyed) = (self.certainty(), !matches!(self.name, Name::None));
+        let is_keyed = !matches!(self.name, Name::None);
         let learned: Vec<(usize, &WriteOutcome)> = places.iter().copied().zip(&outcomes).collect();
         let was_claimed_with = matches!(self.name, Name::Key(KeyClaim::InFlight(..)));
         self.update_claim(|claim| claim.after_write(&learned));
-        // A new claim: nothing was issued under the key before.
-        let is_held = matches!(&self.name, Name::Key(claim) if claim.held().is_some());
-        let certainty = if was_claimed_with && is_held { Certainty::Certain } else { certainty };
+        // By what is known now: the coupons may have claimed the key, or shown that it is lost.
+        let certainty = self.certainty();
         for (place, outcome) in places.into_iter().zip(outcomes) {
             match self.entities[place].settle(outcome, certainty, is_keyed) {
                 Next::Nothing => {}
@@ -715,11 +714,10 @@ fn outcome(entities: &[EntityRun], place: usize) -> Result<Arc<Granted>, Refusal
 
 /// What can be stored of an entity's answer while its request goes on.
 fn word_so_far(entity: &EntityRun) -> Word {
-    let resent = |granted: &Granted| granted.resent.map_or(Answer::NewCoupon, Answer::Resent);
     let answer = match &entity.state {
         EntityState::Done(Err(refusal)) => Answer::Refused(*refusal),
-        EntityState::Done(Ok(granted)) | EntityState::Found(granted) => resent(granted),
-        EntityState::InFlight(in_flight) => resent(&in_flight.answer),
+        EntityState::Done(Ok(granted)) | EntityState::Found(granted) => Answer::with(granted),
+        EntityState::InFlight(in_flight) => Answer::with(&in_flight.answer),
         EntityState::Open(_) | EntityState::Failed(_) | EntityState::Unreached(_) | EntityState::SameAs(_) => {
             Answer::NewCoupon
         }
