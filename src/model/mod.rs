@@ -14,6 +14,7 @@ mod plan;
 mod rate_limit;
 mod secret;
 mod series;
+mod text;
 
 pub use caller::{Access, Attribution, Caller, Credential, Target, TargetType};
 pub use clock::{Clock, SystemClock};
@@ -32,3 +33,4 @@ pub use plan::{
 pub use rate_limit::RateLimit;
 pub use secret::{SecretError, secret_in, secret_line};
 pub use series::{ClientHandling, CodeShape, DiscountType, ExpiryStrategy, Face, Series, SeriesId};
+pub use text::{TextError, text_in};

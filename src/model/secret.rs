@@ -3,6 +3,8 @@
 
 use secrecy::SecretString;
 
+use super::{TextError, text_in};
+
 /// Why a text is no secret. No message repeats any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -11,10 +13,8 @@ pub enum SecretError {
     Empty,
     #[error("is more than one line: a secret is one line, and nothing else")]
     Lines,
-    #[error("is UTF-16: save it as UTF-8")]
-    Utf16,
-    #[error("is not UTF-8")]
-    NotUtf8,
+    #[error(transparent)]
+    NoText(#[from] TextError),
     #[error("must not contain the character U+0000")]
     Nul,
 }
@@ -24,10 +24,7 @@ pub enum SecretError {
 /// # Errors
 /// When there is none, or anything besides.
 pub fn secret_in(bytes: Vec<u8>) -> Result<SecretString, SecretError> {
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(SecretError::Utf16);
-    }
-    let text = String::from_utf8(bytes).map_err(|_| SecretError::NotUtf8)?;
+    let text = text_in(bytes)?;
     secret_line(text.strip_prefix('\u{feff}').unwrap_or(&text).trim_end_matches(['\r', '\n']))
 }
 
@@ -66,10 +63,10 @@ mod tests {
             (b"hunter2\nhunter3", Err(SecretError::Lines)),
             (b"hunter2\r# the till's\r", Err(SecretError::Lines)),
             (b"\nhunter2\n", Err(SecretError::Lines)),
-            (b"\xff\xfeh\0\n\0", Err(SecretError::Utf16)),
-            (b"\xfe\xff\0h", Err(SecretError::Utf16)),
+            (b"\xff\xfeh\0\n\0", Err(TextError::Utf16.into())),
+            (b"\xfe\xff\0h", Err(TextError::Utf16.into())),
             (b"h\0u\0", Err(SecretError::Nul)),
-            (b"h\xe4rter", Err(SecretError::NotUtf8)),
+            (b"h\xe4rter", Err(TextError::NotUtf8.into())),
         ] {
             let read = secret_in(bytes.to_vec());
             assert_eq!(read.as_ref().map(ExposeSecret::expose_secret).map_err(|error| *error), expected, "{bytes:?}");

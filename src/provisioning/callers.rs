@@ -14,7 +14,7 @@ use super::file::{ACCESS_WORDS, Lines, Names, Secrets, unique};
 use super::toml::Section;
 use crate::auth::LONGEST_NAME;
 use crate::model::{
-    Access, ClientProof, OAuthClientPlan, RateLimit, SecretError, StoreId, TillPlan, TokenAlgorithm, TokenIssuerPlan,
+    Access, ClientProof, OAuthClientPlan, RateLimit, StoreId, TextError, TillPlan, TokenAlgorithm, TokenIssuerPlan,
     secret_in, secret_line,
 };
 
@@ -138,7 +138,7 @@ fn from_file(path: &Path) -> Result<SecretString, String> {
 }
 
 fn from_variable(value: OsString) -> Result<SecretString, String> {
-    let text = value.into_string().map_err(|_| SecretError::NotUtf8.to_string())?;
+    let text = value.into_string().map_err(|_| TextError::NotUtf8.to_string())?;
     secret_line(&text).map_err(|error| error.to_string())
 }
 

@@ -22,7 +22,7 @@ use self::changes::Changes;
 pub use self::file::Secrets;
 use self::stores::SharedCode;
 pub use self::toml::Mistake;
-use crate::model::{OrgId, OrganisationPlan};
+use crate::model::{OrgId, OrganisationPlan, text_in};
 use crate::store::StoreError;
 use crate::store::provisioning::{Provisioning, StoredOrganisation, is_overtaken};
 
@@ -85,13 +85,8 @@ pub fn read(path: &Path) -> Result<Vec<OrganisationPlan>, ApplyError> {
 }
 
 fn text_of(path: &Path) -> io::Result<String> {
-    let bytes = std::fs::read(path)?;
-    let wrong = |reason| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return wrong("the file is UTF-16: save it as UTF-8");
-    }
-    let Ok(text) = String::from_utf8(bytes) else { return wrong("the file is not UTF-8") };
-    Ok(text)
+    let wrong = |error| io::Error::new(io::ErrorKind::InvalidData, format!("the file {error}"));
+    text_in(std::fs::read(path)?).map_err(wrong)
 }
 
 /// Checks the text of a file.

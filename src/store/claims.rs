@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::coupon_ids::CouponIds;
-use super::keyed_requests::{Claim, RequestName};
+use super::keyed_requests::{Claim, RequestName, end_attempt};
 use super::rows::unknown_value;
 use super::{READ_COMMITTED, Store, StoreError, no_answer, waiting};
 
@@ -132,16 +132,9 @@ async fn run(connect: PgConnectOptions, mut asks: mpsc::Receiver<Ask>) {
 /// Ends an attempt whose claim nobody waited for. If that fails, it ends with its lease.
 async fn give_back(connection: &mut PgConnection, new: &NewClaim, outcome: ClaimOutcome) {
     let (ClaimOutcome::Acquired(claim) | ClaimOutcome::Resumed { claim, .. }) = outcome else { return };
-    let end = sqlx::query("select end_attempt_1($1, $2, $3, $4, null)")
-        .bind(new.request.org_id.0)
-        .bind(new.request.key_hash)
-        .bind(claim.first_coupon_id)
-        .bind(claim.attempt)
-        .execute(connection);
-    match timeout(PATIENCE, end).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a claim that nobody waited for is not given back"),
-        Err(_elapsed) => tracing::debug!("a claim that nobody waited for is not given back in time"),
+    let end = timeout(PATIENCE, end_attempt(connection, new.request, claim, None)).await;
+    if let Err(error) = end.unwrap_or_else(|_elapsed| Err(no_answer())) {
+        tracing::debug!(%error, "a claim that nobody waited for is not given back");
     }
 }
 

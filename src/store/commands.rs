@@ -91,13 +91,7 @@ impl<'a> HolderChange<'a> {
             Holder::Till(_) => "update till set disabled = $3 where org_id = $1 and till_id = $2",
             Holder::Client(_) => "update oauth_client set disabled = $3 where org_id = $1 and client_key = $2",
         };
-        sqlx::query(statement)
-            .bind(self.org_id.0)
-            .bind(self.holder.name())
-            .bind(disabled)
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
+        self.update(statement, disabled).await
     }
 
     /// Gives it another password or secret.
@@ -109,13 +103,7 @@ impl<'a> HolderChange<'a> {
             Holder::Till(_) => "update till set password_hash = $3 where org_id = $1 and till_id = $2",
             Holder::Client(_) => "update oauth_client set secret_hash = $3 where org_id = $1 and client_key = $2",
         };
-        sqlx::query(statement)
-            .bind(self.org_id.0)
-            .bind(self.holder.name())
-            .bind(hash)
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
+        self.update(statement, hash).await
     }
 
     /// Makes a client's tokens from before this instant void. A till has none.
@@ -123,14 +111,22 @@ impl<'a> HolderChange<'a> {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn void_tokens_before(&mut self, instant: Timestamp) -> Result<(), StoreError> {
-        if let Holder::Client(key) = self.holder {
-            sqlx::query("update oauth_client set tokens_from = $3 where org_id = $1 and client_key = $2")
-                .bind(self.org_id.0)
-                .bind(key)
-                .bind(instant.to_sqlx())
-                .execute(&mut self.connection)
-                .await?;
+        match self.holder {
+            Holder::Till(_) => Ok(()),
+            Holder::Client(_) => {
+                let statement = "update oauth_client set tokens_from = $3 where org_id = $1 and client_key = $2";
+                self.update(statement, instant.to_sqlx()).await
+            }
         }
+    }
+
+    /// Writes a value into the holder's row.
+    async fn update<'v, T>(&mut self, statement: &'static str, value: T) -> Result<(), StoreError>
+    where
+        T: sqlx::Encode<'v, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + 'v,
+    {
+        let query = sqlx::query(statement).bind(self.org_id.0).bind(self.holder.name()).bind(value);
+        query.execute(&mut self.connection).await?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
 use super::rows::{face_from, zone_from};
@@ -101,14 +101,7 @@ impl Store {
         claim: Claim,
         answers: Option<&str>,
     ) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar("select end_attempt_1($1, $2, $3, $4, $5)")
-            .bind(request.org_id.0)
-            .bind(request.key_hash)
-            .bind(claim.first_coupon_id)
-            .bind(claim.attempt)
-            .bind(answers)
-            .fetch_one(&mut *self.lease().await?)
-            .await?)
+        Ok(end_attempt(&mut *self.lease().await?, request, claim, answers).await?)
     }
 
     /// Those of these coupons that exist, each as this version of its series shows it; `None`: the version with which it was
@@ -186,6 +179,23 @@ const PURGE_NATURAL_KEYS: &str = "
     delete from natural_issuance where ctid = any (array(
         select n.ctid from natural_issuance n where n.issued_at < now() - make_interval(secs => $1)
          order by n.issued_at limit $2 for update skip locked))";
+
+/// [`Store::end_attempt`], over this connection.
+pub(super) async fn end_attempt(
+    connection: &mut PgConnection,
+    request: RequestName,
+    claim: Claim,
+    answers: Option<&str>,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select end_attempt_1($1, $2, $3, $4, $5)")
+        .bind(request.org_id.0)
+        .bind(request.key_hash)
+        .bind(claim.first_coupon_id)
+        .bind(claim.attempt)
+        .bind(answers)
+        .fetch_one(connection)
+        .await
+}
 
 /// The coupon in a row that has all of its columns.
 pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, StoreError> {

@@ -71,7 +71,7 @@ impl Presence {
     pub async fn incarnation(&self) -> Result<i32, StoreError> {
         let take = || async {
             let (connection, incarnation) =
-                timeout(PATIENCE, take(&self.0.connect)).await.map_err(|_| no_answer())??;
+                timeout(PATIENCE, take(&self.0.connect)).await.unwrap_or_else(|_elapsed| Err(no_answer()))?;
             let holding = tokio::spawn(hold(self.0.connect.clone(), connection, incarnation));
             tracing::debug!(incarnation, "this replica has its incarnation");
             Ok::<_, StoreError>((incarnation, Holding(holding.abort_handle())))
@@ -97,7 +97,8 @@ async fn lock(connection: &mut PgConnection, incarnation: i32) -> Result<(), sql
 async fn hold(connect: PgConnectOptions, mut connection: PgConnection, incarnation: i32) {
     loop {
         sleep(PING_EVERY).await;
-        let Some(error) = failed(timeout(PATIENCE, connection.ping()).await) else { continue };
+        let pinged = timeout(PATIENCE, connection.ping()).await;
+        let Err(error) = pinged.unwrap_or_else(|_elapsed| Err(no_answer())) else { continue };
         LOST.tell(|times| tracing::warn!(%error, times, incarnation, "lost the connection that tells other replicas that this one lives"));
         connection = loop {
             let again = async {
@@ -105,20 +106,11 @@ async fn hold(connect: PgConnectOptions, mut connection: PgConnection, incarnati
                 lock(&mut connection, incarnation).await?;
                 Ok::<_, sqlx::Error>(connection)
             };
-            match timeout(PATIENCE, again).await {
-                Ok(Ok(connection)) => break connection,
-                Ok(Err(error)) => tracing::debug!(%error, "the presence connection cannot be made"),
-                Err(_elapsed) => tracing::debug!("the presence connection takes too long"),
+            match timeout(PATIENCE, again).await.unwrap_or_else(|_elapsed| Err(no_answer())) {
+                Ok(connection) => break connection,
+                Err(error) => tracing::debug!(%error, "the presence connection cannot be made"),
             }
             sleep(PING_EVERY).await;
         };
-    }
-}
-
-fn failed<E>(result: Result<Result<(), sqlx::Error>, E>) -> Option<sqlx::Error> {
-    match result {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error),
-        Err(_elapsed) => Some(no_answer()),
     }
 }

@@ -108,6 +108,26 @@ pub struct StoredOrganisation {
     pub series: BTreeMap<SeriesId, Series>,
 }
 
+/// Stores a name in the table of its kind, and says whether the organisation holds it.
+macro_rules! claim_name {
+    ($table:literal, $column:literal) => {
+        concat!(
+            "with new as (
+                 insert into ",
+            $table,
+            " (org_id, ",
+            $column,
+            ") values ($1, $2) on conflict do nothing returning org_id)
+             select org_id = $1 from (
+                 select org_id from new union all select org_id from ",
+            $table,
+            " where ",
+            $column,
+            " = $2) as holder"
+        )
+    };
+}
+
 /// The transaction of one `apply`.
 pub struct Provisioning {
     connection: PgConnection,
@@ -459,12 +479,7 @@ impl Provisioning {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn claim_till_name(&mut self, org_id: OrgId, id: &str) -> Result<bool, StoreError> {
-        let statement = "
-            with new as (
-                insert into till_name (org_id, till_id) values ($1, $2) on conflict do nothing returning org_id)
-            select org_id = $1 from (
-                select org_id from new union all select org_id from till_name where till_id = $2) as holder";
-        self.claim_name(statement, org_id, id).await
+        self.claim_name(claim_name!("till_name", "till_id"), org_id, id).await
     }
 
     /// Makes the key of an OAuth client the organisation's; false: it is another's.
@@ -472,12 +487,7 @@ impl Provisioning {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn claim_client_key(&mut self, org_id: OrgId, key: &str) -> Result<bool, StoreError> {
-        let statement = "
-            with new as (
-                insert into client_name (org_id, client_key) values ($1, $2) on conflict do nothing returning org_id)
-            select org_id = $1 from (
-                select org_id from new union all select org_id from client_name where client_key = $2) as holder";
-        self.claim_name(statement, org_id, key).await
+        self.claim_name(claim_name!("client_name", "client_key"), org_id, key).await
     }
 
     /// Only `apply` writes names, and one runs at a time: the holder is in one of the two places.
