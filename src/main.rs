@@ -200,7 +200,7 @@ Or in a browser: http://{address}/docs
 {console}
 Look at them:
 
-  {psql} -c 'select series_id, customer_id, code, expires_on, xmin from coupon'
+  {psql} -c 'select i.series_id, i.customer_id, i.code, i.expires_on, c.xmin from issued_coupon i join coupon c using (org_id, coupon_id)'
 
 Ctrl-C stops the service and its Postgres.
 "

@@ -438,7 +438,7 @@ impl World {
             // That it did not succeed while something else is broken is no failure; whether it did may not even be known.
             let applied = app::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
             if let Err(error) = applied {
-                eprintln!("apply: {error:#}");
+                eprintln!("apply: {error}");
             }
             self.upload(catalogue::SCARCE, "SCARCE", version, 40).await;
             sleep(Duration::from_millis(300)).await;
@@ -449,7 +449,7 @@ impl World {
         let file = self.cluster.directory.join("codes.csv");
         std::fs::write(&file, catalogue::codes(prefix, version, count)).unwrap();
         if let Err(error) = app::import_codes(&self.cluster.as_service(), 1, series, &file, &mut |_| {}).await {
-            eprintln!("codes import: {error:#}");
+            eprintln!("codes import: {error}");
         }
     }
 
