@@ -1,11 +1,11 @@
 -- The tables. Procedures are in 0002; README.md in this folder says how to add a migration.
 --
--- Every primary, unique and foreign key begins with org_id: it is the wall between tenants and the distribution key. Names that are
--- unique over all organisations stand in small tables of their own (till_name, client_name). There are no triggers: whoever changes
--- a credential notifies in the same transaction.
+-- Every primary, unique and foreign key begins with org_id: it separates the tenants and is the distribution key. Names that must be
+-- unique across organisations have tables of their own (till_name, client_name). There are no triggers: the transaction that changes
+-- a credential also sends the notification.
 --
--- Settings have the names of the contract. An unlimited setting is null, never -1. Columns are ordered by alignment. What is looked up
--- for every coupon is compared by its bytes (collate "C"), whatever the locale of the database: that is faster.
+-- Settings have the names of the contract. An unlimited setting is null, never -1. Columns are ordered by alignment. Text that is
+-- looked up for every coupon is compared by its bytes (collate "C"), which is faster than by the database's locale.
 
 create table organisation (
     org_id                bigint  not null,
@@ -106,7 +106,7 @@ create table token_issuer (
     constraint token_issuer_algorithms check (cardinality(algorithms) > 0
         and algorithms <@ array['RS256', 'ES256', 'EdDSA'])
 );
-comment on table token_issuer is 'External authorisation servers whose access tokens an organisation accepts.';
+comment on table token_issuer is 'External authorisation servers. The organisation accepts their access tokens.';
 comment on column token_issuer.org_id is 'The organisation.';
 comment on column token_issuer.issuer is 'The claim "iss" of its tokens.';
 comment on column token_issuer.audience is 'The value that the claim "aud" must hold.';
@@ -139,7 +139,7 @@ comment on column oauth_client.token_ttl_seconds is 'The lifetime of its tokens 
 comment on column oauth_client.rate_limit_per_minute is 'Requests a minute. Null: the organisation''s limit; 0: unlimited.';
 comment on column oauth_client.disabled is 'Whether it may not log in.';
 comment on column oauth_client.client_key is 'The key by which it logs in.';
-comment on column oauth_client.till_id is 'The till for whose store it issues by default.';
+comment on column oauth_client.till_id is 'The till, and with it the store, of its coupons, unless a request names another.';
 comment on column oauth_client.access is 'Its access.';
 comment on column oauth_client.secret_hash is 'argon2id over its secret. Null: it authenticates by tokens of an external issuer.';
 comment on column oauth_client.issuer is 'The external issuer of its tokens. Null: it has a secret.';
@@ -161,8 +161,8 @@ create table signing_key (
     private_key    bytea       not null,
     constraint signing_key_pkey primary key (kid)
 );
-comment on table signing_key is 'The keys that sign access tokens, shared by all replicas. The newest whose time has come signs; all verify until their end.';
-comment on column signing_key.signs_from is 'When it begins to sign: a while after it was stored, so that every replica knows it by then.';
+comment on table signing_key is 'The keys of access tokens, shared by all replicas. Of the keys whose signs_from has passed, the newest signs. Every key verifies until its verifies_until.';
+comment on column signing_key.signs_from is 'When it begins to sign. That is later than created_at, so that every replica has loaded it by then.';
 comment on column signing_key.verifies_until is 'The end of its last token. Null: it has no successor yet.';
 comment on column signing_key.created_at is 'When it was stored.';
 comment on column signing_key.kid is 'Its name in the header of a token.';
@@ -515,7 +515,7 @@ create table incarnation (
     constraint incarnation_only_row check (only_row)
 );
 insert into incarnation default values;
-comment on table incarnation is 'The number of the replica that started last. A replica holds the advisory lock (20193, number) for as long as it lives.';
+comment on table incarnation is 'The last number given to a replica. The replica holds the advisory lock (20193, number) until it ends.';
 comment on column incarnation.latest is 'The number; after 32767 it begins at 1 again. A number counts for as long as a lease of an attempt, so that no replica is taken for one of the same number before.';
 comment on column incarnation.only_row is 'True: there is one row.';
 
