@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All of it, one group after the other: throughput beside a bare insert and beside the plain way, what kinds of requests cost,
-# latency, growth, cost. Prints their tables and how they compare with what is wanted, keeps both in target/bench, and draws
-# benches/chart.svg. About ten minutes; SECONDS_EACH and ROUNDS change it, GROWTH=10 adds ten million coupons stored.
+# latency, growth, cost, and the bytes of keyed coupons. Prints their tables and how they compare with what is wanted, keeps both in
+# target/bench, and draws benches/chart.svg. About ten minutes; SECONDS_EACH and ROUNDS change it, GROWTH=10 adds ten million
+# coupons stored.
 #
 #   benches/bench.sh target/release/coupon-issuer        GROWTH=10
 set -euo pipefail
@@ -17,7 +18,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 failed=()
-for name in throughput kinds latency growth cost; do
+for name in throughput kinds latency growth cost keyed_bytes; do
     SECONDS=0
     "$here/$name.sh" "$binary" > "$RESULTS/table" &
     group=$!

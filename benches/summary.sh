@@ -31,4 +31,5 @@ END {
     row("throughput with ten million coupons stored to none", "growth.stored10.to_none", "≥", 0.85, 2)
     row("memory at a thousand connections under load (MiB)", "cost.memory.thousand", "≤", 64, 0)
     row("table and indexes per coupon (bytes)", "cost.service1.stored", "≤", 300, 0)
+    row("… of a keyed request that resends another, with its record", "keyed.stored", "≤", 450, 0)
 }'
