@@ -506,11 +506,11 @@ begin
                                 where c.org_id = known.org_id and c.coupon_id = known.first_coupon_id + w.place - 1) as is_issued
                       from string_to_table(known.answers, ' ') with ordinality as w (word, place)) t;
             if is_complete then
-                outcome := 2;
+                outcome := 6;
             elsif not is_answered and is_in_progress_1(known, lease_seconds) then
                 outcome := 3;
             else
-                outcome := 2;
+                outcome := case when is_answered or known.incarnation in (0, of_incarnation) then 2 else 5 end;
                 attempt := greatest(known.attempt + 1,
                                     ceil(64 * extract(epoch from clock_timestamp() - known.received_at))::integer);
                 -- Refused entities are open again.
@@ -525,7 +525,7 @@ begin
 end
 $$;
 comment on function claim_keys_1(bigint[], uuid[], bigint[], text[], bigint[], integer, integer) is
-    'Claims keys for attempts, each named by the first of the coupon ids that it reserves. Outcomes: 1 acquired: the key is new; 2 resumed: it was used before, and no attempt is at work on what is left of it; 3 in progress; 4 fingerprint mismatch. claim_id, attempt and answers are those of the stored request. Not flushed.';
+    'Claims keys for attempts, each named by the first of the coupon ids that it reserves. Outcomes: 1 acquired: the key is new; 2 resumed: it was used before, something is left of it, and no attempt is at work on that; 3 in progress; 4 fingerprint mismatch; 5 taken over: as 2, and an attempt of another replica has not ended, but that replica is dead or the lease has run out; 6 complete: it was used before, and nothing is left. claim_id, attempt and answers are those of the stored request. Not flushed.';
 
 create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns boolean
 language plpgsql as $$

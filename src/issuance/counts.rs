@@ -1,4 +1,5 @@
-//! What became of the entities that were answered, counted: by outcome, and the refused ones by error code as well.
+//! What became of the entities that were answered, counted: by outcome, and the refused ones by error code as well; and what claims
+//! of keys have found.
 //! Every counter is there from the start, so that an alert rule finds it at zero.
 
 use metrics::{Counter, counter};
@@ -6,13 +7,58 @@ use strum::IntoEnumIterator;
 
 use super::{Entity, Refusal};
 use crate::meters;
+use crate::store::{ClaimOutcome, Left};
 
-/// The counters of entities.
+/// The counters.
 pub(super) struct Counts {
     /// By [`Entity::name`]; of a refusal by its code as well.
     outcomes: Vec<(&'static str, Counter, Option<Counter>)>,
     /// Keyed requests that were purged.
     pub(super) purged: Counter,
+    /// Claims of keys.
+    pub(super) claims: ClaimCounts,
+}
+
+/// The counters of claims.
+pub(super) struct ClaimCounts {
+    acquired: Counter,
+    complete: Counter,
+    resumed: Counter,
+    taken_over: Counter,
+    in_progress: Counter,
+    mismatch: Counter,
+}
+
+impl ClaimCounts {
+    fn new() -> Self {
+        let outcome = |name: &'static str| counter!(meters::KEY_CLAIMS.name, "outcome" => name);
+        Self {
+            acquired: outcome("acquired"),
+            complete: outcome("complete"),
+            resumed: outcome("resumed"),
+            taken_over: outcome("taken_over"),
+            in_progress: outcome("in_progress"),
+            mismatch: outcome("mismatch"),
+        }
+    }
+
+    /// A key was claimed together with a coupon.
+    pub(super) fn acquired(&self) {
+        self.acquired.increment(1);
+    }
+
+    /// A claim by a statement has found this.
+    pub(super) fn found(&self, outcome: &ClaimOutcome) {
+        let counter = match outcome {
+            ClaimOutcome::Acquired(_) => &self.acquired,
+            ClaimOutcome::Resumed { left: Left::Nothing, .. } => &self.complete,
+            ClaimOutcome::Resumed { left: Left::Something, .. } => &self.resumed,
+            ClaimOutcome::Resumed { left: Left::Unended, .. } => &self.taken_over,
+            ClaimOutcome::InProgress => &self.in_progress,
+            ClaimOutcome::FingerprintMismatch => &self.mismatch,
+        };
+        counter.increment(1);
+    }
 }
 
 impl Counts {
@@ -23,7 +69,11 @@ impl Counts {
             let by_code = counter!(meters::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
             (refusal.name(), outcome(refusal.name()), Some(by_code))
         });
-        Self { outcomes: granted.into_iter().chain(refused).collect(), purged: counter!(meters::FORGOTTEN.name) }
+        Self {
+            outcomes: granted.into_iter().chain(refused).collect(),
+            purged: counter!(meters::FORGOTTEN.name),
+            claims: ClaimCounts::new(),
+        }
     }
 
     /// These are about to be answered.

@@ -217,14 +217,14 @@ impl InFlight {
             }
             WriteOutcome::Flushed => (EntityState::Done(Ok(Arc::new(answer))), Next::Nothing),
             WriteOutcome::NotFlushed | WriteOutcome::AlreadyIssued => (EntityState::Open(again), look_up),
-            WriteOutcome::GuardFailed => (EntityState::Open(again), Next::Nothing),
+            WriteOutcome::GuardFailed(_) => (EntityState::Open(again), Next::Nothing),
             WriteOutcome::SettingsLocked => (EntityState::Open(again), Next::Pause),
             WriteOutcome::KeyNotClaimed => (EntityState::Open(open), Next::Nothing),
             WriteOutcome::CodeTaken if open.collisions + 1 >= MOST_COLLISIONS => failed(Refusal::Failed),
             WriteOutcome::CodeTaken => {
                 (EntityState::Open(Open { collisions: open.collisions + 1, ..open }), Next::Nothing)
             }
-            WriteOutcome::Refused => failed(Refusal::Failed),
+            WriteOutcome::IdTaken | WriteOutcome::Refused => failed(Refusal::Failed),
             WriteOutcome::ServerFault => failed(Refusal::TimedOut),
             WriteOutcome::Unavailable => (EntityState::Unreached(certainty.qualify(Refusal::Failed)), Next::Nothing),
             WriteOutcome::TimedOut => (EntityState::Done(Err(certainty.qualify(Refusal::TimedOut))), Next::Nothing),

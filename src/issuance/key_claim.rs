@@ -172,11 +172,15 @@ impl KeyClaim {
             }
             issuer.claims.claim(&new, answers).await
         };
-        match within(deadline, asked.instrument(traces::span!("claim the key"))).await {
+        let found = within(deadline, asked.instrument(traces::span!("claim the key"))).await;
+        if let Ok(outcome) = &found {
+            issuer.counts.claims.found(outcome);
+        }
+        match found {
             Ok(ClaimOutcome::Acquired(claim)) => {
                 Ok((Self::Held(Held { new, claim, is_new: true, answers: stored }), Claimed::New))
             }
-            Ok(ClaimOutcome::Resumed { claim, answers }) => {
+            Ok(ClaimOutcome::Resumed { claim, answers, .. }) => {
                 Ok((Self::Held(Held { new, claim, is_new: false, answers: answers.into() }), Claimed::Resumed))
             }
             Ok(ClaimOutcome::InProgress) => Err((self, IssueError::StillRunning)),

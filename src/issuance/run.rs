@@ -634,6 +634,9 @@ impl<'a> IssueRun<'a> {
             self.close(Refusal::InDoubt);
         }
         if was_claimed_with {
+            if matches!(self.name, Name::Key(KeyClaim::Held(_))) {
+                self.issuer.counts.claims.acquired();
+            }
             self.drop_decisions_without_key();
         }
         if let Customer::Identified(id) = &self.customer

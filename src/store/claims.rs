@@ -44,8 +44,10 @@ pub struct NewClaim {
 pub enum ClaimOutcome {
     /// The key is new: nothing was issued under it.
     Acquired(Claim),
-    /// The request was seen before, and no attempt is at work on what is left of it.
+    /// The request was seen before, and no attempt is at work on it.
     Resumed {
+        /// What the attempts before have left.
+        left: Left,
         /// The claim, under which what is left may be issued.
         claim: Claim,
         /// The answers that are stored.
@@ -55,6 +57,17 @@ pub enum ClaimOutcome {
     InProgress,
     /// The key belongs to another request.
     FingerprintMismatch,
+}
+
+/// What the attempts before have left of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: each entity has its answer for good.
+    Nothing,
+    /// Something. None of them is at work any more.
+    Something,
+    /// What an attempt of another replica has not ended: that replica is dead, or the lease of the attempt has run out.
+    Unended,
 }
 
 struct Ask {
@@ -196,9 +209,11 @@ async fn claim(
 fn outcome_of(outcome: i16, claim: Claim, answers: String) -> Result<ClaimOutcome, StoreError> {
     match outcome {
         1 => Ok(ClaimOutcome::Acquired(claim)),
-        2 => Ok(ClaimOutcome::Resumed { claim, answers }),
+        2 => Ok(ClaimOutcome::Resumed { left: Left::Something, claim, answers }),
         3 => Ok(ClaimOutcome::InProgress),
         4 => Ok(ClaimOutcome::FingerprintMismatch),
+        5 => Ok(ClaimOutcome::Resumed { left: Left::Unended, claim, answers }),
+        6 => Ok(ClaimOutcome::Resumed { left: Left::Nothing, claim, answers }),
         _ => Err(unknown_value("claim_keys_1")),
     }
 }

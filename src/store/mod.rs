@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use changes::CredentialChanges;
-pub use claims::{ClaimOutcome, Claims, NewClaim};
+pub use claims::{ClaimOutcome, Claims, Left, NewClaim};
 pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, History, SeriesAtRevision};

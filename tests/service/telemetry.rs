@@ -130,6 +130,8 @@ async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
         r#"coupon_issuer_turned_away_total{reason="overload"} 0"#,
         r#"coupon_issuer_requests_total{route="/v2/coupon/bulk/issue",status="503"} 0"#,
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 0"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="ordinal_taken"} 0"#,
+        r#"coupon_issuer_key_claims_total{outcome="taken_over"} 0"#,
         "coupon_issuer_coupons_in_doubt_total 0",
         "coupon_issuer_database_up 1",
     ] {
@@ -163,6 +165,10 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
         r#"coupon_issuer_entities_total{outcome="resent"} 1"#,
         r#"coupon_issuer_entities_refused_total{code="5005"} 1"#,
         r#"coupon_issuer_entities_refused_total{code="707"} 1"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="issued"} 3"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="key_not_claimed"} 2"#,
+        r#"coupon_issuer_key_claims_total{outcome="acquired"} 1"#,
+        r#"coupon_issuer_key_claims_total{outcome="complete"} 1"#,
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="accepted"} 3"#,
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 1"#,
         r#"coupon_issuer_requests_refused_total{route="/v2/coupon/bulk/issue",code="401",reason="the secret is wrong"} 1"#,
@@ -268,6 +274,8 @@ async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
         r#"coupon_issuer_entities_total{outcome="timed_out"} 1"#,
         r#"coupon_issuer_entities_total{outcome="in_doubt"} 1"#,
         r#"coupon_issuer_entities_refused_total{code="748"} 2"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="timed_out"} 1"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="in_doubt"} 1"#,
         "coupon_issuer_coupons_in_doubt_total 1",
     ] {
         service.tells(line).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::call::{Expect, Numbered, issue_coupons, meaning};
 use super::connection::{Backend, Connector, WriterConnection};
-use super::{Code, KeyHold, KeyedEntity, Meters, NewCoupon, Scope, Work, WriteOutcome};
+use super::{Code, Guard, KeyHold, KeyedEntity, Meters, NewCoupon, Scope, Work, WriteOutcome};
 use crate::seldom::Seldom;
 use crate::store::coupon_ids::CouponIds;
 use crate::store::{Claim, NewClaim, StoreError, is_fatal, no_answer, told};
@@ -88,8 +88,7 @@ impl Batches {
     /// Does all of these, and returns what became of each, in order.
     pub(super) async fn write(&mut self, works: &[Work], deadline: Instant) -> Vec<WriteOutcome> {
         let written = self.send(works, deadline).await;
-        let in_doubt = written.iter().filter(|outcome| **outcome == WriteOutcome::InDoubt).count();
-        self.meters.in_doubt.increment(in_doubt as u64);
+        self.meters.coupons.written(works, &written);
         written
     }
 
@@ -446,7 +445,7 @@ fn found_as(numbered: &Numbered<'_>, row: Committed) -> WriteOutcome {
     match shown.filter(|_| is_same_instant && series_id == coupon.series_id.0 && customer_id == coupon.customer_id.0) {
         Some(code) => WriteOutcome::Issued { coupon_id, code },
         None if matches!(coupon.scope, Scope::Key(_)) => WriteOutcome::AlreadyIssued,
-        None => WriteOutcome::Refused,
+        None => WriteOutcome::IdTaken,
     }
 }
 
@@ -500,8 +499,7 @@ fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> WriteOutcome {
     let (series_id, reason) = (coupon.series_id.0, told(&error));
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     if matches!(code.as_deref(), Some("40P01" | "40001")) {
-        // It lost against another transaction.
-        return WriteOutcome::GuardFailed;
+        return WriteOutcome::GuardFailed(Guard::Conflict);
     }
     if matches!(StoreError::from(error), StoreError::Failed(_)) {
         NOT_TAKEN.tell(|times| {

@@ -10,7 +10,7 @@ use sqlx::types::Json;
 use sqlx::{Postgres, Type};
 use uuid::Uuid;
 
-use super::{Code, KeyHold, NewCoupon, Scope, WriteOutcome};
+use super::{Code, Guard, KeyHold, NewCoupon, Scope, WriteOutcome};
 use crate::model::Metadata;
 use crate::store::Claim;
 
@@ -107,7 +107,7 @@ pub(super) fn meaning(numbered: &Numbered<'_>, outcome: i16, from_pool: Option<S
     let series_id = numbered.coupon.series_id.0;
     match Outcome::try_from(outcome).and_then(|outcome| of_outcome(numbered, outcome, from_pool)) {
         Ok(written) => {
-            if written == WriteOutcome::Refused {
+            if written == WriteOutcome::IdTaken {
                 tracing::error!(
                     series_id,
                     coupon_id = numbered.coupon_id,
@@ -137,12 +137,12 @@ fn of_outcome(numbered: &Numbered<'_>, outcome: Outcome, from_pool: Option<Strin
         Outcome::AlreadyIssued => WriteOutcome::AlreadyIssued,
         Outcome::KeyNotClaimed => WriteOutcome::KeyNotClaimed,
         // Only if the database lost a lease that it had flushed: a restored backup, say.
-        Outcome::IdTaken => WriteOutcome::Refused,
-        Outcome::OtherRevision
-        | Outcome::CapReached
-        | Outcome::OrdinalTaken
-        | Outcome::HoldsExcluded
-        | Outcome::PoolEmpty => WriteOutcome::GuardFailed,
+        Outcome::IdTaken => WriteOutcome::IdTaken,
+        Outcome::OtherRevision => WriteOutcome::GuardFailed(Guard::OtherRevision),
+        Outcome::CapReached => WriteOutcome::GuardFailed(Guard::CapReached),
+        Outcome::OrdinalTaken => WriteOutcome::GuardFailed(Guard::OrdinalTaken),
+        Outcome::HoldsExcluded => WriteOutcome::GuardFailed(Guard::HoldsExcluded),
+        Outcome::PoolEmpty => WriteOutcome::GuardFailed(Guard::PoolEmpty),
     })
 }
 

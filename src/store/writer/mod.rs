@@ -8,6 +8,7 @@ mod backlog;
 mod batch;
 mod call;
 mod connection;
+mod counts;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use self::backlog::Backlog;
+use self::counts::Counts;
 use super::{Claim, NewClaim, waiting};
 use crate::meters::{self, Level};
 use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId};
@@ -126,7 +128,7 @@ pub enum WriteOutcome {
     /// It may not be: the database may have crashed since and have lost it. It must be read again.
     NotFlushed,
     /// A guard refused: the decision has gone stale and must be made again on fresh facts. Nothing is stored.
-    GuardFailed,
+    GuardFailed(Guard),
     /// The organisation's settings are being changed: it must be decided again, a moment later. Nothing is stored.
     SettingsLocked,
     /// The code exists already. Nothing is stored.
@@ -136,6 +138,8 @@ pub enum WriteOutcome {
     /// Its attempt does not hold the key: the key was used before, another attempt took over, or a crash of the database lost the
     /// claim. Nothing is stored.
     KeyNotClaimed,
+    /// Another coupon has its id. Nothing is stored.
+    IdTaken,
     /// The database refused this coupon alone. Nothing is stored.
     Refused,
     /// The server failed on this coupon alone, for a reason of its own (classes 53, 58 and XX). Nothing is stored.
@@ -146,6 +150,23 @@ pub enum WriteOutcome {
     TimedOut,
     /// The connection broke midway, and the database could not be asked in time whether the coupon is stored.
     InDoubt,
+}
+
+/// The guard that refused a coupon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// The organisation's settings changed after the decision.
+    OtherRevision,
+    /// The series has issued all it may.
+    CapReached,
+    /// Another request issued this number of the customer's coupons.
+    OrdinalTaken,
+    /// The customer holds a coupon of a mutually exclusive series.
+    HoldsExcluded,
+    /// The pool has no code for this customer.
+    PoolEmpty,
+    /// Its transaction lost against another one: a deadlock or a serialization failure.
+    Conflict,
 }
 
 /// The queue is full: more is being asked for than the database takes.
@@ -186,7 +207,7 @@ struct Meters {
     size: Histogram,
     duration: Histogram,
     broken: Counter,
-    in_doubt: Counter,
+    coupons: Counts,
 }
 
 impl Meters {
@@ -196,7 +217,7 @@ impl Meters {
             size: metrics::histogram!(meters::BATCH_SIZE.name, "queue" => queue),
             duration: metrics::histogram!(meters::BATCH_DURATION.name, "queue" => queue),
             broken: metrics::counter!(meters::BROKEN_BATCHES.name),
-            in_doubt: metrics::counter!(meters::IN_DOUBT.name),
+            coupons: Counts::new(),
         }
     }
 }
@@ -408,7 +429,9 @@ async fn run(task: usize, taking: Taking, backlog: Arc<Backlog>, mut batches: ba
         }
         while let Some(late) = taken.iter().position(|job| job.deadline <= now) {
             if let Some(job) = taken.remove(late) {
-                reply(job.answer, vec![WriteOutcome::TimedOut; job.works.len()]);
+                let written = vec![WriteOutcome::TimedOut; job.works.len()];
+                batches.meters().coupons.written(&job.works, &written);
+                reply(job.answer, written);
             }
         }
         let Some(deadline) = taken.iter().map(|job| job.deadline).min() else { continue };
