@@ -19,16 +19,22 @@ pub const SCARCE: i64 = 10;
 pub const GENERIC: i64 = 11;
 /// Whose cap is reached, and which everyone waits for.
 pub const HOT: i64 = 3;
-pub const ALL: [i64; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+/// Of the shortest codes that there are, a tenth of which are taken from the start ([`take_codes`]).
+pub const NARROW: i64 = 15;
+pub const ALL: [i64; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+/// The customer who has the codes of [`NARROW`] that are taken.
+pub const COLLECTOR: &str = "collector";
 
 /// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
-pub fn caps(version: u32) -> [(i64, i64); 4] {
-    [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500)]
+pub fn caps(version: u32) -> [(i64, i64); 5] {
+    // Of `NARROW` so few that ten codes in a row are never all taken, which would be answered 786.
+    [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500), (NARROW, 5_000)]
 }
 
 /// The file of `apply`. Each version has other descriptions and another cap.
 pub fn file(version: u32) -> String {
-    let mut file = "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\n\
+    let mut file = "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\nnatural_key = true\n\
                     default_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"Downtown\"\n[[orgs.tills]]\n\
                     id = \"store.server\"\nstore_id = 10\npassword = \"server123\"\n"
         .to_owned();
@@ -54,11 +60,32 @@ fn settings(id: i64) -> &'static str {
         SENT_AGAIN => "do_not_resend_existing_voucher = false\n",
         ONE_A_DAY => "min_days_between_vouchers = 1\n",
         PLENTY | SCARCE => "client_handling_type = \"DISC_CODE_PIN\"\n",
+        NARROW => "alpha_numeric = false\nrandom_code_length = 5\n",
         GENERIC => "client_handling_type = \"GENERIC\"\ngeneric_code = \"FORALL\"\n",
         12 => "mutual_exclusive_series_ids = [13]\n",
         13 => "mutual_exclusive_series_ids = [14]\n",
         _ => "",
     }
+}
+
+/// The statement that takes every tenth code of [`NARROW`]: by requests of [`COLLECTOR`] for coupons of [`UNLIMITED`], since a
+/// code is one coupon's in all of the organisation.
+pub fn take_codes() -> String {
+    format!(
+        "do $$ declare
+             codes constant integer := 10000;
+             first_id constant bigint := lease_coupon_ids_1(codes);
+             origin constant integer := origin_1(1, 10, 'INSTORE', 'store.server', null);
+         begin
+             insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+             select 1, first_id + n, 0, now(), 0, 0, key_hash_1('{COLLECTOR} ' || n), {UNLIMITED} from generate_series(0, codes - 1) n;
+             insert into coupon (org_id, coupon_id, series_id, issued_at, series_version, origin_id, expires_on, customer_id, code,
+                                 request_id)
+             select 1, first_id + n, {UNLIMITED}, now(), 1, origin, '2099-12-31', '{COLLECTOR}', lpad((10 * n)::text, 5, '0'),
+                    '{COLLECTOR}'
+               from generate_series(0, codes - 1) n;
+         end $$"
+    )
 }
 
 /// A file of uploaded codes, one a line; each version has other ones.

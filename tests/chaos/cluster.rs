@@ -151,6 +151,8 @@ fn binary(database_url: &str) -> Command {
 /// One process of the service, always at the same address.
 pub struct Replica {
     pub address: SocketAddr,
+    /// Where its metrics are.
+    pub metrics: SocketAddr,
     pub log: PathBuf,
     database_url: String,
     child: Mutex<Option<Child>>,
@@ -158,13 +160,15 @@ pub struct Replica {
 
 impl Replica {
     fn new(database_url: &str, log: PathBuf) -> Self {
-        Self { address: free_address(), log, database_url: database_url.to_owned(), child: Mutex::new(None) }
+        let (address, metrics) = (free_address(), free_address());
+        Self { address, metrics, log, database_url: database_url.to_owned(), child: Mutex::new(None) }
     }
 
     pub fn start(&self) {
         let log = File::options().append(true).create(true).open(&self.log).unwrap();
         let mut command = binary(&self.database_url);
         command.arg("serve").env("COUPON_ISSUER__HTTP__LISTEN", self.address.to_string());
+        command.env("COUPON_ISSUER__METRICS__LISTEN", self.metrics.to_string());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.child.lock().unwrap() = Some(command.spawn().unwrap());
     }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,10 +16,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
-use uuid::Uuid;
 
 use crate::catalogue;
 use crate::cluster::{Cluster, family, freeze, signal};
+use crate::natural::NaturalKeys;
 use crate::network::Weather;
 use crate::tills::{Shop, Wrong};
 
@@ -37,13 +37,16 @@ const LOCKS: [&str; 2] =
     ["begin; select pg_advisory_xact_lock(hashint8extended(2, 1))", "begin; select lock_organisation_1(1)"];
 const END_WAITING: &str = "select pg_terminate_backend(pid, 2000) from pg_stat_activity
      where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";
-/// Of these keys, those of which something is neither issued nor answered by the first attempt.
-const LEFT_OPEN: &str = "select r.key_hash from keyed_request r
-     where r.key_hash in (select key_hash_1(key) from unnest($1::text[]) as key) and r.attempt = 0 and exists (
-         select from string_to_table(r.answers, ' ') with ordinality as w (word, place)
-          where w.word !~ '[=!]' and not exists (
-              select from coupon c where c.org_id = r.org_id and c.coupon_id = r.first_coupon_id + w.place - 1))";
-const TAKEN_OVER: &str = "select from keyed_request where key_hash = any ($1) and attempt > 0";
+/// Whether a call that writes is waiting for a lock.
+const WAITING: &str = "select exists (
+     select from pg_stat_activity where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock')";
+/// How long the network must be cut until a writer gives up: the time of a request (3 s), the time for finding out what is stored
+/// (2 s), and some more for a busy machine.
+const IN_DOUBT_AFTER: Duration = Duration::from_secs(6);
+
+/// Requests for one customer, and for how long the settings are locked.
+const RACERS: u64 = 40;
+const START_AFTER: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -87,10 +90,15 @@ pub enum Fault {
     Hostile,
     /// 200 callers that hang up at once.
     HangUps,
+    /// Many requests for one customer wait for settings that are locked, and then all are decided at once.
+    Race,
+    /// The network is cut while calls that write are waiting for a lock, and stays cut until the writers give up finding out what
+    /// those calls have stored.
+    Doubt,
 }
 
 impl Fault {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Restart,
         Self::Crash,
         Self::Backend,
@@ -113,6 +121,8 @@ impl Fault {
         Self::Apply,
         Self::Hostile,
         Self::HangUps,
+        Self::Race,
+        Self::Doubt,
     ];
 
     /// As `CHAOS_SKIP` and the table call it.
@@ -140,12 +150,17 @@ impl Fault {
             Self::Apply => "apply",
             Self::Hostile => "hostile",
             Self::HangUps => "hang-ups",
+            Self::Race => "race",
+            Self::Doubt => "doubt",
         }
     }
 
     /// Whether it concerns the services and their callers. Any such can strike together with any other.
     const fn is_of_services(self) -> bool {
-        matches!(self, Self::Kill | Self::Takeover | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps)
+        matches!(
+            self,
+            Self::Kill | Self::Takeover | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps | Self::Race
+        )
     }
 
     pub fn goes_with(self, other: Self) -> bool {
@@ -179,8 +194,8 @@ pub struct World {
     pub shop: Arc<Shop>,
     /// The version of the file that was applied last, or at least tried.
     pub version: AtomicU32,
-    /// Requests that a killed service left open, and that the other one took over while it was away.
-    pub taken_over: AtomicUsize,
+    /// The callers without a key of their own.
+    pub natural_keys: NaturalKeys,
 }
 
 impl World {
@@ -219,6 +234,8 @@ impl World {
                 self.shop.burst(random, 200);
                 sleep(time).await;
             }
+            Fault::Race => self.race(time, random).await,
+            Fault::Doubt => self.cut_off_calls(random).await,
         }
     }
 
@@ -402,23 +419,52 @@ impl World {
         if let Err(error) = sqlx::raw_sql(LOCKS[random.random_range(0..LOCKS.len())]).execute(&mut holder).await {
             eprintln!("takeover: {error}");
         }
-        let keys = self.shop.rush(random, number, RUSH);
+        self.shop.rush(random, number, RUSH);
         sleep(Duration::from_millis(random.random_range(200..600))).await;
-        let left_open = sqlx::query_scalar(LEFT_OPEN).bind(keys).fetch_all(&mut holder).await;
         replica.kill();
         if random.random_ratio(1, 2) {
             let _ = sqlx::raw_sql(END_WAITING).execute(&mut holder).await;
         }
         let _ = holder.close().await;
         sleep(time).await;
-        // Nobody else can have taken them over by now.
-        if let Ok(left_open) = left_open {
-            let left_open: Vec<Uuid> = left_open;
-            let mut admin = self.cluster.admin().await;
-            let taken_over = sqlx::query(TAKEN_OVER).bind(left_open).fetch_all(&mut admin).await;
-            self.taken_over.fetch_add(taken_over.map_or(0, |rows| rows.len()), Ordering::Relaxed);
-        }
         replica.start();
+    }
+
+    /// Coupons of one customer, coupons under one natural key, and codes of which many are taken. The lock may fail, since another
+    /// fault may strike meanwhile.
+    async fn race(&self, time: Duration, random: &mut StdRng) {
+        let mut holder = self.cluster.admin().await;
+        if let Err(error) = sqlx::raw_sql(LOCKS[1]).execute(&mut holder).await {
+            eprintln!("race: {error}");
+        }
+        self.shop.race(random, RACERS, &[catalogue::THREE_EACH, catalogue::NARROW]);
+        self.natural_keys.race();
+        sleep(START_AFTER).await;
+        let _ = holder.close().await;
+        sleep(time).await;
+    }
+
+    /// In half of the cases the calls get their lock after the cut, and store their coupons.
+    async fn cut_off_calls(&self, random: &mut StdRng) {
+        let mut holder = self.cluster.admin().await;
+        if let Err(error) = sqlx::raw_sql(LOCKS[0]).execute(&mut holder).await {
+            eprintln!("doubt: {error}");
+        }
+        let replica = random.random_range(0..2);
+        self.shop.rush(random, replica, RUSH);
+        let until = Instant::now() + IN_DOUBT_AFTER;
+        while Instant::now() < until && matches!(sqlx::query_scalar(WAITING).fetch_one(&mut holder).await, Ok(false)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.cluster.network.turn(Weather::Cut);
+        if random.random_ratio(1, 2) {
+            let _ = holder.close().await;
+            sleep(IN_DOUBT_AFTER).await;
+        } else {
+            sleep(IN_DOUBT_AFTER).await;
+            let _ = holder.close().await;
+        }
+        self.cluster.network.turn(Weather::Clear);
     }
 
     async fn stop_a_service(&self, random: &mut StdRng) {

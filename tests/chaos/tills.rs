@@ -409,14 +409,26 @@ impl Shop {
         }
     }
 
-    /// Many who ask one replica for several coupons each, and turn to the other one as soon as they are cut off. Returns their keys.
-    pub fn rush(self: &Arc<Self>, random: &mut StdRng, replica: usize, count: u64) -> Vec<String> {
-        let mut keys = Vec::new();
+    /// Many who ask at once for coupons of these series for one customer. Each asks once more when all is decided.
+    pub fn race(self: &Arc<Self>, random: &mut StdRng, count: u64, series: &[i64]) {
+        let customer = format!("racer-{}", self.next.fetch_add(1, Ordering::Relaxed));
+        for _ in 0..count {
+            let (shop, mut random) = (Arc::clone(self), StdRng::from_rng(random));
+            let mut sale = Sale::new(self.draw(&mut random).key, customer.clone(), series.to_vec());
+            self.remember(tokio::spawn(async move {
+                shop.finish(&mut sale, &mut random).await;
+                shop.finish(&mut sale, &mut random).await;
+                vec![sale]
+            }));
+        }
+    }
+
+    /// Many who ask one replica for several coupons each, and turn to the other one as soon as they are cut off.
+    pub fn rush(self: &Arc<Self>, random: &mut StdRng, replica: usize, count: u64) {
         for _ in 0..count {
             let (shop, mut random, mut sale) = (Arc::clone(self), StdRng::from_rng(random), self.draw(random));
             let series = [catalogue::UNLIMITED, catalogue::CAPPED].into_iter().chain(sale.series).collect();
             sale = Sale::new(sale.key, sale.customer, series);
-            keys.push(sale.key.clone());
             self.remember(tokio::spawn(async move {
                 let mut asked = replica;
                 for _ in 0..MOST_AT_ONE {
@@ -432,7 +444,6 @@ impl Shop {
                 vec![sale]
             }));
         }
-        keys
     }
 
     fn remember(&self, task: JoinHandle<Vec<Sale>>) {
