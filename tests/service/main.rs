@@ -12,6 +12,7 @@ mod codes;
 mod commands;
 mod connections;
 mod console;
+mod cut_points;
 mod failures;
 mod hostile;
 mod idempotency;

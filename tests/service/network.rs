@@ -20,34 +20,63 @@ use crate::support::{ORG, TestApp, close, eventually, new_database, outcome, ser
 /// More than any request may take: a failure, not a measurement.
 const TOO_LONG: Duration = Duration::from_secs(25);
 
-/// A wire to Postgres that can swallow what is sent over it, without a word to either side.
-struct Wire {
+/// A wire to Postgres that can swallow what is sent over it, without a word to either side, or be cut.
+pub struct Wire {
     /// Where its near end is.
     directory: TempDir,
     swallows: watch::Sender<bool>,
+    /// Whether it takes new connections. Those that are there end each time that this is set.
+    is_open: watch::Sender<bool>,
 }
 
 impl Wire {
-    fn to(server: &PgConnectOptions) -> Self {
+    pub fn to(server: &PgConnectOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join(socket_name(server))).unwrap();
         let (swallows, seen) = watch::channel(false);
+        let (is_open, cuts) = watch::channel(true);
         let server = server.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (server, seen) = (server.clone(), seen.clone());
+                let (server, seen, mut cuts) = (server.clone(), seen.clone(), cuts.clone());
+                if !*cuts.borrow_and_update() {
+                    continue;
+                }
                 tokio::spawn(async move {
-                    if let Some(directory) = server.get_socket() {
-                        let far = UnixStream::connect(directory.join(socket_name(&server))).await.unwrap();
-                        pass_both_ways(near, far.into_split(), seen).await;
-                    } else {
-                        let far = TcpStream::connect((server.get_host(), server.get_port())).await.unwrap();
-                        pass_both_ways(near, far.into_split(), seen).await;
+                    tokio::select! {
+                        () = carry(near, &server, seen) => {}
+                        _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { directory, swallows }
+        Self { directory, swallows, is_open }
+    }
+
+    /// How to connect over it.
+    pub fn through(&self, server: &PgConnectOptions) -> PgConnectOptions {
+        server.clone().socket(self.directory.path())
+    }
+
+    /// Ends every connection. The next one can be made at once.
+    pub fn cut(&self) {
+        self.is_open.send_replace(true);
+    }
+
+    /// Ends every connection, and lets none be made until it is cut the next time.
+    pub fn close(&self) {
+        self.is_open.send_replace(false);
+    }
+}
+
+/// Carries one connection. A server that is away ends it.
+async fn carry(near: UnixStream, server: &PgConnectOptions, seen: watch::Receiver<bool>) {
+    if let Some(directory) = server.get_socket() {
+        let Ok(far) = UnixStream::connect(directory.join(socket_name(server))).await else { return };
+        pass_both_ways(near, far.into_split(), seen).await;
+    } else {
+        let Ok(far) = TcpStream::connect((server.get_host(), server.get_port())).await else { return };
+        pass_both_ways(near, far.into_split(), seen).await;
     }
 }
 
@@ -81,7 +110,7 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
 async fn start() -> (Wire, Arc<TestApp>) {
     let database = new_database().await;
     let wire = Wire::to(&database);
-    let through = database.socket(wire.directory.path());
+    let through = wire.through(&database);
     let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 9"));
     let app = TestApp::start_over(through, &file, |settings| {
         settings.issuing.timeout = Duration::from_secs(2);
