@@ -13,6 +13,8 @@ mod commands;
 mod connections;
 mod console;
 mod cut_points;
+#[path = "../model/mod.rs"]
+mod contract_model;
 mod failures;
 mod hostile;
 mod idempotency;
