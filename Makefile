@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos check bench image tools postgres wrk k6 clean
+.PHONY: help demo test chaos history check bench image tools postgres wrk k6 clean
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -19,7 +19,11 @@ test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private o
 	cargo test
 
 chaos: tools postgres ## Break everything for half an hour, and look whether a coupon is lost or doubled
-	cargo test --test chaos -- --ignored --nocapture
+	cargo test --test chaos every_fault_many_times -- --ignored --nocapture
+
+history: tools ## Judge the history of a chaos run again: make history FILE=target/tmp/chaos-long/history.jsonl
+	@[ -f "$(FILE)" ] || { echo "make history FILE=...: there is no such file: $(FILE)" >&2; exit 1; }
+	HISTORY="$(abspath $(FILE))" cargo test --test chaos a_history_holds -- --ignored --nocapture
 
 check: tools ## Format, lints and docs, without a warning
 	cargo fmt --check

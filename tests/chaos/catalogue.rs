@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use crate::history::Series;
+
 /// Without a limit: what shows that the service works.
 pub const UNLIMITED: i64 = 1;
 /// Whose cap is never reached.
@@ -26,46 +28,78 @@ pub const ALL: [i64; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 /// The customer who has the codes of [`NARROW`] that are taken.
 pub const COLLECTOR: &str = "collector";
 
+pub const TIME_ZONE: &str = "UTC";
+
 /// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
 pub fn caps(version: u32) -> [(i64, i64); 5] {
     // Of `NARROW` so few that ten codes in a row are never all taken, which would be answered 786.
     [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500), (NARROW, 5_000)]
 }
 
+/// The rules of every series at this version of the file.
+pub fn rules(version: u32) -> Vec<Series> {
+    let caps = caps(version);
+    let cap = |id| caps.iter().find(|(capped, _)| *capped == id).map_or(-1, |(_, cap)| *cap);
+    ALL.into_iter().map(|id| rule(id, cap(id))).collect()
+}
+
+fn rule(id: i64, max_create: i64) -> Series {
+    Series {
+        id,
+        client_handling_type: match id {
+            PLENTY | SCARCE => "DISC_CODE_PIN",
+            GENERIC => "GENERIC",
+            _ => "DISC_CODE",
+        }
+        .to_owned(),
+        generic_code: (id == GENERIC).then(|| "FORALL".to_owned()),
+        valid_till_date: "2099-12-31".parse().unwrap(),
+        max_create,
+        is_multiple_vouchers_per_user_allowed: id != ONE_EACH,
+        max_vouchers_per_user: if id == THREE_EACH { 3 } else { -1 },
+        do_not_resend_existing_voucher: id != SENT_AGAIN,
+        min_days_between_vouchers: if id == ONE_A_DAY { 1 } else { -1 },
+        mutual_exclusive_series_ids: match id {
+            12 => vec![13],
+            13 => vec![14],
+            _ => Vec::new(),
+        },
+    }
+}
+
 /// The file of `apply`. Each version has other descriptions and another cap.
 pub fn file(version: u32) -> String {
-    let mut file = "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\nnatural_key = true\n\
-                    default_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"Downtown\"\n[[orgs.tills]]\n\
-                    id = \"store.server\"\nstore_id = 10\npassword = \"server123\"\n"
-        .to_owned();
-    for id in ALL {
-        let several = if id == ONE_EACH { "" } else { "is_multiple_vouchers_per_user_allowed = true\n" };
-        write!(
-            file,
-            "[[orgs.series]]\nid = {id}\ndescription = \"Series {id}, version {version}\"\ndiscount_type = \"ABS\"\n\
-             discount_value = 500\nvalid_till_date = \"2099-12-31\"\n{several}{}",
-            settings(id)
-        )
-        .unwrap();
-        if let Some((_, cap)) = caps(version).into_iter().find(|(capped, _)| *capped == id) {
-            writeln!(file, "max_create = {cap}").unwrap();
-        }
+    let mut file = format!(
+        "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"{TIME_ZONE}\"\ncustomer_policy = \"open\"\n\
+         natural_key = true\ndefault_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"Downtown\"\n[[orgs.tills]]\n\
+         id = \"store.server\"\nstore_id = 10\npassword = \"server123\"\n"
+    );
+    for series in rules(version) {
+        file += &section(&series, version);
     }
     file
 }
 
-fn settings(id: i64) -> &'static str {
-    match id {
-        THREE_EACH => "max_vouchers_per_user = 3\n",
-        SENT_AGAIN => "do_not_resend_existing_voucher = false\n",
-        ONE_A_DAY => "min_days_between_vouchers = 1\n",
-        PLENTY | SCARCE => "client_handling_type = \"DISC_CODE_PIN\"\n",
-        NARROW => "alpha_numeric = false\nrandom_code_length = 5\n",
-        GENERIC => "client_handling_type = \"GENERIC\"\ngeneric_code = \"FORALL\"\n",
-        12 => "mutual_exclusive_series_ids = [13]\n",
-        13 => "mutual_exclusive_series_ids = [14]\n",
-        _ => "",
+fn section(series: &Series, version: u32) -> String {
+    let Series { id, client_handling_type, valid_till_date, max_create, max_vouchers_per_user, .. } = series;
+    let mut section = format!(
+        "[[orgs.series]]\nid = {id}\ndescription = \"Series {id}, version {version}\"\ndiscount_type = \"ABS\"\n\
+         discount_value = 500\nvalid_till_date = {valid_till_date}\nclient_handling_type = \"{client_handling_type}\"\n\
+         max_create = {max_create}\nis_multiple_vouchers_per_user_allowed = {}\n\
+         max_vouchers_per_user = {max_vouchers_per_user}\ndo_not_resend_existing_voucher = {}\n\
+         min_days_between_vouchers = {}\nmutual_exclusive_series_ids = {:?}\n",
+        series.is_multiple_vouchers_per_user_allowed,
+        series.do_not_resend_existing_voucher,
+        series.min_days_between_vouchers,
+        series.mutual_exclusive_series_ids,
+    );
+    if let Some(code) = &series.generic_code {
+        writeln!(section, "generic_code = \"{code}\"").unwrap();
     }
+    if *id == NARROW {
+        section += "alpha_numeric = false\nrandom_code_length = 5\n";
+    }
+    section
 }
 
 /// The statement that takes every tenth code of [`NARROW`]: by requests of [`COLLECTOR`] for coupons of [`UNLIMITED`], since a

@@ -28,6 +28,9 @@ const DATABASE: &str = "chaos";
 const PATIENCE: Duration = Duration::from_mins(1);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
+/// How long a service may be at work on a request: its time, and that of its lease beyond (see the settings below).
+pub const LONGEST_CALL: Duration = Duration::from_secs(3 + 6);
+
 const SETTINGS: [(&str, &str); 8] = [
     ("METRICS__LISTEN", ""),
     ("LOG__FILTER", "warn"),
@@ -83,12 +86,17 @@ impl Cluster {
     pub async fn admin(&self) -> PgConnection {
         let started = Instant::now();
         loop {
-            match self.superuser.connect().await {
+            match self.try_admin().await {
                 Ok(connection) => return connection,
                 Err(error) if started.elapsed() > PATIENCE => panic!("Postgres does not come back: {error}"),
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    /// As [`Cluster::admin`], if there is one to be had at this moment.
+    pub async fn try_admin(&self) -> sqlx::Result<PgConnection> {
+        self.superuser.connect().await
     }
 
     /// Has this done, over another connection if one breaks.
@@ -125,8 +133,8 @@ impl Cluster {
 
 /// Starts Postgres from a copy of its installation, or from the installation itself where that cannot be.
 fn start_postgres(directory: &Path) -> Result<(PrivatePostgres, Result<Installation, String>), PrivatePostgresError> {
-    // The verdict compares when a coupon was committed with what a till was told.
-    let settings = [("max_connections", MOST_CONNECTIONS), ("track_commit_timestamp", "on")];
+    // The verdict compares when a coupon was committed with what a till was told, and the history has the commits in their order.
+    let settings = [("max_connections", MOST_CONNECTIONS), ("track_commit_timestamp", "on"), ("wal_level", "logical")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = Options { data_dir: directory.join("postgres"), durable: true, settings };
     let started = Installation::copy_into(&directory.join("installation")).and_then(|copy| {

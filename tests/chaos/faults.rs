@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use coupon_issuer::app;
 use rand::RngExt;
 use rand::rngs::StdRng;
+use serde_json::json;
 use sqlx::{ConnectOptions, Connection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
 use crate::cluster::{Cluster, family, freeze, signal};
+use crate::history::{Apply, Import, Issue, Line};
 use crate::natural::NaturalKeys;
 use crate::network::Weather;
 use crate::tills::{Shop, Wrong};
@@ -28,6 +30,9 @@ use crate::tills::{Shop, Wrong};
 const SERVER_ERRORS: [&str; 5] = ["53100", "53200", "58030", "XX000", "XX001"];
 /// The customer of [`Fault::Hostile`], whom no till serves.
 pub const HOSTILE: &str = "hostile";
+const HOSTILE_SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::CAPPED];
+/// Who applies files and uploads codes, in the history.
+const OPERATOR: &str = "operator";
 /// How long a service may take to notice that nothing can be written.
 const NOT_READY_WITHIN: Duration = Duration::from_secs(20);
 
@@ -438,7 +443,7 @@ impl World {
             eprintln!("race: {error}");
         }
         self.shop.race(random, RACERS, &[catalogue::THREE_EACH, catalogue::NARROW]);
-        self.natural_keys.race();
+        self.natural_keys.race(&self.shop);
         sleep(START_AFTER).await;
         let _ = holder.close().await;
         sleep(time).await;
@@ -482,8 +487,7 @@ impl World {
         while Instant::now() < until {
             let version = 1 + self.version.fetch_add(1, Ordering::Relaxed);
             // That it did not succeed while something else is broken is no failure; whether it did may not even be known.
-            let applied = app::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
-            if let Err(error) = applied {
+            if let Err(error) = self.apply_version(version).await {
                 eprintln!("apply: {error}");
             }
             self.upload(catalogue::SCARCE, "SCARCE", version, 40).await;
@@ -491,12 +495,27 @@ impl World {
         }
     }
 
+    pub async fn apply_version(&self, version: u32) -> anyhow::Result<()> {
+        let recorder = &self.shop.recorder;
+        let start = recorder.now();
+        let applied = app::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
+        let end = applied.is_ok().then(|| recorder.now());
+        let process = OPERATOR.to_owned();
+        recorder.write(&Line::Apply(Apply { process, start, end, series: catalogue::rules(version) }));
+        applied.map(drop)
+    }
+
     pub async fn upload(&self, series: i64, prefix: &str, version: u32, count: u32) {
         let file = self.cluster.directory.join("codes.csv");
         std::fs::write(&file, catalogue::codes(prefix, version, count)).unwrap();
-        if let Err(error) = app::import_codes(&self.cluster.as_service(), 1, series, &file, &mut |_| {}).await {
+        let recorder = &self.shop.recorder;
+        let start = recorder.now();
+        let imported = app::import_codes(&self.cluster.as_service(), 1, series, &file, &mut |_| {}).await;
+        let end = imported.is_ok().then(|| recorder.now());
+        if let Err(error) = imported {
             eprintln!("codes import: {error}");
         }
+        recorder.write(&Line::Import(Import { process: OPERATOR.to_owned(), start, end, series, count }));
     }
 
     /// Connections that say nothing, that stop in the middle of a head, and that ask and never listen.
@@ -507,11 +526,37 @@ impl World {
             let words = match number {
                 0..500 => String::new(),
                 500..700 => "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nAuthor".to_owned(),
-                _ => pipelined(number, 200),
+                _ => self.pipelined(number, 200),
             };
             held.extend(hold(address, &words).await);
         }
         sleep(time).await;
+    }
+
+    /// Many requests in a row, each under a key of its own that no till has. Nobody reads the answers.
+    fn pipelined(&self, caller: usize, count: usize) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let body = json!({"seriesIds": HOSTILE_SERIES, "customer": {"id": HOSTILE}}).to_string();
+        let credentials = STANDARD.encode("store.server:server123");
+        let one = |_| {
+            let key = format!("{HOSTILE}-{caller}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+            self.shop.recorder.write(&Line::Issue(Issue {
+                process: key.clone(),
+                start: self.shop.recorder.now(),
+                end: None,
+                key: key.clone(),
+                customer: HOSTILE.to_owned(),
+                series: HOSTILE_SERIES.to_vec(),
+                status: None,
+                answer: None,
+            }));
+            format!(
+                "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Basic \
+                 {credentials}\r\nIdempotency-Key: {key}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        };
+        (0..count).map(one).collect()
     }
 }
 
@@ -520,20 +565,4 @@ async fn hold(address: SocketAddr, words: &str) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let _ = timeout(Duration::from_millis(100), stream.write_all(words.as_bytes())).await;
     Some(stream)
-}
-
-/// Many requests in a row, each under a key of its own that no till has.
-fn pipelined(caller: usize, count: usize) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let body = format!(r#"{{"seriesIds":[1,2],"customer":{{"id":"{HOSTILE}"}}}}"#);
-    let credentials = STANDARD.encode("store.server:server123");
-    let one = |_| {
-        format!(
-            "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Basic \
-             {credentials}\r\nIdempotency-Key: hostile-{caller}-{}\r\nContent-Length: {}\r\n\r\n{body}",
-            NEXT.fetch_add(1, Ordering::Relaxed),
-            body.len()
-        )
-    };
-    (0..count).map(one).collect()
 }

@@ -8,11 +8,16 @@
 
 mod catalogue;
 mod cluster;
+mod commits;
 mod faults;
+mod history;
 mod installation;
+mod judgement;
+mod linearizability;
 mod natural;
 mod network;
 mod rare_paths;
+mod replay;
 mod tills;
 mod verdict;
 
@@ -24,14 +29,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use coupon_issuer::app;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, LONGEST_CALL};
 use crate::faults::{Fault, World};
+use crate::history::Recorder;
+use crate::judgement::Judgement;
 use crate::natural::NaturalKeys;
 use crate::rare_paths::RarePaths;
 use crate::tills::{Counts, Shop, Wrong};
@@ -83,7 +89,10 @@ async fn run(plan: &Plan) {
         variable("CHAOS_SEED").map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |seed| seed.parse().unwrap());
     println!("CHAOS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let world = set_up(plan, seed).await;
+    let world = Arc::new(set_up(plan.name, seed).await);
+    world.upload(catalogue::PLENTY, "PLENTY", 0, plan.codes).await;
+    world.upload(catalogue::SCARCE, "SCARCE", 0, 300).await;
+    let marks = tokio::spawn(commits::mark_always(Arc::clone(&world)));
     let started = Instant::now();
     let mut struck = Struck::default();
     if let Err(why) = &world.cluster.installation {
@@ -108,6 +117,15 @@ async fn run(plan: &Plan) {
     let met = rare_paths.stop().await;
     let totals = verdict::reach(&world, sales, &mut random).await;
     complain_of_errors(&world, &counts);
+    marks.abort();
+    let history = commits::complete(&world).await;
+    let judgement = Judgement::of(&history);
+    println!("history: {}\n{judgement}", world.shop.recorder.path.display());
+    for (kind, findings) in judgement.findings() {
+        for finding in findings {
+            world.shop.complain(format!("{kind}: {finding}"));
+        }
+    }
     println!("{}\n{met}", table(&struck, &counts, &totals, started.elapsed()));
     if variable("CHAOS_SKIP").is_none() {
         met.missing().iter().for_each(|path| world.shop.complain(format!("did not test: {path}")));
@@ -154,20 +172,23 @@ fn by_kind(complaints: &[(Wrong, String)]) -> String {
     kinds.iter().map(told).collect::<Vec<_>>().join("\n")
 }
 
-/// Everything, running, with the organisation and its codes.
-async fn set_up(plan: &Plan, seed: u64) -> World {
-    let cluster = Cluster::start(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(plan.name)).await;
-    app::apply_text(&cluster.as_service(), &catalogue::file(0)).await.unwrap();
+/// Everything, running, with the organisation and no codes yet.
+async fn set_up(name: &str, seed: u64) -> World {
+    let cluster = Cluster::start(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)).await;
+    let path = cluster.directory.join("history.jsonl");
+    let recorder = Recorder::start(path, seed, catalogue::TIME_ZONE, LONGEST_CALL);
     let addresses = cluster.replicas.each_ref().map(|replica| replica.address);
     let world = World {
         cluster,
-        shop: Arc::new(Shop::new(seed, addresses)),
+        shop: Arc::new(Shop::new(seed, addresses, recorder)),
         version: AtomicU32::new(0),
         natural_keys: NaturalKeys::new(addresses),
     };
+    world.apply_version(0).await.unwrap();
     world.cluster.execute(&catalogue::take_codes()).await;
-    world.upload(catalogue::PLENTY, "PLENTY", 0, plan.codes).await;
-    world.upload(catalogue::SCARCE, "SCARCE", 0, 300).await;
+    for statement in commits::SET_UP {
+        world.cluster.execute(statement).await;
+    }
     for replica in &world.cluster.replicas {
         replica.start();
     }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,9 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::catalogue;
+use crate::history::{Issue, Line};
+use crate::tills::Shop;
 
 const CALLERS: usize = 20;
-const SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::NARROW];
+/// One coupon of each for each natural key.
+pub const SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::NARROW];
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// How long a caller tries. Two faults together may last for so long.
@@ -41,14 +44,15 @@ impl NaturalKeys {
     }
 
     /// Lets callers of both replicas ask for the same.
-    pub fn race(&self) {
+    pub fn race(&self, shop: &Arc<Shop>) {
         let customer = format!("natural-{}", self.races.fetch_add(1, Ordering::Relaxed));
         for caller in 0..CALLERS {
             let url = format!("http://{}/v2/coupon/bulk/issue", self.addresses[caller % 2]);
             let body = json!({"seriesIds": SERIES, "customer": {"id": customer},
                               "metadata": {"sourceType": "BILL", "sourceId": customer}});
             let request = self.client.post(url).basic_auth("store.server", Some("server123")).json(&body);
-            let asked = ask_until_decided(request, customer.clone());
+            let process = format!("{customer}, caller {caller}");
+            let asked = ask_until_decided(Arc::clone(shop), process, request, customer.clone());
             self.callers.lock().unwrap().push(tokio::spawn(asked));
         }
     }
@@ -79,10 +83,27 @@ impl NaturalKeys {
 }
 
 /// Asks until each entity is decided. An error says what was answered last.
-async fn ask_until_decided(request: reqwest::RequestBuilder, customer: String) -> Answered {
+async fn ask_until_decided(
+    shop: Arc<Shop>,
+    process: String,
+    request: reqwest::RequestBuilder,
+    customer: String,
+) -> Answered {
     let (started, mut last) = (Instant::now(), String::new());
     while started.elapsed() < PATIENCE {
-        match exchange(request.try_clone().unwrap()).await {
+        let call = Issue {
+            process: process.clone(),
+            start: shop.recorder.now(),
+            end: None,
+            key: customer.clone(),
+            customer: customer.clone(),
+            series: SERIES.to_vec(),
+            status: None,
+            answer: None,
+        };
+        let answered = exchange(request.try_clone().unwrap()).await;
+        shop.record(Line::Issue, call, answered.as_ref().ok());
+        match answered {
             Ok((200, answer)) => {
                 if let Some(coupons) = decided(&answer, &customer) {
                     return Ok(coupons);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use coupon_issuer::model::{Clock, SystemClock};
 use jiff::Timestamp;
+use jiff::civil::Date;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
 use crate::faults::Fault;
+use crate::history::{Answer, Issue, Line, Nanos, Recorder};
 
 const TILLS: u64 = 24;
 /// Customers that come and go, and those few of them that everyone serves at once.
@@ -60,15 +62,42 @@ impl Known {
         if entity["warnings"][0]["code"] == 700 {
             return Self::Resent(code);
         }
-        let mut face = DefaultHasher::new();
-        entity.to_string().hash(&mut face);
-        Self::Issued { code, face: face.finish() }
+        Self::Issued { code, face: face(entity) }
     }
 
     /// Whether a till leaves it at that. Not if it may be issued already: the others were refused for good, or for a day.
     fn is_final(&self) -> bool {
         !matches!(self, Self::Nothing | Self::Refused(748 | 786))
     }
+}
+
+/// A hash of all that is shown of a coupon.
+fn face(entity: &Value) -> u64 {
+    let mut face = DefaultHasher::new();
+    entity.to_string().hash(&mut face);
+    face.finish()
+}
+
+/// The answer as the history has it. What is no answer of the service at all is complained about elsewhere.
+fn answers(answer: &Value) -> Vec<Answer> {
+    answer["response"].as_array().map(Vec::as_slice).unwrap_or_default().iter().map(answer_of).collect()
+}
+
+fn answer_of(entity: &Value) -> Answer {
+    if let Some(error) = entity["errors"].get(0) {
+        return Answer::Refused {
+            error: error["code"].as_u64().unwrap_or_default(),
+            message: error["message"].as_str().unwrap_or_default().to_owned(),
+            next_eligible_at: error["nextEligibleAt"].as_str().map(|instant| instant.parse().unwrap()),
+        };
+    }
+    let shown = &entity["result"];
+    let code = shown["code"].as_str().unwrap_or_default().to_owned();
+    let valid_till = shown["validTill"].as_str().and_then(|text| text.get(..10)?.parse().ok()).unwrap_or(Date::MIN);
+    if entity["warnings"][0]["code"] == 700 {
+        return Answer::Resent { code, valid_till };
+    }
+    Answer::Issued { code, valid_till, shown: format!("{:016x}", face(entity)) }
 }
 
 /// One request, under its key, and what is known of it.
@@ -78,7 +107,11 @@ pub struct Sale {
     pub customer: String,
     pub series: Vec<i64>,
     pub known: Vec<Known>,
+    /// Who asks, as the history names it.
+    process: String,
     attempts: u32,
+    /// Whether a call for it got no answer.
+    pub is_cut_off: bool,
     /// Every 786 that was answered.
     pub denials: Vec<Denial>,
 }
@@ -93,9 +126,24 @@ pub struct Denial {
 }
 
 impl Sale {
+    /// One that a process of its own asks for.
     pub fn new(key: String, customer: String, series: Vec<i64>) -> Self {
         let known = vec![Known::Nothing; series.len()];
-        Self { known, key, customer, series, attempts: 0, denials: Vec::new() }
+        Self { known, process: key.clone(), key, customer, series, attempts: 0, is_cut_off: false, denials: Vec::new() }
+    }
+
+    /// A call for it that began then and had no answer yet.
+    fn call(&self, start: Nanos) -> Issue {
+        Issue {
+            process: self.process.clone(),
+            start,
+            end: None,
+            key: self.key.clone(),
+            customer: self.customer.clone(),
+            series: self.series.clone(),
+            status: None,
+            answer: None,
+        }
     }
 
     /// The id of the attempt made last.
@@ -178,6 +226,7 @@ pub enum Wrong {
 
 /// Where the tills are: what they share.
 pub struct Shop {
+    pub recorder: Recorder,
     client: reqwest::Client,
     addresses: [SocketAddr; 2],
     seed: u64,
@@ -193,8 +242,9 @@ pub struct Shop {
 }
 
 impl Shop {
-    pub fn new(seed: u64, addresses: [SocketAddr; 2]) -> Self {
+    pub fn new(seed: u64, addresses: [SocketAddr; 2], recorder: Recorder) -> Self {
         Self {
+            recorder,
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             addresses,
             seed,
@@ -243,7 +293,7 @@ impl Shop {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_add(till));
         let (mut open, mut done) = (Vec::new(), Vec::new());
         while !self.out_of_patience.load(Ordering::Relaxed) {
-            let Some(mut sale) = self.next_sale(&mut open, &mut done, &mut random) else { break };
+            let Some(mut sale) = self.next_sale(till, &mut open, &mut done, &mut random) else { break };
             let is_decided = self.try_once(&mut sale, &mut random).await;
             if is_decided { &mut done } else { &mut open }.push(sale);
             let longest_pause = if is_decided { 60 } else { 200 };
@@ -254,7 +304,7 @@ impl Shop {
     }
 
     /// One that is open, a new one, or one of long ago: what was answered must still be there. `None`: nothing is left to do.
-    fn next_sale(&self, open: &mut Vec<Sale>, done: &mut Vec<Sale>, random: &mut StdRng) -> Option<Sale> {
+    fn next_sale(&self, till: u64, open: &mut Vec<Sale>, done: &mut Vec<Sale>, random: &mut StdRng) -> Option<Sale> {
         let closing = self.closing.load(Ordering::Relaxed);
         if !open.is_empty() && (closing || open.len() >= MOST_OPEN || random.random_ratio(1, 3)) {
             return Some(open.swap_remove(random.random_range(0..open.len())));
@@ -266,7 +316,7 @@ impl Shop {
             self.counts.lock().unwrap().asked_again += 1;
             return Some(done.swap_remove(random.random_range(0..done.len())));
         }
-        Some(self.draw(random))
+        Some(Sale { process: format!("till-{till}"), ..self.draw(random) })
     }
 
     /// A request as a till may have it.
@@ -299,7 +349,9 @@ impl Shop {
         sale.attempts += 1;
         let asked_at = SystemClock.now();
         let (started, going_on) = (Instant::now(), self.going_on.lock().unwrap().clone());
+        let call = sale.call(self.recorder.now());
         let exchange = timeout(patience.unwrap_or(CLIENT_TIMEOUT), self.exchange(sale, replica)).await;
+        self.record(Line::Issue, call, exchange.as_ref().ok().and_then(|answered| answered.as_ref().ok()));
         let mut counts = self.counts.lock().unwrap();
         match (&exchange, patience) {
             (Err(_), Some(_)) => counts.hang_ups += 1,
@@ -307,7 +359,10 @@ impl Shop {
             (Ok(Err(_)), _) => counts.broken += 1,
             (Ok(Ok((status, _))), _) => *counts.statuses.entry(*status).or_default() += 1,
         }
-        let Ok(Ok((status, answer))) = exchange else { return false };
+        let Ok(Ok((status, answer))) = exchange else {
+            sale.is_cut_off = true;
+            return false;
+        };
         if status == 500 {
             *counts.failed.entry(going_on.clone()).or_default() += 1;
         }
@@ -349,6 +404,17 @@ impl Shop {
         is_good
     }
 
+    /// Writes a call into the history, with its answer if it had one.
+    pub fn record(&self, line: fn(Issue) -> Line, call: Issue, answered: Option<&(u16, Value)>) {
+        let answered = answered.map(|(status, answer)| Issue {
+            end: Some(self.recorder.now()),
+            status: Some(*status),
+            answer: (*status == 200).then(|| answers(answer)),
+            ..call.clone()
+        });
+        self.recorder.write(&line(answered.unwrap_or(call)));
+    }
+
     async fn exchange(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
         let url = format!("http://{}/v2/coupon/bulk/issue", self.addresses[replica]);
         let body = json!({"seriesIds": sale.series, "customer": {"id": sale.customer}});
@@ -362,8 +428,14 @@ impl Shop {
     pub async fn receipt(&self, sale: &Sale, replica: usize) -> reqwest::Result<(u16, Value)> {
         let url = format!("http://{}/v2/coupon/bulk/issue/{}", self.addresses[replica], sale.key);
         let request = self.client.get(url).basic_auth("store.server", Some("server123")).timeout(CLIENT_TIMEOUT);
-        let answer = request.send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+        let call = sale.call(self.recorder.now());
+        let exchange = async {
+            let answer = request.send().await?;
+            Ok((answer.status().as_u16(), answer.json().await?))
+        };
+        let answered = exchange.await;
+        self.record(Line::Receipt, call, answered.as_ref().ok());
+        answered
     }
 
     /// Whether a replica says that it is ready. One that says nothing is not.

@@ -202,7 +202,7 @@ impl Model {
 
     /// False: the code is there already, or was given out.
     pub fn upload(&mut self, id: i64, code: String, owner: Option<String>) -> bool {
-        !self.codes.contains_key(&code) && self.pools.entry(id).or_default().add(code, owner)
+        !self.codes.contains_key(&code) && self.pools.entry(id).or_default().add(Uploaded { code, owner })
     }
 
     /// Section 4 of the contract, from top to bottom.
@@ -282,6 +282,17 @@ impl Model {
         }
     }
 
+    /// Whether an answer says that the pool is empty, and it would be without so many codes for anybody: nothing before the pool refuses.
+    pub fn is_empty_without(&self, codes: usize, expected: &Expected, id: i64, said: &Said) -> bool {
+        let gets_to_the_pool = match expected {
+            Expected::New(_) => true,
+            Expected::Error(message, _) => *message == GAP,
+            Expected::Again(_) => false,
+        };
+        let left = self.pools.get(&id).map_or(0, Pool::left_for_anybody);
+        gets_to_the_pool && left <= codes && codes > 0 && matches!(said, Said::Error(text, None) if text == EMPTY)
+    }
+
     /// Issues a coupon that is expected, if it may have this code.
     pub fn issue(&mut self, asker: &Asker, id: i64, code: &str, last_day: Date) -> Option<Undo> {
         let undo = self.take_code(asker, id, code)?;
@@ -323,8 +334,8 @@ impl Model {
                 (is_shaped && !self.codes.contains_key(code)).then_some(Undo::Coupon { uploaded: None })
             }
             Codes::Uploaded => {
-                let owner = self.pools.get_mut(&id)?.take(code, &asker.customer)?;
-                Some(Undo::Coupon { uploaded: Some(Uploaded { series: id, code: code.to_owned(), owner }) })
+                let uploaded = self.pools.get_mut(&id)?.take(code, &asker.customer)?;
+                Some(Undo::Coupon { uploaded: Some(uploaded) })
             }
         }
     }
@@ -332,16 +343,15 @@ impl Model {
     /// Takes back what was agreed last.
     pub fn take_back(&mut self, undo: Undo) {
         let Undo::Coupon { uploaded } = undo else { return };
-        if let Some(coupon) = self.coupons.pop() {
-            self.held.get_mut(&coupon.customer).and_then(|held| held.get_mut(&coupon.series)?.pop());
-            *self.issued.entry(coupon.series).or_default() -= 1;
-            let with_code = self.codes.remove(&coupon.code).unwrap_or_default();
-            if with_code > 1 {
-                self.codes.insert(coupon.code, with_code - 1);
-            }
+        let Some(coupon) = self.coupons.pop() else { return };
+        self.held.get_mut(&coupon.customer).and_then(|held| held.get_mut(&coupon.series)?.pop());
+        *self.issued.entry(coupon.series).or_default() -= 1;
+        let with_code = self.codes.remove(&coupon.code).unwrap_or_default();
+        if with_code > 1 {
+            self.codes.insert(coupon.code, with_code - 1);
         }
-        if let Some(Uploaded { series, code, owner }) = uploaded {
-            self.pools.entry(series).or_default().add(code, owner);
+        if let Some(uploaded) = uploaded {
+            self.pools.entry(coupon.series).or_default().add(uploaded);
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The uploaded codes of one series that are left.
+//! How many there are for whom is counted, so that no question goes through them.
 
 use std::collections::{BTreeMap, HashMap};
 
 /// An uploaded code, and whom it is for.
 #[derive(Debug)]
 pub struct Uploaded {
-    pub series: i64,
     pub code: String,
     pub owner: Option<String>,
 }
@@ -14,8 +14,8 @@ pub struct Uploaded {
 #[derive(Debug, Default)]
 pub struct Pool {
     codes: BTreeMap<String, Option<String>>,
-    /// How many are for each customer, and (`None`) for anybody.
-    left: HashMap<Option<String>, usize>,
+    for_anybody: usize,
+    for_customer: HashMap<String, usize>,
 }
 
 impl Pool {
@@ -23,34 +23,44 @@ impl Pool {
         &self.codes
     }
 
+    fn left(&mut self, owner: Option<&String>) -> &mut usize {
+        match owner {
+            Some(owner) => self.for_customer.entry(owner.clone()).or_default(),
+            None => &mut self.for_anybody,
+        }
+    }
+
     /// False: it is there already.
-    pub(super) fn add(&mut self, code: String, owner: Option<String>) -> bool {
+    pub(super) fn add(&mut self, Uploaded { code, owner }: Uploaded) -> bool {
         if self.codes.contains_key(&code) {
             return false;
         }
-        *self.left.entry(owner.clone()).or_default() += 1;
+        *self.left(owner.as_ref()) += 1;
         self.codes.insert(code, owner);
         true
     }
 
-    fn has_left(&self, owner: &Option<String>) -> bool {
-        self.left.get(owner).is_some_and(|left| *left > 0)
+    pub(super) const fn left_for_anybody(&self) -> usize {
+        self.for_anybody
+    }
+
+    fn has_own(&self, customer: &str) -> bool {
+        self.for_customer.get(customer).is_some_and(|left| *left > 0)
     }
 
     pub(super) fn has_code_for(&self, customer: &str) -> bool {
-        self.has_left(&None) || self.has_left(&Some(customer.to_owned()))
+        self.for_anybody > 0 || self.has_own(customer)
     }
 
-    /// Gives a code out, and returns whom it is for. `None`: the customer may not have it. A code of the customer's own goes first.
-    pub(super) fn take(&mut self, code: &str, customer: &str) -> Option<Option<String>> {
-        let own = Some(customer.to_owned());
-        let next = if self.has_left(&own) { own } else { None };
-        (*self.codes.get(code)? == next).then(|| self.remove(code)).flatten()
+    /// Gives a code out. `None`: the customer may not have it. One of the customer's own goes first.
+    pub(super) fn take(&mut self, code: &str, customer: &str) -> Option<Uploaded> {
+        let next = self.has_own(customer).then_some(customer);
+        (self.codes.get(code)?.as_deref() == next).then(|| self.remove(code)).flatten()
     }
 
-    pub(super) fn remove(&mut self, code: &str) -> Option<Option<String>> {
-        let owner = self.codes.remove(code)?;
-        *self.left.entry(owner.clone()).or_default() -= 1;
-        Some(owner)
+    pub(super) fn remove(&mut self, code: &str) -> Option<Uploaded> {
+        let (code, owner) = self.codes.remove_entry(code)?;
+        *self.left(owner.as_ref()) -= 1;
+        Some(Uploaded { code, owner })
     }
 }

@@ -12,9 +12,9 @@ mod codes;
 mod commands;
 mod connections;
 mod console;
-mod cut_points;
 #[path = "../model/mod.rs"]
 mod contract_model;
+mod cut_points;
 mod failures;
 mod hostile;
 mod idempotency;

@@ -1,0 +1,268 @@
+//! The history of a run: every call with its answer, and every commit in order, as JSON lines.
+//! `docs/history.md` is the format.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use coupon_issuer::model::{Clock, SystemClock};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+pub const FORMAT: u32 = 1;
+
+/// Nanoseconds on the one monotonic clock of a run, from its start.
+pub type Nanos = u64;
+/// A position in the write-ahead log, in bytes.
+pub type Lsn = u64;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Line {
+    Run(Run),
+    Apply(Apply),
+    Import(Import),
+    Issue(Issue),
+    Receipt(Issue),
+    Mark(Mark),
+    Coupon(Coupon),
+    Settings(Settings),
+    Codes(Codes),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub format: u32,
+    pub seed: u64,
+    /// The instant 0 of the monotonic clock by the system's clock.
+    pub began: Timestamp,
+    pub time_zone: String,
+    /// How long a call that got no answer may be at work, in nanoseconds.
+    pub longest_call: Nanos,
+}
+
+/// A change of the settings, as the operator asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    pub process: String,
+    pub start: Nanos,
+    /// `None`: it failed, or nobody knows whether it did.
+    pub end: Option<Nanos>,
+    pub series: Vec<Series>,
+}
+
+/// The rules of a series, named as in the contract; -1 is unlimited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Series {
+    pub id: i64,
+    pub client_handling_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generic_code: Option<String>,
+    pub valid_till_date: Date,
+    pub max_create: i64,
+    pub is_multiple_vouchers_per_user_allowed: bool,
+    pub max_vouchers_per_user: i64,
+    pub do_not_resend_existing_voucher: bool,
+    pub min_days_between_vouchers: i64,
+    pub mutual_exclusive_series_ids: Vec<i64>,
+}
+
+/// An upload of codes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    pub process: String,
+    pub start: Nanos,
+    /// `None`: it failed, or nobody knows whether it did.
+    pub end: Option<Nanos>,
+    pub series: i64,
+    pub count: u32,
+}
+
+/// One attempt of a request for coupons, or the look at its receipt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issue {
+    pub process: String,
+    pub start: Nanos,
+    /// `None`: there was no answer.
+    pub end: Option<Nanos>,
+    pub key: String,
+    pub customer: String,
+    pub series: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// One for each series, in order, if the status is 200.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Vec<Answer>>,
+}
+
+/// What an answer says of one entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum Answer {
+    Issued {
+        code: String,
+        valid_till: Date,
+        /// A hash of the whole entity: equal as long as the same is shown.
+        shown: String,
+    },
+    Resent {
+        code: String,
+        valid_till: Date,
+    },
+    Refused {
+        error: u64,
+        message: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next_eligible_at: Option<Timestamp>,
+    },
+}
+
+/// Where the log was between two instants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    pub start: Nanos,
+    pub end: Nanos,
+    pub inserted: Lsn,
+    pub flushed: Lsn,
+}
+
+/// A coupon that was committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coupon {
+    pub commit: Lsn,
+    pub id: i64,
+    /// `None`: no call asked for it.
+    pub key: Option<String>,
+    pub entity: usize,
+    pub customer: String,
+    pub series: i64,
+    /// As it is shown.
+    pub code: String,
+    pub issued_at: Timestamp,
+}
+
+/// The caps of series, as they were committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    pub commit: Lsn,
+    pub series: i64,
+    #[serde(rename = "maxCreate")]
+    pub max_create: i64,
+}
+
+/// Uploaded codes, as they were committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the fields are named as in the file")]
+pub struct Codes {
+    pub commit: Lsn,
+    pub series: i64,
+    pub codes: Vec<String>,
+}
+
+/// A whole history, as it is read from its file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    pub run: Run,
+    pub applies: Vec<Apply>,
+    pub imports: Vec<Import>,
+    /// In order of their start.
+    pub issues: Vec<Issue>,
+    pub receipts: Vec<Issue>,
+    pub marks: Vec<Mark>,
+    /// What was committed, in order.
+    pub commits: Vec<Commit>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Commit {
+    Coupon(Coupon),
+    Settings(Settings),
+    Codes(Codes),
+}
+
+impl Commit {
+    pub const fn lsn(&self) -> Lsn {
+        match self {
+            Self::Coupon(Coupon { commit, .. })
+            | Self::Settings(Settings { commit, .. })
+            | Self::Codes(Codes { commit, .. }) => *commit,
+        }
+    }
+}
+
+impl History {
+    /// An error names the line.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let line = |(number, text): (usize, std::io::Result<String>)| {
+            let wrong = |error: &dyn std::fmt::Display| format!("{}, line {}: {error}", path.display(), number + 1);
+            serde_json::from_str(&text.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+        };
+        Self::of(BufReader::new(file).lines().enumerate().map(line).collect::<Result<_, _>>()?)
+    }
+
+    pub fn of(lines: Vec<Line>) -> Result<Self, String> {
+        let mut runs = Vec::new();
+        let (mut applies, mut imports, mut issues, mut receipts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut marks, mut commits) = (Vec::new(), Vec::new());
+        for line in lines {
+            match line {
+                Line::Run(run) => runs.push(run),
+                Line::Apply(apply) => applies.push(apply),
+                Line::Import(import) => imports.push(import),
+                Line::Issue(issue) => issues.push(issue),
+                Line::Receipt(receipt) => receipts.push(receipt),
+                Line::Mark(mark) => marks.push(mark),
+                Line::Coupon(coupon) => commits.push(Commit::Coupon(coupon)),
+                Line::Settings(settings) => commits.push(Commit::Settings(settings)),
+                Line::Codes(codes) => commits.push(Commit::Codes(codes)),
+            }
+        }
+        let [run] = <[Run; 1]>::try_from(runs).map_err(|runs| format!("{} lines of type run, not one", runs.len()))?;
+        if run.format != FORMAT {
+            return Err(format!("format {}, not {FORMAT}", run.format));
+        }
+        issues.sort_by_key(|issue: &Issue| issue.start);
+        receipts.sort_by_key(|receipt: &Issue| receipt.start);
+        marks.sort_by_key(|mark: &Mark| mark.start);
+        commits.sort_by_key(Commit::lsn);
+        Ok(Self { run, applies, imports, issues, receipts, marks, commits })
+    }
+}
+
+/// Writes a history while it happens.
+pub struct Recorder {
+    pub path: PathBuf,
+    began: Instant,
+    file: Mutex<BufWriter<File>>,
+}
+
+impl Recorder {
+    pub fn start(path: PathBuf, seed: u64, time_zone: &str, longest_call: Duration) -> Self {
+        let file = Mutex::new(BufWriter::new(File::create(&path).unwrap()));
+        let recorder = Self { path, began: Instant::now(), file };
+        let longest_call = u64::try_from(longest_call.as_nanos()).unwrap();
+        let (began, time_zone) = (SystemClock.now(), time_zone.to_owned());
+        let run = Run { format: FORMAT, seed, began, time_zone, longest_call };
+        recorder.write(&Line::Run(run));
+        recorder
+    }
+
+    pub fn now(&self) -> Nanos {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap()
+    }
+
+    pub fn write(&self, line: &Line) {
+        let line = serde_json::to_string(line).unwrap();
+        writeln!(self.file.lock().unwrap(), "{line}").unwrap();
+    }
+
+    pub fn flush(&self) {
+        self.file.lock().unwrap().flush().unwrap();
+    }
+}

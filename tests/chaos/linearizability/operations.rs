@@ -1,0 +1,152 @@
+//! Which operations a history has, by `docs/history.md`: the calls of one entity up to the first answer that settles it.
+//! A later answer of an entity that has its coupon is an operation of its own, which must show the same.
+
+use std::collections::BTreeMap;
+
+use super::search::NEVER;
+use crate::history::{Answer, History, Issue, Nanos};
+
+/// What an entity is answered if nothing is known of it, and if the database could not store its coupon.
+const TIMED_OUT: u64 = 748;
+const NOT_STORED: u64 = 786;
+
+#[derive(Debug)]
+pub struct Operation {
+    pub key: String,
+    pub entity: usize,
+    pub customer: String,
+    pub series: i64,
+    pub start: Nanos,
+    /// [`NEVER`]: nothing settles it.
+    pub end: Nanos,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    Answered(Answer),
+    Unknown,
+    /// An answer of an entity that has its answer already; `None`: one that no attempt can have caused.
+    Again {
+        first: Option<Answer>,
+        now: Answer,
+    },
+}
+
+impl Operation {
+    /// What a person reads.
+    pub fn label(&self) -> String {
+        let Self { key, entity, customer, series, outcome, .. } = self;
+        let outcome = match outcome {
+            Outcome::Answered(answer) => shown(answer),
+            Outcome::Unknown => "not settled".to_owned(),
+            Outcome::Again { first: Some(first), now } => format!("again {}, first {}", shown(now), shown(first)),
+            Outcome::Again { first: None, now } => format!("{} without an attempt", shown(now)),
+        };
+        format!("{key}/{entity} {customer} series {series}: {outcome}")
+    }
+}
+
+fn shown(answer: &Answer) -> String {
+    match answer {
+        Answer::Issued { code, valid_till, .. } => format!("issued {code} till {valid_till}"),
+        Answer::Resent { code, valid_till } => format!("resent {code} till {valid_till}"),
+        Answer::Refused { error, message, next_eligible_at: None } => format!("refused {error} {message}"),
+        Answer::Refused { error, message, next_eligible_at: Some(at) } => {
+            format!("refused {error} {message}, from {at}")
+        }
+    }
+}
+
+/// All operations, and what is wrong with answers that are no answers to their calls.
+pub fn of(history: &History) -> (Vec<Operation>, Vec<String>) {
+    let mut keys: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
+    for (calls, is_receipt) in [(&history.issues, false), (&history.receipts, true)] {
+        for call in calls {
+            keys.entry(&call.key).or_default().push(Call { is_receipt, call });
+        }
+    }
+    let (mut operations, mut wrong) = (Vec::new(), Vec::new());
+    for (key, mut calls) in keys {
+        calls.sort_by_key(|one| one.call.start);
+        let asked = calls[0].call;
+        for Call { call, .. } in &calls {
+            let answered = call.answer.as_ref().map_or(call.series.len(), Vec::len);
+            if (&call.customer, &call.series) != (&asked.customer, &asked.series) || answered != asked.series.len() {
+                wrong.push(format!("{key}: not answered what the key asks for: {call:?}"));
+            }
+        }
+        for entity in 0..asked.series.len() {
+            operations.append(&mut of_entity(&calls, entity, history.run.longest_call));
+        }
+    }
+    (operations, wrong)
+}
+
+struct Call<'a> {
+    is_receipt: bool,
+    call: &'a Issue,
+}
+
+impl Call<'_> {
+    /// When the entity was answered, and what; `None`: nothing that settles it.
+    fn settled(&self, entity: usize) -> Option<(Nanos, &Answer)> {
+        let end = self.call.end.filter(|_| self.call.status == Some(200))?;
+        match self.call.answer.as_ref()?.get(entity)? {
+            Answer::Refused { error: TIMED_OUT, .. } => None,
+            answer => Some((end, answer)),
+        }
+    }
+}
+
+fn of_entity(calls: &[Call], entity: usize, longest_call: Nanos) -> Vec<Operation> {
+    let asked = calls[0].call;
+    let operation = |start, end: Nanos, outcome| Operation {
+        key: asked.key.clone(),
+        entity,
+        customer: asked.customer.clone(),
+        series: asked.series[entity],
+        start,
+        end: end.max(start),
+        outcome,
+    };
+    let mut operations = Vec::new();
+    // The first attempt that is not settled, and the coupon that was shown.
+    let (mut began, mut coupon): (Option<Nanos>, Option<&Answer>) = (None, None);
+    let mut unanswered: Option<Nanos> = None;
+    for one in calls {
+        let settled = one.settled(entity);
+        if let Some(first) = coupon {
+            let again = |now: &Answer| Outcome::Again { first: Some(first.clone()), now: now.clone() };
+            operations.extend(settled.map(|(end, now)| operation(one.call.start, end, again(now))));
+            continue;
+        }
+        if !one.is_receipt {
+            // A call without an answer may have waited for its turn while a later one was refused.
+            let late = unanswered.filter(|start| one.call.start <= start.saturating_add(longest_call));
+            began.get_or_insert(late.unwrap_or(one.call.start));
+            if one.call.end.is_none() {
+                unanswered = Some(one.call.start);
+            }
+        }
+        let Some((end, answer)) = settled else { continue };
+        let has_coupon = !matches!(answer, Answer::Refused { .. });
+        // A receipt repeats a refusal of any earlier attempt, so it settles none.
+        if one.is_receipt && !has_coupon {
+            continue;
+        }
+        let outcome = Outcome::Answered(answer.clone());
+        match (began.take(), answer) {
+            // It had no effect, whatever the limits are.
+            (_, Answer::Refused { error: NOT_STORED, .. }) => {}
+            (Some(start), _) => operations.push(operation(start, end, outcome)),
+            (None, now) => {
+                let outcome = Outcome::Again { first: None, now: now.clone() };
+                operations.push(operation(one.call.start, end, outcome));
+            }
+        }
+        coupon = has_coupon.then_some(answer);
+    }
+    operations.extend(began.map(|start| operation(start, NEVER, Outcome::Unknown)));
+    operations
+}
