@@ -38,6 +38,12 @@ pub async fn mark_always(world: Arc<World>) {
     }
 }
 
+/// Writes down once where the log is.
+pub async fn mark_once(world: &World) {
+    let mark = mark(&mut world.cluster.admin().await, &world.shop.recorder).await.unwrap();
+    world.shop.recorder.write(&Line::Mark(mark));
+}
+
 /// Adds all commits since [`SET_UP`] to the history, and returns the whole.
 pub async fn complete(world: &World) -> History {
     let recorder = &world.shop.recorder;
