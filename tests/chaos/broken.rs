@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::catalogue;
-use crate::cluster::{LONGEST_CALL, signal};
+use crate::cluster::{LONGEST_CALL, signal, waiting_calls};
 use crate::faults::World;
 use crate::judgement::Judgement;
 use crate::tills::{Known, Sale};
@@ -20,10 +20,6 @@ const CROWD: usize = 24;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// In this time a replica that has claimed a key sends its coupons.
 const SENT_WITHIN: Duration = Duration::from_millis(700);
-
-/// Batches that wait for a lock.
-const WAITING: &str = "select count(*) from pg_stat_activity
-     where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";
 
 /// Replaces pieces of a procedure. Each must occur so many times: otherwise the procedure has changed, and the test proves nothing.
 async fn mutate(world: &World, procedure: &str, pieces: &[(&str, &str, usize)]) {
@@ -51,6 +47,10 @@ async fn convict(name: &str, break_build: impl AsyncFn(&World), events: impl Asy
     println!("{name}: {judgement}");
     assert!(!judgement.acquits(), "the broken build is acquitted");
     judgement
+}
+
+fn convicted_by_both(judgement: &Judgement) {
+    assert!(!judgement.replay.divergences.is_empty() && !judgement.checked.violations.is_empty(), "{judgement}");
 }
 
 async fn wait_until(what: &str, is_so: impl AsyncFn() -> bool) {
@@ -94,7 +94,8 @@ async fn ask_all_behind(world: &Arc<World>, lock: &str, sales: impl IntoIterator
     let mut holder = world.cluster.admin().await;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut holder).await.unwrap();
     let asking = ask_all(world, sales);
-    wait_until("two batches wait for the lock", async || count(world, WAITING).await >= 2).await;
+    let two_wait = async || waiting_calls(&mut world.cluster.admin().await).await.unwrap() >= 2;
+    wait_until("two batches wait for the lock", two_wait).await;
     holder.close().await.unwrap();
     asking.join_all().await;
 }
@@ -126,16 +127,16 @@ async fn a_cap_that_is_read_before_its_lock() {
             world.apply_version(turn).await.unwrap();
         }
         let cap = catalogue::caps(turn).into_iter().find(|(id, _)| *id == catalogue::HOT).unwrap().1;
-        let issued = count(world, "select count(*) from coupon where series_id = 3").await;
+        let issued = count(world, &format!("select count(*) from coupon where series_id = {}", catalogue::HOT)).await;
         let before = usize::try_from(cap - issued - 1).unwrap();
         for (number, some) in vec![catalogue::HOT; before].chunks(20).enumerate() {
             settle(world, &mut sale(format!("early-{turn}-{number}"), some), 0).await;
         }
         let crowd = (0..CROWD).map(|number| sale(format!("late-{turn}-{number}"), &[catalogue::HOT]));
-        ask_all_behind(world, "begin; select pg_advisory_xact_lock(hashint8extended(3, 1))", crowd).await;
+        let lock = format!("begin; select pg_advisory_xact_lock(hashint8extended({}, 1))", catalogue::HOT);
+        ask_all_behind(world, &lock, crowd).await;
     });
-    let judgement = judgement.await;
-    assert!(!judgement.replay.divergences.is_empty() && !judgement.checked.violations.is_empty(), "{judgement}");
+    convicted_by_both(&judgement.await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,8 +153,7 @@ async fn an_ordinal_that_is_not_unique() {
         });
         ask_all_behind(world, "begin; lock table coupon in exclusive mode", crowd).await;
     });
-    let judgement = judgement.await;
-    assert!(!judgement.replay.divergences.is_empty() && !judgement.checked.violations.is_empty(), "{judgement}");
+    convicted_by_both(&judgement.await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,8 +177,7 @@ async fn a_replay_that_issues_anew() {
             settle(world, &mut sale, replica).await;
         }
     });
-    let judgement = judgement.await;
-    assert!(!judgement.replay.divergences.is_empty() && !judgement.checked.violations.is_empty(), "{judgement}");
+    convicted_by_both(&judgement.await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,8 +200,7 @@ async fn an_answer_before_its_flush() {
         world.cluster.restart_postgres().await;
         settle(world, &mut other, 0).await;
     });
-    let judgement = judgement.await;
-    assert!(!judgement.replay.divergences.is_empty() && !judgement.checked.violations.is_empty(), "{judgement}");
+    convicted_by_both(&judgement.await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,7 +249,7 @@ async fn takeover(world: &Arc<World>, turn: u32) {
     world.upload(catalogue::SCARCE, "LATER", turn, 1).await;
     // A call without an answer may take effect until then.
     sleep_until(began_before + LONGEST_CALL).await;
-    // Shows that the held call takes effect after that.
+    // What lies above this mark was committed after LONGEST_CALL.
     commits::mark_once(world).await;
     signal("-CONT", &frozen);
     let alive = format!("select count(*) from pg_stat_activity where pid = any ('{{{}}}')", pids(&frozen));

@@ -21,18 +21,18 @@ pub const SCARCE: i64 = 10;
 pub const GENERIC: i64 = 11;
 /// Whose cap is reached, and which everyone waits for.
 pub const HOT: i64 = 3;
-/// Of the shortest codes that there are, a tenth of which are taken from the start ([`take_codes`]).
+/// Its codes are as short as the settings allow. A tenth of them is taken before the run ([`take_codes`]), so that new ones collide.
 pub const NARROW: i64 = 15;
 pub const ALL: [i64; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-/// The customer who has the codes of [`NARROW`] that are taken.
+/// The customer whose coupons take those codes.
 pub const COLLECTOR: &str = "collector";
 
 pub const TIME_ZONE: &str = "UTC";
 
 /// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
 pub fn caps(version: u32) -> [(i64, i64); 5] {
-    // Of `NARROW` so few that ten codes in a row are never all taken, which would be answered 786.
+    // The cap of `NARROW` keeps most codes free. If ten draws in a row collided, the answer would be 786.
     [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500), (NARROW, 5_000)]
 }
 

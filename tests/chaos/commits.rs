@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use crate::faults::World;
 use crate::history::{Codes, Commit, Coupon, History, Line, Lsn, Mark, Recorder, Settings};
 use crate::natural;
+use crate::verdict::{self, ENTITIES};
 
 /// Changes that are read at a time, so that neither side holds a whole run in memory.
 const AT_ONCE: i32 = 50_000;
@@ -48,28 +49,26 @@ pub async fn mark_once(world: &World) {
 pub async fn complete(world: &World) -> History {
     let recorder = &world.shop.recorder;
     recorder.flush();
-    let calls = History::read(&recorder.path).unwrap();
-    let mut admin = world.cluster.admin().await;
-    // Without statistics the join with the requests takes minutes.
-    sqlx::raw_sql("analyze").execute(&mut admin).await.unwrap();
-    let keys: HashSet<&str> = calls.issues.iter().map(|call| call.key.as_str()).collect();
-    let keys = sqlx::query_as("select key_hash_1(key)::text, key from unnest($1::text[]) as key")
-        .bind(keys.into_iter().collect::<Vec<_>>())
-        .fetch_all(&mut admin)
-        .await
-        .unwrap();
-    // A crash makes Postgres forget how far it was read.
-    let known = calls.commits.last().map_or(0, Commit::lsn);
-    for line in read(&mut admin, &keys.into_iter().collect(), known).await {
-        recorder.write(&line);
+    let mut history = History::read(&recorder.path).unwrap();
+    let mut admin = world.cluster.admin_with_statistics().await;
+    let called: HashSet<&str> = history.issues.iter().map(|call| call.key.as_str()).collect();
+    let keys = verdict::keys(&mut admin, called.into_iter()).await;
+    // After a crash the slot may start at an older position: what the file has is skipped.
+    let known = history.commits.last().map_or(0, Commit::lsn);
+    let mut commits = read(&mut admin, known).await;
+    // After the commits were read: a coupon of a call that is still at work must be found, too.
+    let issued = issued(&mut admin, &keys).await;
+    for commit in &mut commits {
+        name_entity(commit, &issued);
+        recorder.write(&commit.clone().line());
     }
     recorder.flush();
-    History::read(&recorder.path).unwrap()
+    history.commits.extend(commits);
+    history
 }
 
-/// The commits after one that is known. `keys`: the key of each stored hash that a call has named.
-async fn read(admin: &mut PgConnection, keys: &HashMap<String, String>, known: Lsn) -> Vec<Line> {
-    let issued = issued(admin, keys).await;
+/// The commits after one that is known.
+async fn read(admin: &mut PgConnection, known: Lsn) -> Vec<Commit> {
     let mut decoder = Decoder { latest: known, ..Decoder::default() };
     loop {
         // Looked at, and only then passed: what is read and lost on its way to here is read again.
@@ -82,10 +81,10 @@ async fn read(admin: &mut PgConnection, keys: &HashMap<String, String>, known: L
         .await
         .unwrap();
         if changes.is_empty() {
-            return decoder.lines;
+            return decoder.commits;
         }
         for change in changes {
-            decoder.take(Bytes::from(change), &issued);
+            decoder.take(Bytes::from(change));
         }
         let passed = format!("select pg_replication_slot_advance('history', '0/0'::pg_lsn + {})", decoder.latest);
         sqlx::raw_sql(AssertSqlSafe(passed)).execute(&mut *admin).await.unwrap();
@@ -111,18 +110,15 @@ struct Issued {
 }
 
 async fn issued(admin: &mut PgConnection, keys: &HashMap<String, String>) -> HashMap<i64, Issued> {
-    let rows = sqlx::query(
-        "select c.coupon_id, c.code, e.key_hash::text as key_hash, e.entity, c.series_id,
+    let query = format!(
+        "{ENTITIES}
+         select c.coupon_id, c.code, e.key_hash::text as key_hash, e.entity, c.series_id,
                 case when n.coupon_id is not null then c.customer_id end as natural_key
            from issued_coupon c
            left join natural_issuance n on (n.org_id, n.coupon_id) = (c.org_id, c.coupon_id)
-           left join (select r.org_id, r.key_hash, w.place - 1 as entity, r.first_coupon_id + w.place - 1 as coupon_id
-                        from keyed_request r, string_to_table(r.answers, ' ') with ordinality as w (word, place)) e
-             on (e.org_id, e.coupon_id) = (c.org_id, c.coupon_id)",
-    )
-    .fetch_all(admin)
-    .await
-    .unwrap();
+           left join entity e on (e.org_id, e.coupon_id) = (c.org_id, c.coupon_id)"
+    );
+    let rows = sqlx::query(AssertSqlSafe(query)).fetch_all(admin).await.unwrap();
     let issued = |row: sqlx::postgres::PgRow| {
         let (id, code) = (row.get("coupon_id"), row.get("code"));
         // A natural key is its customer's only one, and has each series once.
@@ -137,13 +133,24 @@ async fn issued(admin: &mut PgConnection, keys: &HashMap<String, String>) -> Has
     rows.into_iter().map(issued).collect()
 }
 
+/// Says of a coupon for which entity it was issued, and the code that is shown. A deleted coupon keeps the code that it was stored with.
+fn name_entity(commit: &mut Commit, issued: &HashMap<i64, Issued>) {
+    if let Commit::Coupon(coupon) = commit
+        && let Some(Issued { key, entity, code }) = issued.get(&coupon.id)
+    {
+        coupon.key.clone_from(key);
+        coupon.entity = *entity;
+        coupon.code.clone_from(code);
+    }
+}
+
 /// Reads the messages of `pgoutput` (version 1 of its protocol), one transaction after the other.
 #[derive(Default)]
 struct Decoder {
     tables: HashMap<i32, Table>,
     /// The changes of the transaction at hand, without the position of its commit.
-    open: Vec<Line>,
-    lines: Vec<Line>,
+    open: Vec<Commit>,
+    commits: Vec<Commit>,
     latest: Lsn,
 }
 
@@ -154,19 +161,19 @@ struct Table {
 }
 
 impl Decoder {
-    fn take(&mut self, mut message: Bytes, issued: &HashMap<i64, Issued>) {
+    fn take(&mut self, mut message: Bytes) {
         match message.get_u8() {
             b'B' => self.open.clear(),
             b'R' => {
                 let id = message.get_i32();
                 self.tables.insert(id, table(&mut message));
             }
-            b'I' | b'U' => self.change(message, issued),
+            b'I' | b'U' => self.change(message),
             b'C' => {
                 let (_flags, _begin, end) = (message.get_u8(), message.get_u64(), message.get_u64());
                 if end > self.latest {
                     self.latest = end;
-                    self.lines.extend(std::mem::take(&mut self.open).into_iter().map(|line| committed(line, end)));
+                    self.commits.extend(self.open.drain(..).map(|change| change.at(end)));
                 }
             }
             // Types and origins, which say nothing of rows.
@@ -174,7 +181,7 @@ impl Decoder {
         }
     }
 
-    fn change(&mut self, mut message: Bytes, issued: &HashMap<i64, Issued>) {
+    fn change(&mut self, mut message: Bytes) {
         let table = &self.tables[&message.get_i32()];
         if message.get_u8() != b'N' {
             // What the row was before.
@@ -184,45 +191,33 @@ impl Decoder {
         let row = row(&mut message, &table.columns);
         let number = |column: &str| row[column].parse::<i64>().unwrap();
         match table.name.as_str() {
-            "coupon" => {
-                let id = number("coupon_id");
-                // One that somebody deleted has at least the code that it was stored with.
-                let stored = || row.get("uploaded_code").or(row.get("code")).cloned().unwrap_or_default();
-                let Issued { key, entity, code } = match issued.get(&id) {
-                    Some(Issued { key, entity, code }) => {
-                        Issued { key: key.clone(), entity: *entity, code: code.clone() }
-                    }
-                    None => Issued { key: None, entity: 0, code: stored() },
-                };
-                let issued_at = instant(&row["issued_at"]);
-                let (customer, series) = (row["customer_id"].clone(), number("series_id"));
-                self.open.push(Line::Coupon(Coupon { commit: 0, id, key, entity, customer, series, code, issued_at }));
-            }
+            "coupon" => self.open.push(Commit::Coupon(Coupon {
+                commit: 0,
+                id: number("coupon_id"),
+                key: None,
+                entity: 0,
+                customer: row["customer_id"].clone(),
+                series: number("series_id"),
+                code: row.get("uploaded_code").or(row.get("code")).cloned().unwrap_or_default(),
+                issued_at: instant(&row["issued_at"]),
+            })),
             "series" => {
                 let max_create = row.get("max_create").map_or(-1, |cap| cap.parse().unwrap());
                 let settings = Settings { commit: 0, series: number("series_id"), max_create };
                 // A change takes two statements: only what the second one leaves is committed.
-                self.open.retain(|line| !matches!(line, Line::Settings(before) if before.series == settings.series));
-                self.open.push(Line::Settings(settings));
+                self.open
+                    .retain(|change| !matches!(change, Commit::Settings(before) if before.series == settings.series));
+                self.open.push(Commit::Settings(settings));
             }
             "pool_code" => {
                 let (series, code) = (number("series_id"), row.get("uploaded_code").unwrap_or(&row["code"]).clone());
                 match self.open.last_mut() {
-                    Some(Line::Codes(codes)) if codes.series == series => codes.codes.push(code),
-                    _ => self.open.push(Line::Codes(Codes { commit: 0, series, codes: vec![code] })),
+                    Some(Commit::Codes(codes)) if codes.series == series => codes.codes.push(code),
+                    _ => self.open.push(Commit::Codes(Codes { commit: 0, series, codes: vec![code] })),
                 }
             }
             other => panic!("{other} is not published"),
         }
-    }
-}
-
-fn committed(line: Line, commit: Lsn) -> Line {
-    match line {
-        Line::Coupon(coupon) => Line::Coupon(Coupon { commit, ..coupon }),
-        Line::Settings(settings) => Line::Settings(Settings { commit, ..settings }),
-        Line::Codes(codes) => Line::Codes(Codes { commit, ..codes }),
-        other => other,
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
-use crate::cluster::{Cluster, family, freeze, signal};
+use crate::cluster::{Cluster, family, freeze, signal, waiting_calls};
 use crate::history::{Apply, Import, Issue, Line};
 use crate::natural::NaturalKeys;
 use crate::network::Weather;
@@ -42,9 +42,6 @@ const LOCKS: [&str; 2] =
     ["begin; select pg_advisory_xact_lock(hashint8extended(2, 1))", "begin; select lock_organisation_1(1)"];
 const END_WAITING: &str = "select pg_terminate_backend(pid, 2000) from pg_stat_activity
      where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";
-/// Whether a call that writes is waiting for a lock.
-const WAITING: &str = "select exists (
-     select from pg_stat_activity where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock')";
 /// How long the network must be cut until a writer gives up: the time of a request (3 s), the time for finding out what is stored
 /// (2 s), and some more for a busy machine.
 const IN_DOUBT_AFTER: Duration = Duration::from_secs(6);
@@ -458,7 +455,7 @@ impl World {
         let replica = random.random_range(0..2);
         self.shop.rush(random, replica, RUSH);
         let until = Instant::now() + IN_DOUBT_AFTER;
-        while Instant::now() < until && matches!(sqlx::query_scalar(WAITING).fetch_one(&mut holder).await, Ok(false)) {
+        while Instant::now() < until && matches!(waiting_calls(&mut holder).await, Ok(0)) {
             sleep(Duration::from_millis(10)).await;
         }
         self.cluster.network.turn(Weather::Cut);
@@ -540,16 +537,9 @@ impl World {
         let credentials = STANDARD.encode("store.server:server123");
         let one = |_| {
             let key = format!("{HOSTILE}-{caller}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-            self.shop.recorder.write(&Line::Issue(Issue {
-                process: key.clone(),
-                start: self.shop.recorder.now(),
-                end: None,
-                key: key.clone(),
-                customer: HOSTILE.to_owned(),
-                series: HOSTILE_SERIES.to_vec(),
-                status: None,
-                answer: None,
-            }));
+            let (recorder, series) = (&self.shop.recorder, HOSTILE_SERIES.to_vec());
+            let call = Issue::asked(recorder.now(), key.clone(), key.clone(), HOSTILE.to_owned(), series);
+            recorder.write(&Line::Issue(call));
             format!(
                 "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Basic \
                  {credentials}\r\nIdempotency-Key: {key}\r\nContent-Length: {}\r\n\r\n{body}",

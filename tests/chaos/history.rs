@@ -1,6 +1,7 @@
 //! The history of a run: every call with its answer, and every commit in order, as JSON lines.
 //! `docs/history.md` is the format.
 
+use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -8,8 +9,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use coupon_issuer::model::{Clock, SystemClock};
-use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -45,12 +47,24 @@ pub struct Run {
     pub longest_call: Nanos,
 }
 
+/// The most by which the clocks of a service and of the test differ: around midnight a service may be on another day.
+const CLOCKS_DIFFER_BY: SignedDuration = SignedDuration::from_secs(1);
+
+impl Run {
+    /// The first and the last day, in this zone, on which a service may have been between these instants.
+    pub fn days(&self, zone: &TimeZone, start: Nanos, end: Nanos) -> (Date, Date) {
+        let at = |nanos: Nanos| self.began + SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
+        let day = |instant: Timestamp| zone.to_datetime(instant).date();
+        (day(at(start) - CLOCKS_DIFFER_BY), day(at(end) + CLOCKS_DIFFER_BY))
+    }
+}
+
 /// A change of the settings, as the operator asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apply {
     pub process: String,
     pub start: Nanos,
-    /// `None`: it failed, or nobody knows whether it did.
+    /// `None`: it failed, or its answer was lost.
     pub end: Option<Nanos>,
     pub series: Vec<Series>,
 }
@@ -77,7 +91,7 @@ pub struct Series {
 pub struct Import {
     pub process: String,
     pub start: Nanos,
-    /// `None`: it failed, or nobody knows whether it did.
+    /// `None`: it failed, or its answer was lost.
     pub end: Option<Nanos>,
     pub series: i64,
     pub count: u32,
@@ -100,6 +114,18 @@ pub struct Issue {
     pub answer: Option<Vec<Answer>>,
 }
 
+impl Issue {
+    /// A call that began at this instant and has no answer yet.
+    pub fn asked(start: Nanos, process: String, key: String, customer: String, series: Vec<i64>) -> Self {
+        Self { process, start, end: None, key, customer, series, status: None, answer: None }
+    }
+
+    /// When it was answered, and what. `None`: nothing that settles an entity.
+    pub fn answered(&self) -> Option<(Nanos, &[Answer])> {
+        (self.status == Some(200)).then_some((self.end?, self.answer.as_deref()?))
+    }
+}
+
 /// What an answer says of one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
@@ -120,6 +146,35 @@ pub enum Answer {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         next_eligible_at: Option<Timestamp>,
     },
+}
+
+/// 748: the coupon may be issued or not. 786: the database could not store it.
+const UNKNOWN: u64 = 748;
+const NOT_STORED: u64 = 786;
+
+impl Answer {
+    /// Whether it says what became of the entity.
+    pub const fn settles(&self) -> bool {
+        !matches!(self, Self::Refused { error: UNKNOWN, .. })
+    }
+
+    /// Whether it says that there is no coupon, whatever the limits are.
+    pub const fn is_not_stored(&self) -> bool {
+        matches!(self, Self::Refused { error: NOT_STORED, .. })
+    }
+}
+
+impl Display for Answer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Issued { code, valid_till, .. } => write!(f, "issued {code} until {valid_till}"),
+            Self::Resent { code, valid_till } => write!(f, "resent {code} until {valid_till}"),
+            Self::Refused { error, message, next_eligible_at } => {
+                write!(f, "refused {error} {message}")?;
+                next_eligible_at.map_or(Ok(()), |at| write!(f, " until {at}"))
+            }
+        }
+    }
 }
 
 /// Where the log was between two instants.
@@ -193,6 +248,24 @@ impl Commit {
             | Self::Codes(Codes { commit, .. }) => *commit,
         }
     }
+
+    /// The same at this position.
+    pub fn at(mut self, lsn: Lsn) -> Self {
+        match &mut self {
+            Self::Coupon(Coupon { commit, .. })
+            | Self::Settings(Settings { commit, .. })
+            | Self::Codes(Codes { commit, .. }) => *commit = lsn,
+        }
+        self
+    }
+
+    pub fn line(self) -> Line {
+        match self {
+            Self::Coupon(coupon) => Line::Coupon(coupon),
+            Self::Settings(settings) => Line::Settings(settings),
+            Self::Codes(codes) => Line::Codes(codes),
+        }
+    }
 }
 
 impl History {
@@ -200,7 +273,7 @@ impl History {
     pub fn read(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let line = |(number, text): (usize, std::io::Result<String>)| {
-            let wrong = |error: &dyn std::fmt::Display| format!("{}, line {}: {error}", path.display(), number + 1);
+            let wrong = |error: &dyn Display| format!("{}, line {}: {error}", path.display(), number + 1);
             serde_json::from_str(&text.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
         };
         Self::of(BufReader::new(file).lines().enumerate().map(line).collect::<Result<_, _>>()?)

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use crate::history::History;
 use crate::linearizability::{Checked, check};
-use crate::replay::{Verdict, replay};
+use crate::replay::{Replayed, replay};
 
 /// Findings of each kind that are printed.
 const MOST_SHOWN: usize = 20;
 
 pub struct Judgement {
-    pub replay: Verdict,
+    pub replay: Replayed,
     pub checked: Checked,
     replayed_in: Duration,
 }
@@ -30,7 +30,7 @@ impl Judgement {
     }
 
     pub fn findings(&self) -> impl Iterator<Item = (&'static str, &[String])> {
-        let Verdict { duplicates, divergences, .. } = &self.replay;
+        let Replayed { duplicates, divergences, .. } = &self.replay;
         [("duplicate", duplicates), ("divergence", divergences), ("not linearizable", &self.checked.violations)]
             .into_iter()
             .map(|(kind, findings)| (kind, findings.as_slice()))
@@ -39,7 +39,7 @@ impl Judgement {
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Verdict { duplicates, divergences, coupons, operations, answers } = &self.replay;
+        let Replayed { duplicates, divergences, coupons, operations, answers } = &self.replay;
         let Checked { partitions, operations: checked, violations, checker, took } = &self.checked;
         writeln!(
             f,

@@ -38,6 +38,7 @@ pub fn check(history: &History) -> Checked {
         partitions: 0,
         operations: 0,
         violations: Vec::new(),
+        // The version is pinned in Cargo.toml.
         checker: "todc-utils 0.1.1 WGLChecker",
         took: Duration::ZERO,
     };
@@ -75,7 +76,7 @@ impl Checked {
         let last = customer::last_instant(operations);
         for (group, customers) in partitions {
             let others = group_of.iter().filter(|(id, of)| **of == group && **id != group).map(|(id, _)| *id);
-            // Its name is that of the smallest series.
+            // A group is named after its smallest series.
             let ids: Vec<i64> = std::iter::once(group).chain(others).collect();
             let group = Rc::new(Group::new(&history.run, settings, &ids, last)?);
             for (customer, operations) in customers {
@@ -115,7 +116,7 @@ impl Checked {
     }
 }
 
-/// Whose codes are, as far as the answers say.
+/// Who received each code, according to the answers.
 struct Codes<'a> {
     issued: HashSet<&'a str>,
     /// Customer and series; `None`: several.

@@ -14,12 +14,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::catalogue;
 use crate::history::{Issue, Line};
-use crate::tills::Shop;
+use crate::tills::{CLIENT_TIMEOUT, Shop, exchange};
 
 const CALLERS: usize = 20;
 /// One coupon of each for each natural key.
 pub const SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::NARROW];
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// How long a caller tries. Two faults together may last for so long.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -91,16 +90,8 @@ async fn ask_until_decided(
 ) -> Answered {
     let (started, mut last) = (Instant::now(), String::new());
     while started.elapsed() < PATIENCE {
-        let call = Issue {
-            process: process.clone(),
-            start: shop.recorder.now(),
-            end: None,
-            key: customer.clone(),
-            customer: customer.clone(),
-            series: SERIES.to_vec(),
-            status: None,
-            answer: None,
-        };
+        let (key, start) = (customer.clone(), shop.recorder.now());
+        let call = Issue::asked(start, process.clone(), key, customer.clone(), SERIES.to_vec());
         let answered = exchange(request.try_clone().unwrap()).await;
         shop.record(Line::Issue, call, answered.as_ref().ok());
         match answered {
@@ -117,11 +108,6 @@ async fn ask_until_decided(
         sleep(RETRY_EVERY).await;
     }
     Err(format!("{customer}: not decided in {PATIENCE:?}, and answered last {last}"))
-}
-
-async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<(u16, Value)> {
-    let answer = request.send().await?;
-    Ok((answer.status().as_u16(), answer.json().await?))
 }
 
 /// `None`: an entity is to be asked for again.

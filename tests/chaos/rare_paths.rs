@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -77,7 +78,7 @@ pub struct RarePaths {
 }
 
 impl RarePaths {
-    /// Of the services whose metrics are at these addresses.
+    /// Starts to scrape the services' metrics at these addresses.
     pub fn start(addresses: [SocketAddr; 2]) -> Self {
         let scrapers = addresses.map(|address| Arc::new(Scraper::new(address))).to_vec();
         let scrape = |scraper: &Arc<Scraper>| {
@@ -98,17 +99,12 @@ impl RarePaths {
         let mut times = [0; PATHS.len()];
         for scraper in &self.scrapers {
             scraper.scrape().await;
-            let sums = scraper.sums.lock().unwrap();
+            let sums = scraper.sums.lock().await;
             for (path, times) in PATHS.iter().zip(&mut times) {
                 *times += path.counters.iter().map(|counter| sums.of(counter)).sum::<u64>();
             }
         }
         Counts(times)
-    }
-
-    /// How often each path was met.
-    pub async fn stop(self) -> Counts {
-        self.counts().await
     }
 }
 
@@ -158,9 +154,11 @@ impl Scraper {
 
     /// That a service does not answer is no failure: most faults make it so.
     async fn scrape(&self) {
+        // Held until the reply is added: of two scrapes at once, the older reply would look like a new process.
+        let mut sums = self.sums.lock().await;
         let Ok(answer) = self.client.get(&self.url).send().await else { return };
         if let Ok(text) = answer.text().await {
-            self.sums.lock().unwrap().add(&text);
+            sums.add(&text);
         }
     }
 }

@@ -13,24 +13,22 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 
 use self::bounds::{Bounds, Committed};
 use self::contract_model::{Asker, Codes, Expected, Model};
-use self::operations::{Entities, Entity, Operation, Settled, answers};
+use self::operations::{Entities, Entity, Operation, Settled};
 use self::readers::{Reader, Readers, Upload};
 use crate::history::{Answer, Commit, Coupon, History, Issue, Lsn, Mark, Nanos, Series, Settings};
 
-/// What may be between the clock of the services, which says what day it is, and the monotonic clock of the run.
-const CLOCKS_DIFFER_BY: SignedDuration = SignedDuration::from_secs(5);
 /// The model wants a store; the series of a history do not care.
 const STORE: i64 = 0;
 
 /// What came of a replay. A history that holds has neither duplicates nor divergences.
 #[derive(Debug, Default)]
-pub struct Verdict {
+pub struct Replayed {
     pub duplicates: Vec<String>,
     pub divergences: Vec<String>,
     /// Commits of coupons that the model was fed.
@@ -41,13 +39,13 @@ pub struct Verdict {
 }
 
 /// Checks a whole history.
-pub fn replay(history: &History) -> Verdict {
-    let mut verdict = Verdict { duplicates: duplicates(history), ..Verdict::default() };
+pub fn replay(history: &History) -> Replayed {
+    let mut replayed = Replayed { duplicates: duplicates(history), ..Replayed::default() };
     match Replay::new(history) {
-        Ok(replay) => replay.run(&mut verdict),
-        Err(why) => verdict.divergences.push(why),
+        Ok(replay) => replay.run(&mut replayed),
+        Err(why) => replayed.divergences.push(why),
     }
-    verdict
+    replayed
 }
 
 /// What is there twice and may be there only once.
@@ -85,18 +83,6 @@ fn of_coupon(coupon: &Coupon) -> String {
     format!(
         "coupon {id} (key {key}, entity {entity}, customer {customer}, series {series}, code {code}, commit {commit})"
     )
-}
-
-fn text(answer: &Answer) -> String {
-    if let Answer::Issued { code, valid_till, .. } = answer {
-        return format!("issued {code} until {valid_till}");
-    }
-    if let Answer::Resent { code, valid_till } = answer {
-        return format!("resent {code} until {valid_till}");
-    }
-    let Answer::Refused { error, message, next_eligible_at } = answer else { return format!("{answer:?}") };
-    let until = next_eligible_at.map(|at| format!(" until {at}")).unwrap_or_default();
-    format!("refused {error} {message}{until}")
 }
 
 fn model_of(series: &[Series]) -> Result<Model, String> {
@@ -152,45 +138,47 @@ impl<'a> Replay<'a> {
         Ok(Self { history, zone, entities, committed, bounds, caps, model })
     }
 
-    fn run(mut self, verdict: &mut Verdict) {
-        verdict.divergences.append(&mut self.entities.malformed);
-        verdict.operations = self.entities.all.values().map(|entity| entity.operations.len()).sum();
-        self.own_transactions(verdict);
-        self.flushed(verdict);
+    fn run(mut self, replayed: &mut Replayed) {
+        replayed.divergences.append(&mut self.entities.malformed);
+        replayed.operations = self.entities.all.values().map(|entity| entity.operations.len()).sum();
+        self.own_transactions(replayed);
+        self.flushed(replayed);
         let readers = self.readers();
-        verdict.answers += readers.len();
-        self.feed(Readers::new(readers), verdict);
+        replayed.answers += readers.len();
+        self.feed(Readers::new(readers), replayed);
         for coupon in coupons_of(self.history) {
-            verdict.coupons += 1;
-            verdict.divergences.extend(self.belongs(coupon).err().map(|why| format!("{}: {why}", of_coupon(coupon))));
+            replayed.coupons += 1;
+            replayed.divergences.extend(self.belongs(coupon).err().map(|why| format!("{}: {why}", of_coupon(coupon))));
         }
         for entity in self.entities.all.values() {
-            self.issued(entity, verdict);
-            later(entity, verdict);
+            self.issued(entity, replayed);
+            later(entity, replayed);
         }
         for receipt in &self.history.receipts {
-            self.receipt(receipt, verdict);
+            self.receipt(receipt, replayed);
         }
     }
 
-    fn own_transactions(&self, verdict: &mut Verdict) {
+    fn own_transactions(&self, replayed: &mut Replayed) {
         for pair in self.history.commits.windows(2) {
             let one_is_coupon = pair.iter().any(|commit| matches!(commit, Commit::Coupon(_)));
             if one_is_coupon && pair[0].lsn() == pair[1].lsn() {
                 let [one, other] = [0, 1].map(|place| format!("{:?}", pair[place]));
-                verdict.divergences.push(format!("one transaction has a coupon and something else: {one} and {other}"));
+                replayed
+                    .divergences
+                    .push(format!("one transaction has a coupon and something else: {one} and {other}"));
             }
         }
     }
 
     /// Nothing is shown before it is on disk. One finding for each commit, not for each mark that shows it.
-    fn flushed(&self, verdict: &mut Verdict) {
+    fn flushed(&self, replayed: &mut Replayed) {
         let mut last = None;
         for mark in &self.history.marks {
             let unflushed = self.bounds.shown_unflushed(mark);
             if let Some(commit) = unflushed.filter(|_| unflushed != last) {
                 let Mark { start, flushed, .. } = mark;
-                verdict.divergences.push(format!(
+                replayed.divergences.push(format!(
                     "commit {commit} was shown before {start}, and the log was on disk only up to {flushed} after that"
                 ));
             }
@@ -199,26 +187,26 @@ impl<'a> Replay<'a> {
     }
 
     /// Feeds all commits to the model, and looks at the readers when something has changed for them.
-    fn feed(&mut self, mut readers: Readers<'a>, verdict: &mut Verdict) {
+    fn feed(&mut self, mut readers: Readers<'a>, replayed: &mut Replayed) {
         for commit in &self.history.commits {
             let lsn = commit.lsn();
             readers.begin_before(lsn, &self.model);
             match commit {
                 Commit::Coupon(coupon) => {
-                    verdict.divergences.extend(self.issue(coupon).err());
+                    replayed.divergences.extend(self.issue(coupon).err());
                     readers.look_again_for(&coupon.customer, lsn, &self.model);
                     if self.bounds.counts(coupon.series) {
                         readers.look_again_at(coupon.series, lsn, &self.model);
                     }
                 }
                 Commit::Settings(settings) => {
-                    verdict.divergences.extend(self.set_cap(settings).err());
+                    replayed.divergences.extend(self.set_cap(settings).err());
                     readers.look_again_at(settings.series, lsn, &self.model);
                 }
                 Commit::Codes(codes) => {
                     for code in &codes.codes {
                         if !self.model.upload(codes.series, code.clone(), None) {
-                            verdict.divergences.push(format!(
+                            replayed.divergences.push(format!(
                                 "series {}: the code {code} was uploaded at commit {lsn} and was there before",
                                 codes.series
                             ));
@@ -230,7 +218,7 @@ impl<'a> Replay<'a> {
                 }
             }
         }
-        verdict.divergences.extend(readers.unexplained(&self.model));
+        replayed.divergences.extend(readers.unexplained(&self.model));
     }
 
     fn set_cap(&mut self, settings: &Settings) -> Result<(), String> {
@@ -282,7 +270,7 @@ impl<'a> Replay<'a> {
     fn reader(&self, entity: &Entity<'a>, operation: &Operation, settled: &Settled<'a>) -> Option<Reader<'a>> {
         let Entity { key, place, customer, series, .. } = *entity;
         let (answer, end) = (settled.answer, settled.end);
-        if matches!(answer, Answer::Refused { error: 786, .. }) {
+        if answer.is_not_stored() {
             return None;
         }
         let said = readers::said(answer, |instant| self.day(instant))?;
@@ -304,11 +292,7 @@ impl<'a> Replay<'a> {
 
     /// The days that it may have been for the service between two instants.
     fn days(&self, start: Nanos, end: Nanos) -> impl Iterator<Item = Date> + use<> {
-        let wall = |nanos: Nanos, more: SignedDuration| {
-            let passed = SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX)) + more;
-            self.day(self.history.run.began.checked_add(passed).unwrap())
-        };
-        let (first, last) = (wall(start, -CLOCKS_DIFFER_BY), wall(end, CLOCKS_DIFFER_BY));
+        let (first, last) = self.history.run.days(&self.zone, start, end);
         std::iter::successors(Some(first), |day| day.tomorrow().ok()).take_while(move |day| *day <= last)
     }
 
@@ -338,7 +322,7 @@ impl<'a> Replay<'a> {
             return Ok(());
         }
         let windows = entity.operations.iter().map(|operation| {
-            let answer = operation.settled.as_ref().map_or("nothing".to_owned(), |settled| text(settled.answer));
+            let answer = operation.settled.as_ref().map_or("nothing".to_owned(), |settled| settled.answer.to_string());
             format!("{} answered {answer}", self.window(operation))
         });
         let windows = windows.collect::<Vec<_>>().join("; ");
@@ -350,7 +334,7 @@ impl<'a> Replay<'a> {
         Window { above: self.bounds.surely_before(operation.start), to }
     }
 
-    /// The coupon that an answer `issued` shows: it is that of its entity.
+    /// The coupon of the entity, which an answer `issued` must show.
     fn shows_own(&self, key: &str, place: usize, code: &str, valid_till: Date) -> Result<&'a Coupon, String> {
         let Some(coupon) = self.committed.of_entity(key, place).find(|coupon| coupon.code == code) else {
             let own: Vec<String> = self.committed.of_entity(key, place).map(of_coupon).collect();
@@ -365,24 +349,24 @@ impl<'a> Replay<'a> {
     }
 
     /// The answers `issued` of an entity to its calls.
-    fn issued(&self, entity: &Entity, verdict: &mut Verdict) {
+    fn issued(&self, entity: &Entity, replayed: &mut Replayed) {
         let Some(settled) = entity.operations.last().and_then(|operation| operation.settled.as_ref()) else { return };
         for answer in std::iter::once(settled).chain(&entity.later).map(|settled| settled.answer) {
-            // That it was committed by then follows from its place in its operation.
+            // `belongs` has checked that the coupon was committed before the answer ended.
             if let Answer::Issued { code, valid_till, .. } = answer {
-                verdict.answers += 1;
+                replayed.answers += 1;
                 let shown = self.shows_own(entity.key, entity.place, code, *valid_till);
-                verdict.divergences.extend(shown.err().map(|why| format!("{entity}: {} {why}", text(answer))));
+                replayed.divergences.extend(shown.err().map(|why| format!("{entity}: {answer} {why}")));
             }
         }
     }
 
-    /// What a receipt says. What it resends or refuses is as old as the attempt that said so: only once the entity is issued or
-    /// resent, it must be the same.
-    fn receipt(&self, receipt: &Issue, verdict: &mut Verdict) {
-        let Some((end, said)) = answers(receipt) else { return };
-        for (place, answer) in said.iter().enumerate().filter(|(_, answer)| operations::settles(answer)) {
-            verdict.answers += 1;
+    /// Checks a receipt. A resend or a refusal in it may be an old one. Once an answer has issued or resent the entity, the receipt
+    /// must show the same.
+    fn receipt(&self, receipt: &Issue, replayed: &mut Replayed) {
+        let Some((end, said)) = receipt.answered() else { return };
+        for (place, answer) in said.iter().enumerate().filter(|(_, answer)| answer.settles()) {
+            replayed.answers += 1;
             let of = || format!("receipt of key {}, entity {place}, from {} to {end}", receipt.key, receipt.start);
             if let Answer::Issued { code, valid_till, .. } = answer {
                 let shown = self.shows_own(&receipt.key, place, code, *valid_till).and_then(|coupon| {
@@ -390,27 +374,27 @@ impl<'a> Replay<'a> {
                     let late = || format!("is commit {}, and up to {possible} was committed by then", coupon.commit);
                     (coupon.commit <= possible).then_some(()).ok_or_else(late)
                 });
-                verdict.divergences.extend(shown.err().map(|why| format!("{}: {} {why}", of(), text(answer))));
+                replayed.divergences.extend(shown.err().map(|why| format!("{}: {answer} {why}", of())));
             }
             let entity = self.entities.all.get(&(receipt.key.as_str(), place));
             let Some((settled_end, last)) = entity.and_then(Entity::last_word) else { continue };
             let both_issued = [last, answer].iter().all(|answer| matches!(answer, Answer::Issued { .. }));
             if *answer != *last && (both_issued || settled_end < receipt.start) {
-                verdict.divergences.push(format!("{}: {answer:?}, and its call was answered {last:?}", of()));
+                replayed.divergences.push(format!("{}: {answer:?}, and its call was answered {last:?}", of()));
             }
         }
     }
 }
 
 /// What was answered after an entity was issued or resent shows the same.
-fn later(entity: &Entity, verdict: &mut Verdict) {
+fn later(entity: &Entity, replayed: &mut Replayed) {
     let Some((_, last)) = entity.last_word() else { return };
     for later in &entity.later {
         // Those that are issued are counted where they are compared with their coupon.
-        verdict.answers += usize::from(!matches!(later.answer, Answer::Issued { .. }));
+        replayed.answers += usize::from(!matches!(later.answer, Answer::Issued { .. }));
         if later.answer != last {
             let (start, end, answer) = (later.call_start, later.end, later.answer);
-            verdict
+            replayed
                 .divergences
                 .push(format!("{entity}: answered {last:?}, and later (from {start} to {end}) {answer:?}"));
         }

@@ -30,7 +30,7 @@ const STAY: u64 = 20;
 /// Sales that a till leaves undecided before it begins another.
 const MOST_OPEN: usize = 8;
 /// How long a client waits for an answer.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
+pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(12);
 /// How often whoever was cut off asks the other replica, and how many times before he asks either.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 const MOST_AT_ONE: usize = 20;
@@ -47,35 +47,25 @@ pub enum Known {
     /// With a hash of all that was shown of the coupon.
     Issued {
         code: String,
-        face: u64,
+        shown: String,
     },
     Resent(String),
     Refused(u64),
 }
 
 impl Known {
-    fn of(entity: &Value) -> Self {
-        if let Some(code) = entity["errors"][0]["code"].as_u64() {
-            return Self::Refused(code);
+    fn of(answer: Answer) -> Self {
+        match answer {
+            Answer::Issued { code, shown, .. } => Self::Issued { code, shown },
+            Answer::Resent { code, .. } => Self::Resent(code),
+            Answer::Refused { error, .. } => Self::Refused(error),
         }
-        let code = entity["result"]["code"].as_str().unwrap_or_default().to_owned();
-        if entity["warnings"][0]["code"] == 700 {
-            return Self::Resent(code);
-        }
-        Self::Issued { code, face: face(entity) }
     }
 
-    /// Whether a till leaves it at that. Not if it may be issued already: the others were refused for good, or for a day.
+    /// Whether a till keeps the answer. It asks again after 748 and 786.
     fn is_final(&self) -> bool {
         !matches!(self, Self::Nothing | Self::Refused(748 | 786))
     }
-}
-
-/// A hash of all that is shown of a coupon.
-fn face(entity: &Value) -> u64 {
-    let mut face = DefaultHasher::new();
-    entity.to_string().hash(&mut face);
-    face.finish()
 }
 
 /// The answer as the history has it. What is no answer of the service at all is complained about elsewhere.
@@ -88,7 +78,8 @@ fn answer_of(entity: &Value) -> Answer {
         return Answer::Refused {
             error: error["code"].as_u64().unwrap_or_default(),
             message: error["message"].as_str().unwrap_or_default().to_owned(),
-            next_eligible_at: error["nextEligibleAt"].as_str().map(|instant| instant.parse().unwrap()),
+            // Without a valid instant no judge accepts a refusal that must have one.
+            next_eligible_at: error["nextEligibleAt"].as_str().and_then(|instant| instant.parse().ok()),
         };
     }
     let shown = &entity["result"];
@@ -97,7 +88,15 @@ fn answer_of(entity: &Value) -> Answer {
     if entity["warnings"][0]["code"] == 700 {
         return Answer::Resent { code, valid_till };
     }
-    Answer::Issued { code, valid_till, shown: format!("{:016x}", face(entity)) }
+    let mut hash = DefaultHasher::new();
+    entity.to_string().hash(&mut hash);
+    Answer::Issued { code, valid_till, shown: format!("{:016x}", hash.finish()) }
+}
+
+/// Sends a request, and returns the status and the body of the answer.
+pub async fn exchange(request: reqwest::RequestBuilder) -> reqwest::Result<(u16, Value)> {
+    let answer = request.send().await?;
+    Ok((answer.status().as_u16(), answer.json().await?))
 }
 
 /// One request, under its key, and what is known of it.
@@ -134,16 +133,8 @@ impl Sale {
 
     /// A call for it that began then and had no answer yet.
     fn call(&self, start: Nanos) -> Issue {
-        Issue {
-            process: self.process.clone(),
-            start,
-            end: None,
-            key: self.key.clone(),
-            customer: self.customer.clone(),
-            series: self.series.clone(),
-            status: None,
-            answer: None,
-        }
+        let (process, key, customer) = (self.process.clone(), self.key.clone(), self.customer.clone());
+        Issue::asked(start, process, key, customer, self.series.clone())
     }
 
     /// The id of the attempt made last.
@@ -177,7 +168,7 @@ impl Sale {
         }
         let mut wrong = Vec::new();
         for (known, told) in self.known.iter_mut().zip(told) {
-            let now = Known::of(told);
+            let now = Known::of(answer_of(told));
             if matches!(known, Known::Issued { .. }) && now == Known::Refused(748) {
                 continue;
             }
@@ -420,8 +411,7 @@ impl Shop {
         let body = json!({"seriesIds": sale.series, "customer": {"id": sale.customer}});
         let request = self.client.post(url).basic_auth("store.server", Some("server123")).json(&body);
         let request = request.header("Idempotency-Key", &sale.key).header("X-Request-Id", sale.request_id());
-        let answer = request.send().await?;
-        Ok((answer.status().as_u16(), answer.json().await?))
+        exchange(request).await
     }
 
     /// What a replica knows of a sale: the status and the body of its receipt.
@@ -429,11 +419,7 @@ impl Shop {
         let url = format!("http://{}/v2/coupon/bulk/issue/{}", self.addresses[replica], sale.key);
         let request = self.client.get(url).basic_auth("store.server", Some("server123")).timeout(CLIENT_TIMEOUT);
         let call = sale.call(self.recorder.now());
-        let exchange = async {
-            let answer = request.send().await?;
-            Ok((answer.status().as_u16(), answer.json().await?))
-        };
-        let answered = exchange.await;
+        let answered = exchange(request).await;
         self.record(Line::Receipt, call, answered.as_ref().ok());
         answered
     }

@@ -25,7 +25,7 @@ pub const SAMPLE: usize = 300;
 const SEEN_WITHIN: SignedDuration = SignedDuration::from_millis(300);
 
 /// The entities of keyed requests, each with the coupon id that is reserved for it: before each query.
-const ENTITIES: &str = "
+pub const ENTITIES: &str = "
     with entity as (
         select r.org_id, r.key_hash, w.place - 1 as entity, r.first_coupon_id + w.place - 1 as coupon_id, w.word,
                substring(w.word from '^[0-9]+')::bigint as series_id,
@@ -130,11 +130,9 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
     if sales.iter().all(Sale::is_final) {
         totals.interrupted = ask_again(world, &mut sales, random).await;
     }
-    let mut admin = world.cluster.admin().await;
-    // The run may have been too short for autovacuum: without statistics the queries below take minutes.
-    sqlx::raw_sql("analyze").execute(&mut admin).await.unwrap();
+    let mut admin = world.cluster.admin_with_statistics().await;
     limits_hold(world, &mut admin).await;
-    let keys = keys(&mut admin, &sales).await;
+    let keys = keys(&mut admin, sales.iter().map(|sale| sale.key.as_str())).await;
     let stored = stored(&mut admin, &keys).await;
     let origins = origins(&mut admin, &keys).await;
     let all: HashSet<&Stored> = stored.values().flat_map(BTreeMap::values).collect();
@@ -163,9 +161,9 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
     totals
 }
 
-/// The keys of these sales, by what is stored of them.
-async fn keys(admin: &mut PgConnection, sales: &[Sale]) -> HashMap<String, String> {
-    let keys: Vec<&str> = sales.iter().map(|sale| sale.key.as_str()).collect();
+/// These keys, by what is stored of them.
+pub async fn keys<'k>(admin: &mut PgConnection, keys: impl Iterator<Item = &'k str>) -> HashMap<String, String> {
+    let keys: Vec<&str> = keys.collect();
     let hashed = sqlx::query_as("select key_hash_1(key)::text, key from unnest($1::text[]) as key").bind(keys);
     hashed.fetch_all(admin).await.unwrap().into_iter().collect()
 }

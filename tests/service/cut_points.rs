@@ -1,8 +1,8 @@
-//! A batch of four coupons, cut at every point at which the database can stop: the session ends, the statement fails or times
-//! out, the network dies, the server crashes. Also with a second cut at every point of the settling. The caller sees none of it.
+//! The call of a batch of four coupons is cut at every point: the session ends, the statement fails or times out, the network dies,
+//! the server crashes. A second cut strikes every point of the recovery. The caller notices nothing.
 //!
-//! Within a transaction all points leave the same behind: nothing of it. So the points are those before and after each commit
-//! of procedure `issue_coupons_1`, and its beginning. They are numbered in the order in which they are reached, over all calls.
+//! A cut inside a transaction leaves nothing of it, wherever it strikes. So the points are the beginning of procedure
+//! `issue_coupons_1`, and the places before and after each commit. They are numbered in the order in which calls reach them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -202,7 +202,7 @@ struct Rig {
     customers: AtomicUsize,
 }
 
-/// What became of a request of which a call was cut.
+/// A request, the cuts that struck its calls, and its answer.
 struct Run {
     batch: Batch,
     customer: String,

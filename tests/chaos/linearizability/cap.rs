@@ -31,7 +31,7 @@ pub enum Step {
     Full,
     /// A refusal for a reason that is looked at only if the cap leaves room.
     Room,
-    /// It issues a coupon if it can: one that has no effect is the same as one that comes last.
+    /// Nothing says what it did. It issues a coupon if it can. To have no effect is the same as to come last.
     Unknown,
     Apply {
         version: usize,

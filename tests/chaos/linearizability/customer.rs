@@ -1,12 +1,12 @@
 //! What one customer holds of a group of series that exclude each other; most groups are one series.
-//! The order of the checks is that of section 4 of the contract.
+//! The checks follow the order of section 4 of the contract.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp, ToSpan};
+use jiff::{Timestamp, ToSpan};
 
 use super::operations::{Operation, Outcome};
 use super::rules::{
@@ -14,9 +14,6 @@ use super::rules::{
 };
 use super::search::{NEVER, Object, Timed};
 use crate::history::{Answer, Nanos, Run, Series};
-
-/// How far the clocks of a service and of the test may be apart.
-const CLOCKS_DIFFER_BY: SignedDuration = SignedDuration::from_secs(1);
 
 /// The first and the last day on which something may have been. They differ only around midnight, and where nothing is known.
 type Days = (Date, Date);
@@ -48,7 +45,7 @@ struct Held {
 pub struct Group {
     name: String,
     zone: TimeZone,
-    began: Timestamp,
+    run: Run,
     versions: Vec<BTreeMap<i64, Series>>,
     /// Changes of these rules; empty if all versions have the same.
     changes: Vec<(usize, Nanos, Nanos)>,
@@ -73,7 +70,7 @@ enum Does {
         code: Rc<str>,
         valid_till: Date,
     },
-    /// It issues a coupon if it can: one that has no effect is the same as one that comes last.
+    /// Nothing says what it did. It issues a coupon if it can. To have no effect is the same as to come last.
     Unknown,
     /// Whether an entity that has its answer is shown the same.
     Again {
@@ -108,7 +105,7 @@ impl Group {
         let changes = if all_equal { Vec::new() } else { times.collect() };
         let keeps = versions.iter().flat_map(BTreeMap::values).any(asks_what_is_held);
         let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-        Ok(Self { name: ids.join(", "), zone, began: run.began, versions, changes, keeps, last })
+        Ok(Self { name: ids.join(", "), zone, run: run.clone(), versions, changes, keeps, last })
     }
 
     fn day(&self, instant: Timestamp) -> Date {
@@ -116,12 +113,11 @@ impl Group {
     }
 
     fn days(&self, start: Nanos, end: Nanos) -> Days {
-        let at = |nanos: Nanos| self.began + SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
-        (self.day(at(start) - CLOCKS_DIFFER_BY), self.day(at(end.min(self.last.max(start))) + CLOCKS_DIFFER_BY))
+        self.run.days(&self.zone, start, end.min(self.last.max(start)))
     }
 
-    /// All that happened to what the customer holds, and its name. `is_known` says of a code that an operation shows whether it is that of a coupon
-    /// which an answer has issued, or another customer's.
+    /// The steps of one customer, with the name of the partition. `is_known`: whether an answer has issued the code that an operation
+    /// shows, or has shown it to another customer.
     pub fn history(
         self: &Rc<Self>,
         customer: &str,
@@ -285,7 +281,7 @@ impl Step {
         self.first(holding).any(|first| matches!(first, First::Others))
     }
 
-    /// The first and the last day on which the gap may end. `None`: there is none.
+    /// The earliest and the latest day on which the gap ends. `None`: the series has no gap, or the customer no coupon.
     fn gap_ends(&self, holding: &Holding) -> Option<Days> {
         let gap = self.rules(holding)?.min_days_between_vouchers;
         let earliest = self.own(holding).map(|held| held.issued_on.0).max()?;
@@ -309,7 +305,7 @@ impl Step {
             let next = self.group.day(next);
             return self.is_left_to_others(holding) && self.days.0 < next && from <= next && next <= to;
         }
-        // What others have received decides here: that is the other partition's, or nobody's who knows only the answers.
+        // Other customers' coupons decide these. The partition of the cap judges the cap; the answers alone cannot judge the pool.
         let is_others = (is(answer, FULL) && rules.is_some_and(|rules| rules.max_create >= 0))
             || (is(answer, EMPTY) && rules.is_some_and(|rules| rules.client_handling_type == "DISC_CODE_PIN"));
         let is_own = |first: First| matches!(first, First::Refusal(refusal) if is(answer, refusal));
@@ -334,7 +330,7 @@ impl Step {
         Holding { version, coupons }
     }
 
-    /// Sends a coupon again that no answer has issued. The first such answer gives its code to a coupon of which none is known.
+    /// A resend shows a code that no answer has issued. The first such resend names one of the coupons without a known code.
     fn named(&self, holding: &Holding, code: &Rc<str>, valid_till: Date) -> Option<Holding> {
         if self.own(holding).any(|held| held.is(code)) {
             return Some(holding.clone());

@@ -6,10 +6,6 @@ use std::collections::BTreeMap;
 use super::search::NEVER;
 use crate::history::{Answer, History, Issue, Nanos};
 
-/// What an entity is answered if nothing is known of it, and if the database could not store its coupon.
-const TIMED_OUT: u64 = 748;
-const NOT_STORED: u64 = 786;
-
 #[derive(Debug)]
 pub struct Operation {
     pub key: String,
@@ -38,23 +34,12 @@ impl Operation {
     pub fn label(&self) -> String {
         let Self { key, entity, customer, series, outcome, .. } = self;
         let outcome = match outcome {
-            Outcome::Answered(answer) => shown(answer),
+            Outcome::Answered(answer) => answer.to_string(),
             Outcome::Unknown => "not settled".to_owned(),
-            Outcome::Again { first: Some(first), now } => format!("again {}, first {}", shown(now), shown(first)),
-            Outcome::Again { first: None, now } => format!("{} without an attempt", shown(now)),
+            Outcome::Again { first: Some(first), now } => format!("again {now}, first {first}"),
+            Outcome::Again { first: None, now } => format!("{now} without an attempt"),
         };
         format!("{key}/{entity} {customer} series {series}: {outcome}")
-    }
-}
-
-fn shown(answer: &Answer) -> String {
-    match answer {
-        Answer::Issued { code, valid_till, .. } => format!("issued {code} till {valid_till}"),
-        Answer::Resent { code, valid_till } => format!("resent {code} till {valid_till}"),
-        Answer::Refused { error, message, next_eligible_at: None } => format!("refused {error} {message}"),
-        Answer::Refused { error, message, next_eligible_at: Some(at) } => {
-            format!("refused {error} {message}, from {at}")
-        }
     }
 }
 
@@ -91,11 +76,8 @@ struct Call<'a> {
 impl Call<'_> {
     /// When the entity was answered, and what; `None`: nothing that settles it.
     fn settled(&self, entity: usize) -> Option<(Nanos, &Answer)> {
-        let end = self.call.end.filter(|_| self.call.status == Some(200))?;
-        match self.call.answer.as_ref()?.get(entity)? {
-            Answer::Refused { error: TIMED_OUT, .. } => None,
-            answer => Some((end, answer)),
-        }
+        let (end, answers) = self.call.answered()?;
+        answers.get(entity).filter(|answer| answer.settles()).map(|answer| (end, answer))
     }
 }
 
@@ -138,7 +120,7 @@ fn of_entity(calls: &[Call], entity: usize, longest_call: Nanos) -> Vec<Operatio
         let outcome = Outcome::Answered(answer.clone());
         match (began.take(), answer) {
             // It had no effect, whatever the limits are.
-            (_, Answer::Refused { error: NOT_STORED, .. }) => {}
+            (_, answer) if answer.is_not_stored() => {}
             (Some(start), _) => operations.push(operation(start, end, outcome)),
             (None, now) => {
                 let outcome = Outcome::Again { first: None, now: now.clone() };

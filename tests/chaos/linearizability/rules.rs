@@ -33,14 +33,14 @@ pub struct Settings {
 }
 
 /// All versions in order. Changes of settings come one after the other, each holds a lock until its commit, and nothing is sent for
-/// one that was given up. So one of which nobody knows takes effect before the next one that succeeded has, or never: its end
+/// one that was given up. So a failed one takes effect before the next successful one ends, or never: its end
 /// is the end of that one, and a version that is older than the one in force changes nothing. Otherwise each one that fails would
 /// leave all later caps in doubt.
 pub fn settings(history: &History) -> Result<Vec<Settings>, String> {
     let mut applies: Vec<_> = history.applies.iter().collect();
     applies.sort_by_key(|apply| apply.start);
     if applies.is_empty() {
-        return Err("no line of type apply: nobody knows the rules".to_owned());
+        return Err("no line of type apply: the rules are unknown".to_owned());
     }
     let mut last_end = 0;
     for apply in &applies {

@@ -18,7 +18,7 @@ use crate::history::Nanos;
 // so each order of the whole is an order of the first part and then one of the second. All operations of the first part are
 // settled, and what a settled operation does follows from its answer, not from its place in the order. So the state at the cut
 // is the same for all orders, and the second part is judged from that state: nothing is lost, and nothing is assumed.
-// (A change of settings of which nobody knows is over with the next one, whose rules hold afterwards; see `rules::settings`.)
+// (A failed change of settings takes effect before the next successful one ends, or never; see `rules::settings`.)
 //
 // Operations that nothing settles are in flight until the end, so there is no cut after the start of one: the rest of the
 // history is one piece. A guess of the state at a cut would be cheaper, and would acquit answers that contradict each other.
@@ -140,8 +140,8 @@ struct Piece<O: Object> {
     begin: O::State,
     limits: Limits,
     operations: Vec<Timed<O::Step>>,
-    /// At place `n`: the operations that are not over when `n` ends, and have started by then. These are the ones that may be
-    /// next in the order when `n` is the first that is not in it yet.
+    /// At place `n`: the operations in flight when `n` ends. If `n` is the first operation without a place in the order, the next
+    /// one in the order is one of these.
     in_flight: Vec<Vec<usize>>,
     /// The most operations at the head of the order of the ends that some order explains.
     explained: Cell<usize>,

@@ -1,9 +1,9 @@
-//! When a commit happened, as far as a history says so: each bound is one of `docs/history.md`.
+//! Bounds on the time of a commit, as `docs/history.md` defines them.
 //! All are found once, and looked up in logarithmic time.
 
 use std::collections::{HashMap, HashSet};
 
-use super::operations::{Entities, answers};
+use super::operations::Entities;
 use crate::history::{Answer, Apply, Commit, Coupon, History, Issue, Lsn, Mark, Nanos, Series};
 
 /// What an instant is sure to be after: the greatest position of all facts before it.
@@ -151,7 +151,7 @@ impl<'a> Bounds<'a> {
         self.counted.contains(&series)
     }
 
-    /// From when on the codes of a commit are sure to be visible: that takes as long as a flush, unlike a coupon.
+    /// The instant from which the codes of a commit are surely visible. They become visible after a flush; coupons do so at once.
     pub fn visible_from(&self, series: i64, commit: Lsn) -> Nanos {
         let imported = self.imported.get(&series).into_iter().flatten();
         imported.filter(|(shown, _)| *shown >= commit).map(|(_, by)| *by).min().unwrap_or(Nanos::MAX)
@@ -187,7 +187,7 @@ impl<'a> Bounds<'a> {
 
 /// What the answer to a call shows of coupons.
 fn shown_by<'a>(call: &'a Issue, committed: &Committed, counted: &HashSet<i64>) -> Vec<Shown<'a>> {
-    let Some((by, answers)) = answers(call) else { return Vec::new() };
+    let Some((by, answers)) = call.answered() else { return Vec::new() };
     let mut shown = Vec::new();
     for ((place, answer), series) in answers.iter().enumerate().zip(&call.series) {
         let Some(commit) = committed.shown(call, place, answer) else { continue };

@@ -39,17 +39,6 @@ impl Display for Entity<'_> {
     }
 }
 
-/// Whether an answer leaves nothing open.
-pub const fn settles(answer: &Answer) -> bool {
-    matches!(answer, Answer::Issued { .. } | Answer::Resent { .. })
-        || matches!(answer, Answer::Refused { error, .. } if *error != 748)
-}
-
-/// When a call ended, and what it was answered. `None`: that settles nothing.
-pub fn answers(call: &Issue) -> Option<(Nanos, &[Answer])> {
-    (call.status == Some(200)).then_some((call.end?, call.answer.as_deref()?))
-}
-
 impl<'a> Entity<'a> {
     /// The answer that every later one must show, and when it ended.
     pub fn last_word(&self) -> Option<(Nanos, &'a Answer)> {
@@ -104,7 +93,7 @@ impl<'a> Entities<'a> {
             }
         }
         self.began.entry(key).or_insert(*start);
-        let answer = answers(call);
+        let answer = call.answered();
         if answer.is_some_and(|(_, answer)| answer.len() != series.len()) {
             self.malformed.push(format!("key {key}: the answer to the call that began at {start} has other entities"));
         }
@@ -126,7 +115,7 @@ impl<'a> Entities<'a> {
             let Some((end, answer)) = answer.and_then(|(end, answer)| Some((end, answer.get(place)?))) else {
                 continue;
             };
-            if settles(answer) {
+            if answer.settles() {
                 entity.end(Settled { call_start: *start, end, answer });
             }
         }

@@ -7,10 +7,9 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 
 use super::contract_model::{Asker, Model, Said};
-use super::text;
 use crate::history::{Answer, Lsn, Nanos};
 
-/// What the model has given instead of an answer, of which so many are said.
+/// A complaint names at most so many answers of the model.
 const SAID_OF_GIVEN: usize = 4;
 
 /// What an answer says, in the words of the model.
@@ -64,9 +63,8 @@ impl Reader<'_> {
         let Self { key, place, customer, series, answer, times: (start, end), window: (from, to), given, .. } = self;
         let to = if *to == Lsn::MAX { "the last".to_owned() } else { to.to_string() };
         format!(
-            "key {key}, entity {place} (customer {customer}, series {series}): {}, asked from {start} to {end}; from commit {from} to \
+            "key {key}, entity {place} (customer {customer}, series {series}): {answer}, asked from {start} to {end}; from commit {from} to \
              {to} the model gives {}",
-            text(answer),
             given.join(", then "),
         )
     }
@@ -104,7 +102,7 @@ impl<'a> Readers<'a> {
         self.uploads.entry(series).or_default().push(upload);
     }
 
-    /// The model has taken in all commits before this one: that is the first state of every reader who has seen none from this one on.
+    /// Readers whose window opens before this commit begin here. The model has taken in all commits before it.
     pub fn begin_before(&mut self, commit: Lsn, model: &Model) {
         while let Some(reader) = self.all.get_mut(self.begun).filter(|reader| reader.window.0 < commit) {
             let uploads = self.uploads.get(&reader.series).map_or(&[][..], Vec::as_slice);

@@ -3,7 +3,8 @@
 
 mod drawn;
 
-use super::{Verdict, replay};
+use super::contract_model::{CAP, EMPTY, EXCLUSIVE, GAP, HAS_ONE, MAXIMUM};
+use super::{Replayed, replay};
 use crate::history::{
     Answer, Apply, Codes, Commit, Coupon, FORMAT, History, Import, Issue, Lsn, Mark, Nanos, Run, Series, Settings,
 };
@@ -21,13 +22,6 @@ const GENERIC: i64 = 11;
 const TEA: i64 = 12;
 const COFFEE: i64 = 13;
 
-const CAP: &str = "5001 Maximum number of series has been created";
-const EMPTY: &str = "5005 Queue is empty for series";
-const HAS_ONE: &str = "709 Coupon processing failed: user already has a coupon";
-const MAXIMUM: &str = "730 Unknown error : MAX_COUPON_ISSUAL_PER_USER_EXCEEDED";
-const EXCLUSIVE: &str = "709 Coupon processing failed: coupon present in mutually exclusive series";
-const GAP: &str =
-    "709 Coupon processing failed: days between consecutive issuals for a user less than min days between issuals";
 const IN_DOUBT: &str = "748 Coupon service timed out";
 const FAILED: &str = "786 Coupon processing failed, Please try again later";
 
@@ -177,7 +171,7 @@ impl Story {
         self
     }
 
-    fn verdict(&mut self) -> Verdict {
+    fn replayed(&mut self) -> Replayed {
         self.0.issues.sort_by_key(|call| call.start);
         self.0.commits.sort_by_key(Commit::lsn);
         replay(&self.0)
@@ -185,14 +179,14 @@ impl Story {
 
     #[track_caller]
     fn acquitted(mut self) {
-        let Verdict { duplicates, divergences, .. } = self.verdict();
+        let Replayed { duplicates, divergences, .. } = self.replayed();
         assert!(duplicates.is_empty() && divergences.is_empty(), "{duplicates:#?}{divergences:#?}");
     }
 
     /// There is exactly this to complain of: of each complaint one part.
     #[track_caller]
     fn convicted(mut self, of: &[&str]) {
-        let Verdict { duplicates, divergences, .. } = self.verdict();
+        let Replayed { duplicates, divergences, .. } = self.replayed();
         let all = [duplicates, divergences].concat();
         let is_said = all.len() == of.len() && of.iter().all(|part| all.iter().any(|said| said.contains(part)));
         assert!(is_said, "{of:?} and not {all:#?}");
@@ -222,8 +216,8 @@ fn a_whole_history_acquitted() {
         .coupon(60, "e1", GENERIC, "FORALL")
         .receipt("e1", 41, 42, GENERIC, issued("FORALL"))
         .mark(43, 44, 60, 60);
-    let verdict = story.verdict();
-    assert_eq!((verdict.coupons, verdict.operations, verdict.answers), (6, 8, 10));
+    let replayed = story.replayed();
+    assert_eq!((replayed.coupons, replayed.operations, replayed.answers), (6, 8, 10));
     story.acquitted();
 }
 

@@ -227,8 +227,8 @@ fn drawn_histories_that_were_changed_are_convicted() {
         for seed in 0..10 {
             let mut drawn = Drawn::history(seed, 2000, 20);
             tamper(&mut drawn.0, &mut random);
-            let verdict = drawn.verdict();
-            let wrong = verdict.duplicates.len() + verdict.divergences.len();
+            let replayed = drawn.replayed();
+            let wrong = replayed.duplicates.len() + replayed.divergences.len();
             assert!(wrong > 0, "{what}, and nobody minds: seed {seed}");
         }
     }
@@ -240,10 +240,10 @@ fn a_hundred_thousand_coupons_are_replayed() {
     let mut drawn = Drawn::history(1, 138_000, 70);
     let refused = drawn.history_answers(is_refused);
     let began = Instant::now();
-    let verdict = drawn.verdict();
-    println!("{} coupons, {refused} refusals: {:.2} s", verdict.coupons, began.elapsed().as_secs_f32());
-    assert!(verdict.coupons > 100_000 && refused > 10_000, "{} coupons, {refused} refusals", verdict.coupons);
-    assert_eq!(verdict.duplicates.len() + verdict.divergences.len(), 0, "{verdict:#?}");
+    let replayed = drawn.replayed();
+    println!("{} coupons, {refused} refusals: {:.2} s", replayed.coupons, began.elapsed().as_secs_f32());
+    assert!(replayed.coupons > 100_000 && refused > 10_000, "{} coupons, {refused} refusals", replayed.coupons);
+    assert_eq!(replayed.duplicates.len() + replayed.divergences.len(), 0, "{replayed:#?}");
 }
 
 impl Story {
