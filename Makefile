@@ -18,7 +18,7 @@ demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1
 test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private one
 	cargo test
 
-chaos: tools postgres ## Break everything for half an hour, and look whether a coupon is lost or doubled
+chaos: tools postgres ## Break everything for 40 minutes, and look whether a coupon is lost or doubled
 	cargo test --test chaos every_fault_many_times -- --ignored --nocapture
 
 history: tools ## Judge the history of a chaos run again: make history FILE=target/tmp/chaos-long/history.jsonl

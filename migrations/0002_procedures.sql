@@ -1,5 +1,5 @@
--- What must happen inside the database. Names end in a version: a changed function gets the next number and a new migration, so
--- that replicas of two versions can work side by side.
+-- What must happen inside the database. Names end in a version: from 0.2.0 on, a changed function gets the next number and a new
+-- migration, so that replicas of two versions can work side by side.
 --
 -- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/store/writer/call.rs)
 --

@@ -59,7 +59,7 @@ metrics_on_a_page! {
 
     ENTITIES = counter("coupon_issuer_entities_total", "Entities answered, by outcome.");
     ENTITIES_REFUSED = counter("coupon_issuer_entities_refused_total", "Entities that got no coupon, by error code.");
-    KEY_CLAIMS = counter("coupon_issuer_key_claims_total", "Claims of an Idempotency-Key, by what each has found.");
+    KEY_CLAIMS = counter("coupon_issuer_key_claims_total", "Claims of an Idempotency-Key, by outcome.");
     FORGOTTEN = counter("coupon_issuer_keyed_requests_forgotten_total", "Keyed requests whose time was over and that were forgotten.");
 
     QUEUE_COUPONS = gauge("coupon_issuer_queue_coupons", "Coupons that wait to be written.");
@@ -68,7 +68,7 @@ metrics_on_a_page! {
     BATCH_SIZE = histogram("coupon_issuer_batch_size", "What was done in one batch, with one flush: coupons, or confirmations, by queue.");
     BATCH_DURATION = histogram("coupon_issuer_batch_duration_seconds", "A batch's call, with its transactions and its flush; of confirmations the flush alone. By queue.");
     BROKEN_BATCHES = counter("coupon_issuer_broken_batches_total", "Batches that broke midway and were settled coupon by coupon.");
-    COUPON_WRITES = counter("coupon_issuer_coupon_writes_total", "Coupons that were given to the writer, by what became of each there.");
+    COUPON_WRITES = counter("coupon_issuer_coupon_writes_total", "Coupons that the writer was given, by outcome.");
     IN_DOUBT = counter("coupon_issuer_coupons_in_doubt_total", "Coupons of which could not be found out in time whether they are stored.");
     WRITERS = gauge("coupon_issuer_writer_connections", "The writer's connections that are up.");
     WRITERS_MAX = gauge("coupon_issuer_writer_connections_max", "The connections that the writer makes, one of them for confirmations.");

@@ -1,6 +1,5 @@
-//! What became of the entities that were answered, counted: by outcome, and the refused ones by error code as well; and what claims
-//! of keys have found.
-//! Every counter is there from the start, so that an alert rule finds it at zero.
+//! Counts answered entities by outcome, refused ones also by error code, and claims of keys by what they found.
+//! All counters exist from the start, so that an alert rule finds them at zero.
 
 use metrics::{Counter, counter};
 use strum::IntoEnumIterator;

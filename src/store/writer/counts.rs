@@ -1,5 +1,5 @@
-//! What became of the coupons that the writer was given, counted by outcome: once for each batch and outcome, since tens of thousands
-//! of coupons a second are counted here. Every counter is there from the start.
+//! Counts the outcomes of the coupons that the writer was given. A counter is incremented once a batch, not once a coupon: this is
+//! the hot path. All counters exist from the start, so that an alert rule finds them at zero.
 
 use metrics::{Counter, counter};
 use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
@@ -70,7 +70,7 @@ impl Counts {
         Self { by_label: Label::iter().map(of).collect(), in_doubt: counter!(meters::IN_DOUBT.name) }
     }
 
-    /// This became of these works, of which only the coupons are counted.
+    /// Counts the outcomes of the coupons among these works.
     pub(super) fn written(&self, works: &[Work], outcomes: &[WriteOutcome]) {
         let mut times = [0; Label::COUNT];
         for (work, outcome) in works.iter().zip(outcomes) {
