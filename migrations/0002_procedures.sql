@@ -1,7 +1,7 @@
 -- What must happen inside the database. Names end in a version: from 0.2.0 on, a changed function gets the next number and a new
 -- migration, so that replicas of two versions can work side by side.
 --
--- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/store/writer/call.rs)
+-- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/db/writer/call.rs)
 --
 --    1 issued           issued_codes[place] is its code, if it came from the pool
 --    2 other_revision   the settings of the organisation changed after the decision

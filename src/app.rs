@@ -24,6 +24,7 @@ use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings, SettingsError};
+use crate::db::migrations::{self, SchemaError};
 use crate::http::{
     self, Connections, Described, Http, HttpLimits, Readiness, ReadinessCheck, TrustedProxies, X_FORWARDED_FOR, router,
 };
@@ -36,10 +37,9 @@ use crate::provisioning::commands::{self, Order};
 pub use crate::provisioning::commands::{Holder, Outcome};
 pub use crate::provisioning::keys::KeyList;
 use crate::provisioning::{self, Report, keys};
-use crate::store::migrations::{self, SchemaError};
 
-use crate::store::writer::{Writer, WriterLimits};
-use crate::store::{Presence, ReadLimits, Store, StoreError};
+use crate::db::writer::{Writer, WriterLimits};
+use crate::db::{Db, DbError, Presence, ReadLimits};
 use crate::telemetry::Metrics;
 use crate::watch::Watch;
 
@@ -82,7 +82,7 @@ impl Default for Outside {
 pub struct App {
     http: Http,
     settings: HttpSettings,
-    store: Store,
+    db: Db,
     writers: Vec<JoinHandle<()>>,
     activity: ActivityTasks,
     connections: Connections,
@@ -95,16 +95,16 @@ impl App {
     /// # Errors
     /// When the database stays away for `database.startup_timeout_seconds`, or its schema is another one.
     pub async fn build(settings: &Settings, connect: &PgConnectOptions, outside: Outside) -> anyhow::Result<Self> {
-        let store = Store::new(connect.clone(), read_limits(settings));
+        let db = Db::new(connect.clone(), read_limits(settings));
         let patience = settings.database.startup_timeout;
-        patiently(patience, SchemaError::is_away, async || store.check_schema().await).await?;
-        let load = async || SigningKeys::load(store.clone(), key_source(&settings.auth), outside.clock.clone()).await;
+        patiently(patience, SchemaError::is_away, async || db.check_schema().await).await?;
+        let load = async || SigningKeys::load(db.clone(), key_source(&settings.auth), outside.clock.clone()).await;
         let keys = patiently(patience, KeyError::is_away, load).await?;
         let (writer, writers) = Writer::start(connect, writer_limits(settings));
         let Outside { clock, entropy } = outside;
         let public_url = settings.http.public_url.clone();
         let authenticator = Arc::new(Authenticator::new(
-            store.clone(),
+            db.clone(),
             clock.clone(),
             entropy.clone(),
             keys,
@@ -114,9 +114,9 @@ impl App {
         let following = Arc::clone(&authenticator);
         let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
         let limits = ActivityLimits { flush_every: settings.activity.flush, keep: settings.activity.keep };
-        let (activity, keeping) = Activity::start(store.clone(), clock.clone(), entropy.uuid()?, limits);
+        let (activity, keeping) = Activity::start(db.clone(), clock.clone(), entropy.uuid()?, limits);
         let issuer = Issuer::new(
-            store.clone(),
+            db.clone(),
             writer,
             Presence::new(connect),
             clock.clone(),
@@ -127,10 +127,10 @@ impl App {
         let issuer = Arc::new(issuer);
         let purging = purge_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
         let purging = tokio::spawn(purging).abort_handle();
-        let readiness = Arc::new(Readiness::new(readiness_check(store.clone(), Arc::clone(&issuer))));
+        let readiness = Arc::new(Readiness::new(readiness_check(db.clone(), Arc::clone(&issuer))));
         let connections = Connections::new(places(settings.http.max_connections), settings.http.write_timeout);
         let watch = Watch {
-            store: store.clone(),
+            db: db.clone(),
             issuer: Arc::clone(&issuer),
             readiness: Arc::clone(&readiness),
             connections: connections.clone(),
@@ -152,7 +152,7 @@ impl App {
         };
         let in_background = [following, purging, watching];
         let settings = settings.http.clone();
-        Ok(Self { http, settings, store, writers, activity: keeping, connections, in_background })
+        Ok(Self { http, settings, db, writers, activity: keeping, connections, in_background })
     }
 
     /// Serves on this listener until it is told to stop, or nobody is left who could tell it; then accepts nothing more and
@@ -201,7 +201,7 @@ impl App {
                 tracing::error!(%error, "a writer broke off");
             }
         }
-        self.store.close().await;
+        self.db.close().await;
     }
 }
 
@@ -464,13 +464,13 @@ pub async fn rotate_keys(
 pub async fn list_keys(connect: &PgConnectOptions, settings: &Settings, outside: &Outside) -> anyhow::Result<KeyList> {
     in_database(&settings.auth)?;
     require_schema(connect).await?;
-    Ok(keys::list(&Store::new(connect.clone(), read_limits(settings)), outside.clock.now()).await?)
+    Ok(keys::list(&Db::new(connect.clone(), read_limits(settings)), outside.clock.now()).await?)
 }
 
 /// Commands work on a schema that this version knows, and on no other.
 async fn require_schema(connect: &PgConnectOptions) -> anyhow::Result<()> {
     match migrations::require(connect).await {
-        Err(SchemaError::Unavailable(error)) => Err(StoreError::from(error).into()),
+        Err(SchemaError::Unavailable(error)) => Err(DbError::from(error).into()),
         checked => Ok(checked?),
     }
 }
@@ -585,11 +585,11 @@ fn auth_limits(settings: &Settings) -> AuthLimits {
     }
 }
 
-fn readiness_check(store: Store, issuer: Arc<Issuer>) -> ReadinessCheck {
+fn readiness_check(db: Db, issuer: Arc<Issuer>) -> ReadinessCheck {
     Box::new(move || {
-        let (store, issuer) = (store.clone(), Arc::clone(&issuer));
+        let (db, issuer) = (db.clone(), Arc::clone(&issuer));
         Box::pin(async move {
-            let checked = timeout(CHECK_WITHIN, store.check_schema()).await;
+            let checked = timeout(CHECK_WITHIN, db.check_schema()).await;
             checked
                 .map_err(|_elapsed| "the database does not answer in time".to_owned())?
                 .map_err(|error| error.to_string())?;

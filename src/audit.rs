@@ -5,9 +5,9 @@ use std::fmt;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::db::DbError;
+use crate::db::invariants::{self, Finding, Invariant, Offence};
 use crate::model::OrgId;
-use crate::store::StoreError;
-use crate::store::invariants::{self, Finding, Invariant, Offence};
 
 /// Why an audit could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum AuditError {
     NoSuchOrganisation(OrgId),
     /// The database cannot be asked.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Db(#[from] DbError),
 }
 
 /// What an audit has found. Displays as a table, the rows that are wrong, and a last line that sums up.

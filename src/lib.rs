@@ -1,6 +1,6 @@
 //! The coupon issuer: one coupon per series for one customer, each in its own Postgres transaction.
 //!
-//! A request walks `http` → `issuance` → `store` and back; `README.md`, "The walk of a request", is the map.
+//! A request walks `http` → `issuance` → `db` and back; `README.md`, "The walk of a request", is the map.
 //! This file only names the rooms. Who may import whom is checked by `tests/layering.rs`.
 
 pub mod activity;
@@ -8,6 +8,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 pub mod config;
+pub mod db;
 pub mod http;
 pub mod issuance;
 pub mod meters;
@@ -16,7 +17,6 @@ pub mod pool;
 pub mod private_postgres;
 pub mod provisioning;
 pub mod seldom;
-pub mod store;
 pub mod telemetry;
 pub mod traces;
 pub mod watch;

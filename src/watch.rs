@@ -11,12 +11,12 @@ use jiff::tz::TimeZone;
 use metrics::gauge;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::db::migrations::SchemaError;
+use crate::db::{Db, DbError, LimitKind, SeriesLeft};
 use crate::http::{Connections, Readiness};
 use crate::issuance::Issuer;
 use crate::meters::{self, Metric};
 use crate::model::Clock;
-use crate::store::migrations::SchemaError;
-use crate::store::{LimitKind, SeriesLeft, Store, StoreError};
 
 /// How often what costs nothing is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ const COUNT_WITHIN: Duration = Duration::from_secs(5);
 /// What is looked at.
 pub struct Watch {
     /// What reads.
-    pub store: Store,
+    pub db: Db,
     /// What issues, and waits to be written.
     pub issuer: Arc<Issuer>,
     /// Whether a stop is under way.
@@ -63,7 +63,7 @@ impl Watch {
             gauge!(meters::QUEUE_WAIT_ESTIMATE.name).set(writer.wait.as_secs_f64());
             set(meters::WRITERS, writer.connections);
             set(meters::WRITERS_MAX, writer.most_connections);
-            let pool = self.store.pool_use();
+            let pool = self.db.pool_use();
             gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "used").set(number(pool.used));
             gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "idle").set(number(pool.idle));
             gauge!(meters::DATABASE_CONNECTIONS_MAX.name).set(f64::from(pool.most));
@@ -76,7 +76,7 @@ impl Watch {
         let mut ticks = ticks(ASK_EVERY);
         loop {
             ticks.tick().await;
-            let answer = timeout(ASK_WITHIN, self.store.check_schema()).await;
+            let answer = timeout(ASK_WITHIN, self.db.check_schema()).await;
             let is_up = !matches!(&answer, Err(_) | Ok(Err(SchemaError::Unavailable(_))));
             let is_refused = self.issuer.is_refused(ASK_WITHIN).await;
             let is_ready = matches!(&answer, Ok(Ok(()))) && !is_refused && !self.readiness.is_draining();
@@ -95,13 +95,13 @@ impl Watch {
             ticks.tick().await;
             // Whatever the organisation's time zone: yesterday's series are over everywhere.
             let today = self.clock.now().to_zoned(TimeZone::UTC).date().saturating_sub(1.day());
-            match timeout(COUNT_WITHIN, self.store.series_left(today, self.series)).await {
+            match timeout(COUNT_WITHIN, self.db.series_left(today, self.series)).await {
                 Ok(Ok(series)) => {
                     is_told = false;
                     tell(&series);
                 }
                 // That is told elsewhere.
-                Ok(Err(StoreError::Unavailable(_))) => {}
+                Ok(Err(DbError::Unavailable(_))) => {}
                 Ok(Err(error)) if !is_told => {
                     is_told = true;
                     tracing::warn!(%error, "what series have left cannot be looked up; their metrics are missing meanwhile");

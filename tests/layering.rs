@@ -25,20 +25,20 @@ const ROOMS: [(&str, &[&str]); 20] = [
             "model",
             "pool",
             "provisioning",
-            "store",
+            "db",
             "telemetry",
             "watch",
         ],
     ),
-    ("watch", &["http", "issuance", "meters", "model", "store"]),
+    ("watch", &["http", "issuance", "meters", "model", "db"]),
     ("http", &["activity", "auth", "issuance", "meters", "model", "seldom", "traces"]),
-    ("issuance", &["activity", "store", "meters", "model", "seldom", "traces"]),
-    ("activity", &["store", "model"]),
-    ("auth", &["store", "meters", "model", "traces"]),
-    ("provisioning", &["auth", "issuance", "store", "model"]),
-    ("pool", &["store", "model"]),
-    ("audit", &["store", "model"]),
-    ("store", &["meters", "model", "seldom", "traces"]),
+    ("issuance", &["activity", "db", "meters", "model", "seldom", "traces"]),
+    ("activity", &["db", "model"]),
+    ("auth", &["db", "meters", "model", "traces"]),
+    ("provisioning", &["auth", "issuance", "db", "model"]),
+    ("pool", &["db", "model"]),
+    ("audit", &["db", "model"]),
+    ("db", &["meters", "model", "seldom", "traces"]),
     ("model", &[]),
     ("config", &[]),
     ("meters", &[]),
@@ -109,15 +109,15 @@ fn every_import_points_the_right_way() {
 }
 
 #[test]
-fn sql_is_in_the_store_alone() {
+fn sql_is_in_db_alone() {
     let mut wrong = Vec::new();
     for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
         let source = fs::read_to_string(&path).unwrap();
-        if room(&path) != "store" && ["sqlx::query", "raw_sql"].iter().any(|sql| source.contains(sql)) {
+        if room(&path) != "db" && ["sqlx::query", "raw_sql"].iter().any(|sql| source.contains(sql)) {
             wrong.push(path.display().to_string());
         }
     }
-    assert!(wrong.is_empty(), "SQL outside the store: {wrong:?}");
+    assert!(wrong.is_empty(), "SQL outside db: {wrong:?}");
 }
 
 #[test]

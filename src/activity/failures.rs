@@ -6,8 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 
+use crate::db::activity::Failure;
 use crate::model::OrgId;
-use crate::store::activity::Failure;
 
 /// Listed in a second, of all organisations; and of one, so that one that fails all the time leaves room for the others.
 pub(super) const MOST_IN_A_SECOND: u32 = 20;

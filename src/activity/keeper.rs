@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::Activity;
 use super::counts::Key;
+use crate::db::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
+use crate::db::{Db, DbError};
 use crate::model::{Clock, OrgId};
-use crate::store::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
-use crate::store::{Store, StoreError};
 
 /// Counts in one batch, and the pause before the next: two thousand a second is what the database is asked for at most.
 const COUNTS_AT_ONCE: usize = 500;
@@ -114,7 +114,7 @@ impl Keeper {
     /// Adds a batch; whether there is another to be added right away.
     async fn add_some(&mut self) -> bool {
         let Some(batch) = self.unsettled.take().or_else(|| self.next_batch()) else { return false };
-        let added = timeout(BATCH_WITHIN, self.activity.store.add_activity(&batch)).await;
+        let added = timeout(BATCH_WITHIN, self.activity.db.add_activity(&batch)).await;
         let error = match added {
             Ok(Ok(())) => {
                 self.to_trim.extend(batch.failures.iter().map(|failure| failure.caller.org_id));
@@ -125,7 +125,7 @@ impl Keeper {
                 return true;
             }
             Ok(Err(error)) => {
-                self.times_refused += u32::from(matches!(error, StoreError::Failed(_)));
+                self.times_refused += u32::from(matches!(error, DbError::Failed(_)));
                 error.to_string()
             }
             Err(_elapsed) => "the database does not answer in time".to_owned(),
@@ -169,7 +169,7 @@ impl Keeper {
         }
         self.trimmed_at = Instant::now();
         let of: Vec<OrgId> = std::mem::take(&mut self.to_trim).into_iter().collect();
-        match timeout(BATCH_WITHIN, self.activity.store.trim_failures(&of, MOST_FAILURES)).await {
+        match timeout(BATCH_WITHIN, self.activity.db.trim_failures(&of, MOST_FAILURES)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "old failures cannot be taken away now"),
             Err(_elapsed) => tracing::debug!("old failures were not taken away in time"),
@@ -178,12 +178,12 @@ impl Keeper {
 }
 
 /// Takes away what is older, now and then, in small steps. Several replicas that do it at once are not in each other's way.
-pub(super) async fn forget(store: Store, clock: Arc<dyn Clock>, keep: Duration) {
+pub(super) async fn forget(db: Db, clock: Arc<dyn Clock>, keep: Duration) {
     let keep = SignedDuration::try_from(keep).unwrap_or(SignedDuration::MAX);
     loop {
         let before = clock.now().saturating_sub(keep).unwrap_or(Timestamp::MIN);
         loop {
-            match timeout(FORGET_WITHIN, store.forget_activity(before, FORGET_AT_ONCE)).await {
+            match timeout(FORGET_WITHIN, db.forget_activity(before, FORGET_AT_ONCE)).await {
                 Ok(Ok(forgotten)) if forgotten >= FORGET_AT_ONCE.unsigned_abs() => sleep(BETWEEN_STEPS).await,
                 Ok(Ok(_)) => break,
                 Ok(Err(error)) => {

@@ -19,10 +19,10 @@ use uuid::Uuid;
 use self::counts::Counts;
 use self::failures::Failures;
 use self::keeper::Keeper;
+use crate::db::Db;
+use crate::db::activity::{Failure, WHOLE_ORGANISATION};
+pub use crate::db::overview::{FailureRow as ToldFailure, Place};
 use crate::model::{Caller, Clock, SeriesId};
-use crate::store::Store;
-use crate::store::activity::{Failure, WHOLE_ORGANISATION};
-pub use crate::store::overview::{FailureRow as ToldFailure, Place};
 
 /// Overviews that are read at once: they take connections that issuing needs, too.
 const MOST_READING: usize = 2;
@@ -60,7 +60,7 @@ pub enum Kind {
 
 /// Counts, and reads what was counted.
 pub struct Activity {
-    store: Store,
+    db: Db,
     clock: Arc<dyn Clock>,
     counts: Counts,
     failures: Failures,
@@ -78,14 +78,9 @@ pub struct ActivityTasks {
 impl Activity {
     /// Begins to count. Needs a runtime. `writer` names this replica since its start.
     #[must_use]
-    pub fn start(
-        store: Store,
-        clock: Arc<dyn Clock>,
-        writer: Uuid,
-        limits: ActivityLimits,
-    ) -> (Arc<Self>, ActivityTasks) {
+    pub fn start(db: Db, clock: Arc<dyn Clock>, writer: Uuid, limits: ActivityLimits) -> (Arc<Self>, ActivityTasks) {
         let activity = Arc::new(Self {
-            store: store.clone(),
+            db: db.clone(),
             clock: Arc::clone(&clock),
             counts: Counts::new(),
             failures: Failures::new(),
@@ -97,7 +92,7 @@ impl Activity {
         if activity.is_counting {
             let keeper = Keeper::new(Arc::clone(&activity), writer);
             tasks.keeping = Some(tokio::spawn(keeper.run(limits.flush_every, stopped)));
-            tasks.forgetting = Some(tokio::spawn(keeper::forget(store, clock, limits.keep)).abort_handle());
+            tasks.forgetting = Some(tokio::spawn(keeper::forget(db, clock, limits.keep)).abort_handle());
         }
         (activity, tasks)
     }

@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 
 use super::{Activity, ToldFailure};
+use crate::db::DbError;
+use crate::db::activity::WHOLE_ORGANISATION;
+use crate::db::overview::{COUNTED_CODES, MinuteRow, Place, PoolRow, Reading, SeriesRow, TotalRow};
 use crate::model::{OrgId, SeriesId};
-use crate::store::StoreError;
-use crate::store::activity::WHOLE_ORGANISATION;
-use crate::store::overview::{COUNTED_CODES, MinuteRow, Place, PoolRow, Reading, SeriesRow, TotalRow};
 
 /// Series, and failures, that are shown at once.
 pub const PAGE: usize = 50;
@@ -153,12 +153,12 @@ pub enum OverviewError {
     Internal(String),
 }
 
-impl From<StoreError> for OverviewError {
-    fn from(error: StoreError) -> Self {
+impl From<DbError> for OverviewError {
+    fn from(error: DbError) -> Self {
         match error {
-            StoreError::Unavailable(_) | StoreError::ServerFault(_) => Self::Unavailable(error.to_string()),
-            StoreError::TookTooLong(_) => Self::TimedOut,
-            StoreError::Failed(_) => Self::Internal(error.to_string()),
+            DbError::Unavailable(_) | DbError::ServerFault(_) => Self::Unavailable(error.to_string()),
+            DbError::TookTooLong(_) => Self::TimedOut,
+            DbError::Failed(_) => Self::Internal(error.to_string()),
         }
     }
 }
@@ -171,7 +171,7 @@ impl Activity {
     pub async fn overview(&self, ask: &Ask) -> Result<Overview, OverviewError> {
         let read = async {
             let _place = self.reading.acquire().await.map_err(|error| OverviewError::Internal(error.to_string()))?;
-            read(&mut self.store.reading(ask.org_id).await?, ask, self.clock.now()).await
+            read(&mut self.db.reading(ask.org_id).await?, ask, self.clock.now()).await
         };
         timeout(READ_WITHIN, read).await.map_err(|_elapsed| OverviewError::TimedOut)?
     }

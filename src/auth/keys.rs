@@ -19,15 +19,15 @@ use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::db::{Db, DbError, SigningKeyRow};
 use crate::model::Clock;
-use crate::store::{SigningKeyRow, Store, StoreError};
 
 /// A signing key could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The database cannot be asked.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Db(#[from] DbError),
     /// No key could be made.
     #[error("no signing key could be made")]
     Generate,
@@ -46,10 +46,7 @@ impl KeyError {
     /// Whether trying again later may succeed.
     #[must_use]
     pub const fn is_away(&self) -> bool {
-        matches!(
-            self,
-            Self::Store(StoreError::Unavailable(_) | StoreError::TookTooLong(_) | StoreError::ServerFault(_))
-        )
+        matches!(self, Self::Db(DbError::Unavailable(_) | DbError::TookTooLong(_) | DbError::ServerFault(_)))
     }
 }
 
@@ -90,7 +87,7 @@ impl KeySource {
 /// The keys as they are at present.
 pub struct SigningKeys {
     source: KeySource,
-    store: Store,
+    db: Db,
     clock: Arc<dyn Clock>,
     current: RwLock<Arc<Vec<SigningKey>>>,
 }
@@ -110,8 +107,8 @@ impl SigningKeys {
     ///
     /// # Errors
     /// When the database cannot be asked, or a key is unreadable.
-    pub async fn load(store: Store, source: KeySource, clock: Arc<dyn Clock>) -> Result<Self, KeyError> {
-        let keys = Self { source, store, clock, current: RwLock::default() };
+    pub async fn load(db: Db, source: KeySource, clock: Arc<dyn Clock>) -> Result<Self, KeyError> {
+        let keys = Self { source, db, clock, current: RwLock::default() };
         keys.refresh().await?;
         Ok(keys)
     }
@@ -131,13 +128,13 @@ impl SigningKeys {
     }
 
     async fn stored(&self) -> Result<Vec<SigningKeyRow>, KeyError> {
-        let rows = self.store.signing_keys().await?;
+        let rows = self.db.signing_keys().await?;
         if !rows.is_empty() {
             return Ok(rows);
         }
         let made = generate(self.clock.now()).await?;
-        self.store.store_first_signing_key(&made).await?;
-        Ok(self.store.signing_keys().await?)
+        self.db.store_first_signing_key(&made).await?;
+        Ok(self.db.signing_keys().await?)
     }
 
     /// Does something with the key that signs at present.

@@ -34,8 +34,8 @@ use tokens::Tokens;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::db::{Db, DbError, StoredClient};
 use crate::model::{Access, Caller, Clock, Entropy, OrgId, RateLimit, Target, TargetType};
-use crate::store::{Store, StoreError, StoredClient};
 
 /// How long to wait before listening for changes again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ pub enum AuthError {
     IssuerAway,
     /// The credentials cannot be checked now.
     #[error("the credentials cannot be checked: {0}")]
-    Unavailable(#[source] Arc<StoreError>),
+    Unavailable(#[source] Arc<DbError>),
     /// They were not looked up in time.
     #[error("the credentials cannot be looked up in time")]
     TimedOut,
@@ -85,12 +85,12 @@ pub enum AuthError {
     Internal(String),
 }
 
-impl From<StoreError> for AuthError {
-    fn from(error: StoreError) -> Self {
+impl From<DbError> for AuthError {
+    fn from(error: DbError) -> Self {
         match error {
-            StoreError::Unavailable(_) | StoreError::ServerFault(_) => Self::Unavailable(Arc::new(error)),
-            StoreError::TookTooLong(_) => Self::TimedOut,
-            StoreError::Failed(_) => Self::Internal(error.to_string()),
+            DbError::Unavailable(_) | DbError::ServerFault(_) => Self::Unavailable(Arc::new(error)),
+            DbError::TookTooLong(_) => Self::TimedOut,
+            DbError::Failed(_) => Self::Internal(error.to_string()),
         }
     }
 }
@@ -155,7 +155,7 @@ pub struct AuthLimits {
 /// Checks credentials. What was found good is remembered for a short time, under a hash with a key of this process, so
 /// that a busy till costs one argon2 and one read in that time.
 pub struct Authenticator {
-    store: Store,
+    db: Db,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     keys: Arc<SigningKeys>,
@@ -176,7 +176,7 @@ impl Authenticator {
     /// # Errors
     /// When there is no randomness for the process's key, or no client for the web.
     pub fn new(
-        store: Store,
+        db: Db,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         keys: SigningKeys,
@@ -187,14 +187,14 @@ impl Authenticator {
         Ok(Self {
             tokens: Tokens::new(Arc::clone(&keys), public_url),
             keys,
-            outside: OutsideIssuers::new(store.clone(), Arc::clone(&clock))?,
+            outside: OutsideIssuers::new(db.clone(), Arc::clone(&clock))?,
             passwords: Passwords::new(),
             attempts: Arc::new(Attempts::new(limits.attempts)),
             rate_limits: RateLimits::new(limits.rate_limit, Arc::clone(&clock)),
             memory: Memory::new(&*entropy, limits.credential_cache, limits.secret_cache)?,
             counts: Counts::new(),
             keys_changed: Notify::new(),
-            store,
+            db,
             clock,
             entropy,
         })
@@ -214,7 +214,7 @@ impl Authenticator {
     async fn listen(&self) {
         let mut is_told = true;
         loop {
-            match self.store.credential_changes().await {
+            match self.db.credential_changes().await {
                 Ok(mut changes) => {
                     self.memory.listening(true);
                     self.keys_changed.notify_one();
@@ -288,7 +288,7 @@ impl Authenticator {
     ) -> Result<Remembered, AuthError> {
         let attempt = Attempt::at("till", till_id, from);
         self.may_try(key, &attempt)?;
-        let till = self.store.till(till_id).await?;
+        let till = self.db.till(till_id).await?;
         let hash = till.as_ref().map(|till| till.password_hash.clone());
         self.prove(key, hash, md5, attempt).await?;
         let till = till.filter(|till| !till.disabled).ok_or(AuthError::Invalid("the till is disabled"))?;
@@ -346,7 +346,7 @@ impl Authenticator {
 
     async fn client(&self, client_key: &str) -> Result<Option<StoredClient>, AuthError> {
         possible(client_key)?;
-        Ok(self.store.oauth_client(client_key).await?)
+        Ok(self.db.oauth_client(client_key).await?)
     }
 
     /// The caller of a request that names a till or store of the caller's organisation (contract 5).
@@ -372,7 +372,7 @@ impl Authenticator {
         target_type: TargetType,
         code: &str,
     ) -> Result<Target, AttributionError> {
-        let mut targets = self.store.targets(org_id, target_type, code).await.map_err(AuthError::from)?;
+        let mut targets = self.db.targets(org_id, target_type, code).await.map_err(AuthError::from)?;
         match (targets.pop(), targets.is_empty()) {
             (Some(target), true) => Ok(target),
             (Some(_), false) => Err(AttributionError::SeveralTargets),
@@ -408,7 +408,7 @@ impl Authenticator {
     ) -> Result<Remembered, AuthError> {
         let attempt = Attempt::at("client", client_key, from);
         self.may_try(key, &attempt)?;
-        let client = self.store.oauth_client(client_key).await?;
+        let client = self.db.oauth_client(client_key).await?;
         let hash = client.as_ref().and_then(|client| client.secret_hash.clone());
         self.prove(key, hash, secret, attempt).await?;
         let client = client.filter(|client| !client.disabled).ok_or(AuthError::Invalid("the client is disabled"))?;

@@ -21,8 +21,8 @@ use tracing::Instrument;
 
 use super::jwt::{self, Claims, Expected};
 use super::{AuthError, possible};
+use crate::db::{Db, StoredTokenIssuer};
 use crate::model::{Clock, OrgId};
-use crate::store::{Store, StoredTokenIssuer};
 use crate::traces;
 
 /// Keys are fetched again at this age, while those at hand go on verifying.
@@ -52,7 +52,7 @@ pub(super) struct OutsideToken {
 
 /// The outside issuers that organisations accept.
 pub(super) struct OutsideIssuers {
-    store: Store,
+    db: Db,
     clock: Arc<dyn Clock>,
     web: reqwest::Client,
     /// By where the keys come from.
@@ -60,13 +60,13 @@ pub(super) struct OutsideIssuers {
 }
 
 impl OutsideIssuers {
-    pub(super) fn new(store: Store, clock: Arc<dyn Clock>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(db: Db, clock: Arc<dyn Clock>) -> Result<Self, reqwest::Error> {
         let web = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("coupon-issuer/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { store, clock, web, key_sets: RwLock::default() })
+        Ok(Self { db, clock, web, key_sets: RwLock::default() })
     }
 
     /// Verifies a token that says it is an outside issuer's.
@@ -80,7 +80,7 @@ impl OutsideIssuers {
         if issuer.contains('\0') {
             return Err(AuthError::Invalid("the token's issuer is not accepted"));
         }
-        let accepted = self.store.token_issuers(issuer).await?;
+        let accepted = self.db.token_issuers(issuer).await?;
         let meant = self.meant(accepted, claims).await?;
         let accepted = meant.ok_or(AuthError::Invalid("the token's issuer is not accepted"))?;
         self.verify_for(token, header, &accepted).await
@@ -97,7 +97,7 @@ impl OutsideIssuers {
             for one in &accepted {
                 let Some(Value::String(client_key)) = claims.get(&one.client_claim) else { continue };
                 possible(client_key)?;
-                let client = self.store.oauth_client(client_key).await?;
+                let client = self.db.oauth_client(client_key).await?;
                 if client.is_some_and(|client| client.is_bound_to(one.org_id, Some(&one.issuer))) {
                     return Ok(Some(one.clone()));
                 }

@@ -5,8 +5,8 @@ use metrics::{Counter, counter};
 use strum::IntoEnumIterator;
 
 use super::{Entity, Refusal};
+use crate::db::{ClaimOutcome, Left};
 use crate::meters;
-use crate::store::{ClaimOutcome, Left};
 
 /// The counters.
 pub(super) struct Counts {

@@ -4,8 +4,8 @@
 //! are refused, since either answer could give one customer's coupon to another.
 
 use super::IssueError;
+use crate::db::{CustomerLookup, Db};
 use crate::model::{CustomerId, CustomerPolicy, Entropy, Identifiers, Organisation};
-use crate::store::{CustomerLookup, Store};
 
 /// Two requests may both be the first to name a customer; the loser looks again. More than this is no race.
 const MOST_LOOKS: usize = 8;
@@ -36,7 +36,7 @@ pub(super) fn as_given(policy: CustomerPolicy, given: &Identifiers) -> Option<Cu
 /// # Errors
 /// [`IssueError::UnknownCustomer`], [`IssueError::ConflictingCustomer`], or a database that cannot be asked, or only too late.
 pub async fn identify(
-    store: &Store,
+    db: &Db,
     entropy: &dyn Entropy,
     organisation: &Organisation,
     given: &Identifiers,
@@ -45,14 +45,14 @@ pub async fn identify(
         return Ok(id);
     }
     for _ in 0..MOST_LOOKS {
-        let found = store.customers_named(organisation.id, given).await?;
+        let found = db.customers_named(organisation.id, given).await?;
         let settled = match meaning(organisation.customer_policy, given, &found) {
             Meaning::Is(id) => Some(id),
-            Meaning::Complete(id) => store.complete_customer(organisation.id, &id, given).await?.then_some(id),
+            Meaning::Complete(id) => db.complete_customer(organisation.id, &id, given).await?.then_some(id),
             Meaning::New(id) => {
                 // A customer who was not named by id gets one that nobody can have used.
                 let id = id.map_or_else(|| entropy.uuid().map(|id| CustomerId(id.to_string())), Ok)?;
-                store.add_customer(organisation.id, &id, given).await?.then_some(id)
+                db.add_customer(organisation.id, &id, given).await?.then_some(id)
             }
             Meaning::Unknown => return Err(IssueError::UnknownCustomer),
             Meaning::Conflict => return Err(IssueError::ConflictingCustomer),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use moka::future::Cache;
 
+use crate::db::{Db, DbError, SeriesAtRevision};
 use crate::model::{Caller, OrgId, Organisation, SeriesId, Source, StoreId};
-use crate::store::{SeriesAtRevision, Store, StoreError};
 
 const MOST_ORGANISATIONS: u64 = 10_000;
 const MOST_SERIES: u64 = 100_000;
@@ -20,7 +20,7 @@ const ORIGIN_TIME_TO_LIVE: Duration = Duration::from_mins(10);
 /// The remembered settings.
 #[derive(Debug)]
 pub struct Directory {
-    store: Store,
+    db: Db,
     organisations: Cache<OrgId, Arc<Organisation>>,
     series: Cache<(OrgId, SeriesId), SeriesAtRevision>,
     origins: Cache<OriginKey, i32>,
@@ -32,9 +32,9 @@ type OriginKey = (OrgId, StoreId, Option<String>, Option<String>, &'static str);
 impl Directory {
     /// Remembers each setting for so long.
     #[must_use]
-    pub fn new(store: Store, time_to_live: Duration) -> Self {
+    pub fn new(db: Db, time_to_live: Duration) -> Self {
         Self {
-            store,
+            db,
             organisations: Cache::builder().max_capacity(MOST_ORGANISATIONS).time_to_live(time_to_live).build(),
             series: Cache::builder().max_capacity(MOST_SERIES).time_to_live(time_to_live).build(),
             origins: Cache::builder().max_capacity(MOST_ORIGINS).time_to_live(ORIGIN_TIME_TO_LIVE).build(),
@@ -45,7 +45,7 @@ impl Directory {
     ///
     /// # Errors
     /// When it is not remembered and the database cannot be asked.
-    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, StoreError> {
+    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, DbError> {
         match self.organisations.get(&org_id).await {
             Some(organisation) => Ok(Some(organisation)),
             None => Box::pin(self.organisation_now(org_id)).await,
@@ -56,8 +56,8 @@ impl Directory {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn organisation_now(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, StoreError> {
-        let Some(organisation) = self.store.organisation(org_id).await? else { return Ok(None) };
+    pub async fn organisation_now(&self, org_id: OrgId) -> Result<Option<Arc<Organisation>>, DbError> {
+        let Some(organisation) = self.db.organisation(org_id).await? else { return Ok(None) };
         let organisation = Arc::new(organisation);
         self.organisations.insert(org_id, Arc::clone(&organisation)).await;
         Ok(Some(organisation))
@@ -78,14 +78,14 @@ impl Directory {
     ///
     /// # Errors
     /// When it is not remembered and the database cannot be asked.
-    pub async fn origin(&self, caller: &Caller, source: Source) -> Result<i32, StoreError> {
+    pub async fn origin(&self, caller: &Caller, source: Source) -> Result<i32, DbError> {
         let client_key = caller.client_key().map(str::to_owned);
         let key = (caller.org_id, caller.store_id, caller.till_id.clone(), client_key, source.name());
         if let Some(origin_id) = self.origins.get(&key).await {
             return Ok(origin_id);
         }
         let load = async {
-            let origin_id = self.store.origin(caller, source).await?;
+            let origin_id = self.db.origin(caller, source).await?;
             self.origins.insert(key, origin_id).await;
             Ok(origin_id)
         };

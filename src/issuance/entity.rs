@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{Granted, Refusal};
+use crate::db::writer::WriteOutcome;
 use crate::model::SeriesId;
-use crate::store::writer::WriteOutcome;
 
 /// After so many codes that existed already, the space of codes counts as full.
 const MOST_COLLISIONS: u8 = 10;

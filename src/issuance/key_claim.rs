@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use super::answers::{self, Answer, Word};
 use super::{IssueError, IssueRequest, Issuer, RequestKey, within};
+use crate::db::writer::{KeyHold, KeyedEntity, WriteOutcome};
+use crate::db::{Claim, ClaimOutcome, NewClaim, RequestName};
 use crate::model::OrgId;
 use crate::seldom::Seldom;
-use crate::store::writer::{KeyHold, KeyedEntity, WriteOutcome};
-use crate::store::{Claim, ClaimOutcome, NewClaim, RequestName};
 use crate::traces;
 
 /// The lease outlasts the request's time by this.
@@ -168,7 +168,7 @@ impl KeyClaim {
         let asked = async {
             if let Self::Lapsed(_, Some(lost)) = &self {
                 // Should it be there after all, it is not in this attempt's own way.
-                issuer.store.end_attempt(new.request, *lost, None).await?;
+                issuer.db.end_attempt(new.request, *lost, None).await?;
             }
             issuer.claims.claim(&new, answers).await
         };
@@ -261,7 +261,7 @@ impl KeyClaim {
                 return not_stored(words, None);
             }
         };
-        let end = issuer.store.end_attempt(new.request, claim, answers.as_deref());
+        let end = issuer.db.end_attempt(new.request, claim, answers.as_deref());
         let error = match timeout_at(Instant::now() + END_WITHIN, end).await {
             Ok(Ok(true)) if stored.is_some() => return Vec::new(),
             Ok(Ok(_)) => return not_stored(words, stored.as_deref()),

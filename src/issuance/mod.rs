@@ -1,6 +1,6 @@
 //! The decisions: which customer, which series, under which rules, with which code and expiry.
 //!
-//! Knows neither HTTP nor SQL. [`rules`] decides, [`Issuer`] asks the store for facts and has decisions written.
+//! Knows neither HTTP nor SQL. [`rules`] decides, [`Issuer`] asks `db` for facts and has decisions written.
 
 mod answers;
 pub mod codes;
@@ -30,9 +30,9 @@ use tracing::Instrument;
 use self::counts::Counts;
 use self::directory::Directory;
 use crate::activity::{Activity, Kind, Told};
+use crate::db::writer::{Writer, WriterUse};
+use crate::db::{Claims, Db, DbError, IssuedCoupon, Presence, Purge};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
-use crate::store::writer::{Writer, WriterUse};
-use crate::store::{Claims, IssuedCoupon, Presence, Purge, Store, StoreError};
 use crate::traces::RequestTrace;
 
 /// Keyed requests that are purged in one transaction, and the pause before the next.
@@ -177,10 +177,10 @@ pub enum IssueError {
     KeyReused,
     /// The database is away.
     #[error("the database is unavailable")]
-    Unavailable(#[source] Option<StoreError>),
+    Unavailable(#[source] Option<DbError>),
     /// The database server failed on a statement of this request, and takes others.
     #[error("the database server fails")]
-    ServerFault(#[source] StoreError),
+    ServerFault(#[source] DbError),
     /// The database has not answered by the end of the request's time.
     #[error("the database does not answer in time")]
     TimedOut,
@@ -189,19 +189,19 @@ pub enum IssueError {
     Overloaded,
     /// The database refused a statement.
     #[error("the database refused a statement")]
-    Refused(#[source] StoreError),
+    Refused(#[source] DbError),
     /// Our fault.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
-impl From<StoreError> for IssueError {
-    fn from(error: StoreError) -> Self {
+impl From<DbError> for IssueError {
+    fn from(error: DbError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Unavailable(Some(error)),
-            StoreError::TookTooLong(_) => Self::TimedOut,
-            StoreError::ServerFault(_) => Self::ServerFault(error),
-            StoreError::Failed(_) => Self::Refused(error),
+            DbError::Unavailable(_) => Self::Unavailable(Some(error)),
+            DbError::TookTooLong(_) => Self::TimedOut,
+            DbError::ServerFault(_) => Self::ServerFault(error),
+            DbError::Failed(_) => Self::Refused(error),
         }
     }
 }
@@ -239,7 +239,7 @@ pub struct IssueLimits {
 
 /// Issues coupons.
 pub struct Issuer {
-    store: Store,
+    db: Db,
     writer: Writer,
     claims: Claims,
     presence: Presence,
@@ -256,7 +256,7 @@ impl Issuer {
     /// An issuer over this store, writing through this writer, that other replicas know by this presence. Needs a runtime.
     #[must_use]
     pub fn new(
-        store: Store,
+        db: Db,
         writer: Writer,
         presence: Presence,
         clock: Arc<dyn Clock>,
@@ -264,10 +264,10 @@ impl Issuer {
         activity: Arc<Activity>,
         limits: IssueLimits,
     ) -> Self {
-        let directory = Directory::new(store.clone(), limits.settings_time_to_live);
-        let claims = Claims::start(store.clone());
+        let directory = Directory::new(db.clone(), limits.settings_time_to_live);
+        let claims = Claims::start(db.clone());
         Self {
-            store,
+            db,
             writer,
             claims,
             presence,
@@ -347,7 +347,7 @@ impl Issuer {
     async fn purge(&self, what: Purge, kept_for: Duration) -> Result<u64, IssueError> {
         let mut total = 0;
         loop {
-            let step = timeout(PURGE_WITHIN, self.store.purge(what, kept_for.as_secs_f64(), PURGE_AT_ONCE)).await;
+            let step = timeout(PURGE_WITHIN, self.db.purge(what, kept_for.as_secs_f64(), PURGE_AT_ONCE)).await;
             let purged = step.map_err(|_elapsed| IssueError::TimedOut)??;
             total += purged;
             self.counts.purged.increment(purged);

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::answers::{self, Answer, Word};
 use super::key_claim::{self, lease_seconds};
 use super::{Entity, Granted, IssueError, Issuer, Refusal, missing};
+use crate::db::writer::{Work, WriteOutcome};
+use crate::db::{Claim, DbError, IssuedCoupon};
 use crate::model::{Caller, CustomerId, OrgId};
-use crate::store::writer::{Work, WriteOutcome};
-use crate::store::{Claim, IssuedCoupon, StoreError};
 
 /// How often a receipt is read again when the connection breaks before the flush is confirmed.
 const MOST_READINGS: u32 = 5;
@@ -49,7 +49,7 @@ pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Resu
     let mut readings = 0;
     let (stored, known) = loop {
         let read_since = Instant::now();
-        let Some(stored) = issuer.store.keyed_request(request, lease_seconds(issuer)).await? else { return Ok(None) };
+        let Some(stored) = issuer.db.keyed_request(request, lease_seconds(issuer)).await? else { return Ok(None) };
         let known = Known::load(issuer, caller.org_id, stored.claim, &stored.answers).await?;
         if flushed(issuer, read_since, deadline).await? {
             break (stored, known);
@@ -92,7 +92,7 @@ pub(super) struct Known {
 
 impl Known {
     /// Loads the coupons of these answers. They are committed, and may not be flushed yet.
-    pub(super) async fn load(issuer: &Issuer, org_id: OrgId, claim: Claim, answers: &str) -> Result<Self, StoreError> {
+    pub(super) async fn load(issuer: &Issuer, org_id: OrgId, claim: Claim, answers: &str) -> Result<Self, DbError> {
         let words = answers::split(answers);
         let reserved = (0..words.len()).map(|place| (claim.coupon_id(place), None));
         let resent = words.iter().filter_map(|word| match word.answer {
@@ -100,7 +100,7 @@ impl Known {
             Answer::NewCoupon | Answer::Refused(_) => None,
         });
         let asked: Vec<_> = reserved.chain(resent).collect();
-        let coupons = issuer.store.coupons(org_id, &asked).await?;
+        let coupons = issuer.db.coupons(org_id, &asked).await?;
         let coupons = coupons.into_iter().map(|coupon| ((coupon.coupon_id, coupon.asked_version), coupon)).collect();
         Ok(Self { claim, words, coupons })
     }

@@ -22,10 +22,10 @@ use super::rules::{self, Decision, Moment};
 use super::{
     Entity, Granted, Issuance, IssueError, IssueRequest, Issuer, Refusal, answers, codes, customers, missing, within,
 };
+use crate::db::writer::{Code, NewCoupon, Scope, Work, WriteOutcome};
+use crate::db::{DbError, FreshFacts, History, SeriesAtRevision};
 use crate::model::{ClientHandling, CustomerId, EntropyError, Facts, Organisation, SeriesId};
 use crate::seldom::Seldom;
-use crate::store::writer::{Code, NewCoupon, Scope, Work, WriteOutcome};
-use crate::store::{FreshFacts, History, SeriesAtRevision, StoreError};
 use crate::traces;
 
 /// The pause before the next round: while settings change, and after rounds without progress.
@@ -359,7 +359,7 @@ impl<'a> IssueRun<'a> {
         let identify = async {
             let organisation = self.current_organisation().await?;
             let (issuer, given) = (self.issuer, &self.request.customer);
-            let id = customers::identify(&issuer.store, &*issuer.entropy, &organisation, given).await?;
+            let id = customers::identify(&issuer.db, &*issuer.entropy, &organisation, given).await?;
             Ok::<_, IssueError>((organisation, id))
         };
         let (organisation, id) = identify.instrument(traces::span!("find the customer")).await?;
@@ -421,7 +421,7 @@ impl<'a> IssueRun<'a> {
         }
         let unknown: Vec<SeriesId> = unknown.into_iter().collect();
         let held = if let Name::Key(claim) = &self.name { claim.held().map(Held::named) } else { None };
-        let history = issuer.store.facts(self.organisation.id, self.customer_id()?, &unknown, natural_key, held);
+        let history = issuer.db.facts(self.organisation.id, self.customer_id()?, &unknown, natural_key, held);
         let span = traces::span!("load the history", series = unknown.len());
         let History { revision, is_held, found } = Box::pin(history.instrument(span)).await?;
         if !is_held {
@@ -446,7 +446,7 @@ impl<'a> IssueRun<'a> {
 
     /// Loads the coupons that were issued under the natural key.
     async fn load_natural(&mut self, ids: &[(i64, Option<i32>)]) -> Result<(), IssueError> {
-        let coupons = self.issuer.store.coupons(self.organisation.id, ids).await?;
+        let coupons = self.issuer.db.coupons(self.organisation.id, ids).await?;
         for entity in &mut self.entities {
             if matches!(entity.state, EntityState::Open(_) | EntityState::Failed(_))
                 && let Some(coupon) = coupons.iter().find(|coupon| coupon.series_id == entity.series_id)
@@ -692,7 +692,7 @@ impl<'a> IssueRun<'a> {
         let is_unreached =
             |entity: &EntityRun| matches!(entity.state, EntityState::Unreached(_) | EntityState::SameAs(_));
         if entities.iter().all(is_unreached) {
-            return (name, Err(IssueError::Unavailable(None::<StoreError>)));
+            return (name, Err(IssueError::Unavailable(None::<DbError>)));
         }
         let outcomes: Vec<_> = (0..entities.len()).map(|place| outcome(&entities, place)).collect();
         let entity = |(entity, outcome): (EntityRun, _)| Entity { series_id: entity.series_id, outcome };

@@ -7,9 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 use sqlx::postgres::PgConnectOptions;
 
 use super::layout::escaped;
+use crate::db::DbError;
+use crate::db::pool::{self, PoolStatus};
 use crate::model::{OrgId, SeriesId};
-use crate::store::StoreError;
-use crate::store::pool::{self, PoolStatus};
 
 /// What the pace is taken from.
 const LATELY: SignedDuration = SignedDuration::from_hours(24);
@@ -32,7 +32,7 @@ pub async fn status(
     org_id: Option<OrgId>,
     series_id: Option<SeriesId>,
     now: Timestamp,
-) -> Result<Pools, StoreError> {
+) -> Result<Pools, DbError> {
     let since = now.checked_sub(LATELY).unwrap_or(Timestamp::MIN);
     Ok(Pools { pools: pool::status(connect, org_id, series_id, since).await?, now })
 }

@@ -13,10 +13,10 @@ pub use self::file::FileError;
 use self::file::{CodeFile, Line, Lines, Place};
 pub use self::forecast::{Pools, status};
 pub use self::layout::{HeaderError, Layout, LineError};
+use crate::db::DbError;
+pub use crate::db::pool::ImportState;
+use crate::db::pool::{CodeUpload, DryRunUpload, Refused, UploadedCode, is_pool};
 use crate::model::{OrgId, SeriesId};
-use crate::store::StoreError;
-pub use crate::store::pool::ImportState;
-use crate::store::pool::{CodeUpload, DryRunUpload, Refused, UploadedCode, is_pool};
 
 /// Lines in one transaction, at most.
 const PIECE_LINES: usize = 50_000;
@@ -36,7 +36,7 @@ pub enum ImportError {
     #[error("another process is uploading codes into series {}", .0.0)]
     Busy(SeriesId),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Db(#[from] DbError),
 }
 
 /// What can be watched of an upload.

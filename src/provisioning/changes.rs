@@ -7,11 +7,11 @@ use secrecy::SecretString;
 use super::stores::Codes;
 use super::{ApplyError, Report, customers};
 use crate::auth::{hash_secret, till_password, verify_secret};
+use crate::db::provisioning::{
+    OrganisationSettings, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
+};
 use crate::model::{
     Access, ClientProof, CustomerPlan, OrgId, OrganisationPlan, RateLimit, Series, Settings, StorePlan, TokenIssuerPlan,
-};
-use crate::store::provisioning::{
-    OrganisationSettings, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
 };
 
 /// What is to be written of one organisation.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use super::changes::Changes;
 use super::toml::Mistake;
+use crate::db::DbError;
+use crate::db::provisioning::{Provisioning, StoredOrganisation};
 use crate::model::{ClientHandling, CodeShape, Place, Series, SeriesId};
-use crate::store::StoreError;
-use crate::store::provisioning::{Provisioning, StoredOrganisation};
 
 /// What is wrong with the generic codes of a file: those that a series of it could draw.
 pub(super) fn drawn_in_file<'a>(
@@ -29,7 +29,7 @@ pub(super) async fn check(
     transaction: &mut Provisioning,
     changes: &Changes<'_>,
     stored: &StoredOrganisation,
-) -> Result<Vec<Mistake>, StoreError> {
+) -> Result<Vec<Mistake>, DbError> {
     if changes.codes.is_empty() {
         return Ok(Vec::new());
     }
@@ -43,10 +43,7 @@ pub(super) async fn check(
 
 /// The generic codes of the file that one customer has or will have. To be asked once more when nothing is being issued: a coupon may
 /// have drawn one by a shape that the file changes.
-pub(super) async fn personal(
-    transaction: &mut Provisioning,
-    changes: &Changes<'_>,
-) -> Result<Vec<Mistake>, StoreError> {
+pub(super) async fn personal(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<Vec<Mistake>, DbError> {
     let codes: Vec<&str> = changes.codes.iter().filter_map(|one| generic_code(one)).collect();
     if codes.is_empty() {
         return Ok(Vec::new());
@@ -82,7 +79,7 @@ async fn shapes(
     changes: &Changes<'_>,
     stored: &StoredOrganisation,
     generic: &[(SeriesId, String)],
-) -> Result<Vec<Mistake>, StoreError> {
+) -> Result<Vec<Mistake>, DbError> {
     let mut seen: Vec<&CodeShape> = stored.series.values().filter_map(shape).collect();
     let mut mistakes = Vec::new();
     for (_, shape, place) in placed(changes, shape) {

@@ -9,10 +9,10 @@ use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::auth::{hash_secret, till_password};
-use crate::store::StoreError;
-use crate::store::audit::AuditEntry;
-pub use crate::store::commands::Holder;
-use crate::store::commands::{HolderChange, StoredHolder};
+use crate::db::DbError;
+use crate::db::audit::AuditEntry;
+pub use crate::db::commands::Holder;
+use crate::db::commands::{HolderChange, StoredHolder};
 
 /// Why a command was not carried out. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum CommandError {
     #[error("client {key} has no secret here: its tokens come from {issuer}")]
     TokensFromIssuer { key: String, issuer: String },
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Db(#[from] DbError),
     #[error("a secret cannot be hashed: {0}")]
     Secret(String),
 }

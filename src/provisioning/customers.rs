@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use super::file::{Lines, unique};
 use super::toml::{Mistake, Section};
 use crate::auth::LONGEST_NAME;
+use crate::db::CustomerLookup;
 use crate::model::{CustomerId, CustomerPlan, IdentifierPlan, Identifiers, OrganisationPlan, Place};
-use crate::store::CustomerLookup;
 
 /// The identifiers that the file gives, each with the first customer that has it.
 #[derive(Default)]

@@ -9,8 +9,8 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::commands::{Order, Outcome};
 use crate::auth::{KeyError, generate_signing_key};
-use crate::store::audit::AuditEntry;
-use crate::store::{SigningKeyRow, Store, store_next_signing_key};
+use crate::db::audit::AuditEntry;
+use crate::db::{Db, SigningKeyRow, store_next_signing_key};
 
 /// How long a key is published before it signs. A replica that hears of no change reads its keys again within seconds.
 const PUBLISHED_AHEAD: SignedDuration = SignedDuration::from_mins(1);
@@ -45,8 +45,8 @@ pub struct KeyList {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn list(store: &Store, at: Timestamp) -> Result<KeyList, KeyError> {
-    Ok(KeyList { keys: store.signing_keys().await?, at })
+pub async fn list(db: &Db, at: Timestamp) -> Result<KeyList, KeyError> {
+    Ok(KeyList { keys: db.signing_keys().await?, at })
 }
 
 impl fmt::Display for KeyList {

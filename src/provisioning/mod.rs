@@ -22,9 +22,9 @@ use self::changes::Changes;
 pub use self::file::Secrets;
 use self::stores::SharedCode;
 pub use self::toml::Mistake;
+use crate::db::DbError;
+use crate::db::provisioning::{Provisioning, StoredOrganisation, is_overtaken};
 use crate::model::{OrgId, OrganisationPlan, text_in};
-use crate::store::StoreError;
-use crate::store::provisioning::{Provisioning, StoredOrganisation, is_overtaken};
 
 /// Why a file was not applied. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,7 @@ pub enum ApplyError {
     SharedCode(OrgId, SharedCode),
     /// The database cannot be asked.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Db(#[from] DbError),
     /// A secret cannot be hashed.
     #[error("a secret cannot be hashed: {0}")]
     Secret(String),

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coupon_issuer::config::Settings;
+use coupon_issuer::db::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
+use coupon_issuer::db::{Db, ReadLimits};
 use coupon_issuer::model::{Access, Caller, Credential, OrgId, SeriesId, StoreId};
-use coupon_issuer::store::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
-use coupon_issuer::store::{ReadLimits, Store};
 use reqwest::header::HeaderMap;
 use serde_json::json;
 use sqlx::ConnectOptions;
@@ -342,7 +342,7 @@ async fn a_batch_that_is_sent_again_is_added_once() {
         acquire_timeout: Duration::from_secs(5),
         statement_timeout: Duration::from_secs(5),
     };
-    let store = Store::new(app.connect.clone(), limits);
+    let store = Db::new(app.connect.clone(), limits);
     let minute = NOW.parse().unwrap();
     let (org_id, series_id, outcome) = (OrgId(1), SeriesId(1), "issued");
     let caller = Arc::new(Caller {

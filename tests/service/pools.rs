@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use coupon_issuer::app::{self, Event, ImportState, Outside};
+use coupon_issuer::db::{Db, LimitKind, ReadLimits};
 use coupon_issuer::model::OsEntropy;
-use coupon_issuer::store::{LimitKind, ReadLimits, Store};
 use serde_json::Value;
 use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
@@ -423,7 +423,7 @@ async fn what_series_have_left_is_told_of_those_that_have_the_least() {
     }
     let second = Duration::from_secs(30);
     let limits = ReadLimits { max_connections: 1, acquire_timeout: second, statement_timeout: second };
-    let store = Store::new(app.connect.clone(), limits);
+    let store = Db::new(app.connect.clone(), limits);
     let left = async |most| {
         let left = store.series_left("2026-11-21".parse().unwrap(), most).await.unwrap();
         let told = |kind, is_used_up: bool| {

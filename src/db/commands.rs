@@ -7,7 +7,7 @@ use jiff_sqlx::ToSqlx;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
-use super::StoreError;
+use super::DbError;
 use super::audit::{AuditEntry, record};
 use super::changes::notify;
 use crate::model::OrgId;
@@ -57,7 +57,7 @@ impl<'a> HolderChange<'a> {
     pub async fn begin(
         connect: &PgConnectOptions,
         holder: &'a Holder,
-    ) -> Result<Option<(Self, StoredHolder)>, StoreError> {
+    ) -> Result<Option<(Self, StoredHolder)>, DbError> {
         let mut connection = connect.connect().await?;
         sqlx::query("begin isolation level read committed").execute(&mut connection).await?;
         let statement = match holder {
@@ -86,7 +86,7 @@ impl<'a> HolderChange<'a> {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn set_disabled(&mut self, disabled: bool) -> Result<(), StoreError> {
+    pub async fn set_disabled(&mut self, disabled: bool) -> Result<(), DbError> {
         let statement = match self.holder {
             Holder::Till(_) => "update till set disabled = $3 where org_id = $1 and till_id = $2",
             Holder::Client(_) => "update oauth_client set disabled = $3 where org_id = $1 and client_key = $2",
@@ -98,7 +98,7 @@ impl<'a> HolderChange<'a> {
     ///
     /// # Errors
     /// When the database cannot be asked, or the client has an issuer of tokens instead.
-    pub async fn set_secret_hash(&mut self, hash: &str) -> Result<(), StoreError> {
+    pub async fn set_secret_hash(&mut self, hash: &str) -> Result<(), DbError> {
         let statement = match self.holder {
             Holder::Till(_) => "update till set password_hash = $3 where org_id = $1 and till_id = $2",
             Holder::Client(_) => "update oauth_client set secret_hash = $3 where org_id = $1 and client_key = $2",
@@ -110,7 +110,7 @@ impl<'a> HolderChange<'a> {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn void_tokens_before(&mut self, instant: Timestamp) -> Result<(), StoreError> {
+    pub async fn void_tokens_before(&mut self, instant: Timestamp) -> Result<(), DbError> {
         match self.holder {
             Holder::Till(_) => Ok(()),
             Holder::Client(_) => {
@@ -121,7 +121,7 @@ impl<'a> HolderChange<'a> {
     }
 
     /// Writes a value into the holder's row.
-    async fn update<'v, T>(&mut self, statement: &'static str, value: T) -> Result<(), StoreError>
+    async fn update<'v, T>(&mut self, statement: &'static str, value: T) -> Result<(), DbError>
     where
         T: sqlx::Encode<'v, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + 'v,
     {
@@ -134,7 +134,7 @@ impl<'a> HolderChange<'a> {
     ///
     /// # Errors
     /// When the database cannot be asked; nothing is changed then, unless the answer itself was lost.
-    pub async fn commit(mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+    pub async fn commit(mut self, entry: &AuditEntry) -> Result<(), DbError> {
         record(&mut self.connection, entry).await?;
         notify(&mut self.connection).await?;
         sqlx::query("commit").execute(&mut self.connection).await?;

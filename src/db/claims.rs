@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::coupon_ids::CouponIds;
 use super::keyed_requests::{Claim, RequestName, end_attempt};
 use super::rows::unknown_value;
-use super::{READ_COMMITTED, Store, StoreError, no_answer, waiting};
+use super::{Db, DbError, READ_COMMITTED, no_answer, waiting};
 
 /// Claims that wait, and that share a statement.
 const QUEUE: usize = 1024;
@@ -79,24 +79,24 @@ struct Ask {
 /// Claims keys. The task behind it ends with the last handle.
 #[derive(Debug, Clone)]
 pub struct Claims {
-    store: Store,
+    db: Db,
     queue: mpsc::Sender<Ask>,
 }
 
 impl Claims {
     /// Starts the task. It connects when there is something to do.
     #[must_use]
-    pub fn start(store: Store) -> Self {
+    pub fn start(db: Db) -> Self {
         let (queue, asks) = mpsc::channel(QUEUE);
-        tokio::spawn(run(store.connect.clone().application_name("coupon-issuer claims"), asks));
-        Self { store, queue }
+        tokio::spawn(run(db.connect.clone().application_name("coupon-issuer claims"), asks));
+        Self { db, queue }
     }
 
     /// Claims a key; a new one is stored with these answers.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn claim(&self, new: &Arc<NewClaim>, answers: String) -> Result<ClaimOutcome, StoreError> {
+    pub async fn claim(&self, new: &Arc<NewClaim>, answers: String) -> Result<ClaimOutcome, DbError> {
         let (answer, answered) = oneshot::channel();
         let mut first_id = None;
         if self.queue.try_send(Ask { new: Arc::clone(new), answers: answers.clone(), answer }).is_ok()
@@ -107,13 +107,13 @@ impl Claims {
                 Err(asked_with) => first_id = asked_with,
             }
         }
-        let mut connection = self.store.lease().await?;
+        let mut connection = self.db.lease().await?;
         let first_ids = match first_id {
             Some(first_id) => vec![first_id],
             None => first_ids(&mut connection, &mut CouponIds::new(), &[(new, &answers)]).await?,
         };
         let mut found = claim(&mut connection, &[(new, &answers)], &first_ids).await?;
-        found.pop().ok_or(StoreError::Failed(sqlx::Error::RowNotFound))
+        found.pop().ok_or(DbError::Failed(sqlx::Error::RowNotFound))
     }
 }
 
@@ -156,7 +156,7 @@ async fn claim_together(
     current: &mut Option<(PgConnection, CouponIds)>,
     new: &[(&NewClaim, &str)],
     ids: &mut Vec<i64>,
-) -> Result<Vec<ClaimOutcome>, StoreError> {
+) -> Result<Vec<ClaimOutcome>, DbError> {
     if current.is_none() {
         let mut connection = connect.connect().await?;
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
@@ -172,7 +172,7 @@ async fn first_ids(
     connection: &mut PgConnection,
     lease: &mut CouponIds,
     new: &[(&NewClaim, &str)],
-) -> Result<Vec<i64>, StoreError> {
+) -> Result<Vec<i64>, DbError> {
     let sizes: Vec<i64> = new.iter().map(|(one, _)| i64::try_from(one.entities).unwrap_or(i64::MAX)).collect();
     // A lease does not outlive this connection.
     lease.ensure(sizes.iter().sum(), 0, connection).await?;
@@ -185,7 +185,7 @@ async fn claim(
     connection: &mut PgConnection,
     new: &[(&NewClaim, &str)],
     first_ids: &[i64],
-) -> Result<Vec<ClaimOutcome>, StoreError> {
+) -> Result<Vec<ClaimOutcome>, DbError> {
     let Some((first, _)) = new.first() else { return Ok(Vec::new()) };
     let rows: Vec<(i64, i16, i64, i32, String)> = sqlx::query_as(
         "select first_id, outcome, claim_id, attempt, answers from claim_keys_1($1, $2, $3, $4, $5, $6, $7)",
@@ -203,10 +203,10 @@ async fn claim(
     for (first_id, outcome, first_coupon_id, attempt, answers) in rows {
         found.insert(first_id, outcome_of(outcome, Claim { first_coupon_id, attempt }, answers)?);
     }
-    first_ids.iter().map(|id| found.remove(id).ok_or(StoreError::Failed(sqlx::Error::RowNotFound))).collect()
+    first_ids.iter().map(|id| found.remove(id).ok_or(DbError::Failed(sqlx::Error::RowNotFound))).collect()
 }
 
-fn outcome_of(outcome: i16, claim: Claim, answers: String) -> Result<ClaimOutcome, StoreError> {
+fn outcome_of(outcome: i16, claim: Claim, answers: String) -> Result<ClaimOutcome, DbError> {
     match outcome {
         1 => Ok(ClaimOutcome::Acquired(claim)),
         2 => Ok(ClaimOutcome::Resumed { left: Left::Something, claim, answers }),

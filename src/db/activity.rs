@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Db, DbError};
 use crate::model::{Caller, OrgId, SeriesId};
 
 /// Stands for the organisation as a whole, where a series could stand: all that was asked for.
@@ -59,12 +59,12 @@ pub struct Batch {
     pub failures: Vec<Failure>,
 }
 
-impl Store {
+impl Db {
     /// Adds a batch, unless it was added before. It is not flushed.
     ///
     /// # Errors
     /// When the database cannot be asked. It may have been added all the same: to be tried again with the same number.
-    pub async fn add_activity(&self, batch: &Batch) -> Result<(), StoreError> {
+    pub async fn add_activity(&self, batch: &Batch) -> Result<(), DbError> {
         let counts = &batch.counts;
         let failures = &batch.failures;
         sqlx::query(ADD)
@@ -93,7 +93,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn forget_activity(&self, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+    pub async fn forget_activity(&self, before: Timestamp, most: i64) -> Result<u64, DbError> {
         let mut connection = self.lease().await?;
         let mut forgotten = 0;
         for old in [OLD_MINUTES, OLD_FAILURES, OLD_WRITERS] {
@@ -107,7 +107,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn trim_failures(&self, org_ids: &[OrgId], most: i64) -> Result<(), StoreError> {
+    pub async fn trim_failures(&self, org_ids: &[OrgId], most: i64) -> Result<(), DbError> {
         sqlx::query(TRIM)
             .bind(org_ids.iter().map(|org_id| org_id.0).collect::<Vec<_>>())
             .bind(most)

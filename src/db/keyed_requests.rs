@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
 use super::rows::{face_from, zone_from};
-use super::{Store, StoreError};
+use super::{Db, DbError};
 use crate::model::{CustomerId, Face, OrgId, SeriesId};
 
 /// Names a keyed request.
@@ -90,7 +90,7 @@ pub enum Purge {
     NaturalKeys,
 }
 
-impl Store {
+impl Db {
     /// Ends an attempt with these answers; `None`: they stay as they are. False: another attempt has taken over, and nothing is stored.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl Store {
         request: RequestName,
         claim: Claim,
         answers: Option<&str>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, DbError> {
         Ok(end_attempt(&mut *self.lease().await?, request, claim, answers).await?)
     }
 
@@ -109,7 +109,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn coupons(&self, org_id: OrgId, asked: &[(i64, Option<i32>)]) -> Result<Vec<IssuedCoupon>, StoreError> {
+    pub async fn coupons(&self, org_id: OrgId, asked: &[(i64, Option<i32>)]) -> Result<Vec<IssuedCoupon>, DbError> {
         let (ids, versions): (Vec<i64>, Vec<Option<i32>>) = asked.iter().copied().unzip();
         let rows =
             sqlx::query(COUPONS).bind(org_id.0).bind(ids).bind(versions).fetch_all(&mut *self.lease().await?).await?;
@@ -124,7 +124,7 @@ impl Store {
         &self,
         request: RequestName,
         lease_seconds: i32,
-    ) -> Result<Option<StoredRequest>, StoreError> {
+    ) -> Result<Option<StoredRequest>, DbError> {
         let row = sqlx::query(
             "select r.first_coupon_id, r.attempt, r.received_at, r.answers, is_in_progress_1(r, $3) as is_in_progress
                from keyed_request r where r.org_id = $1 and r.key_hash = $2",
@@ -148,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn purge(&self, what: Purge, kept_for_seconds: f64, most: i64) -> Result<u64, StoreError> {
+    pub async fn purge(&self, what: Purge, kept_for_seconds: f64, most: i64) -> Result<u64, DbError> {
         let statement = match what {
             Purge::Requests => PURGE_REQUESTS,
             Purge::NaturalKeys => PURGE_NATURAL_KEYS,
@@ -180,7 +180,7 @@ const PURGE_NATURAL_KEYS: &str = "
         select n.ctid from natural_issuance n where n.issued_at < now() - make_interval(secs => $1)
          order by n.issued_at limit $2 for update skip locked))";
 
-/// [`Store::end_attempt`], over this connection.
+/// [`Db::end_attempt`], over this connection.
 pub(super) async fn end_attempt(
     connection: &mut PgConnection,
     request: RequestName,
@@ -198,7 +198,7 @@ pub(super) async fn end_attempt(
 }
 
 /// The coupon in a row that has all of its columns.
-pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, StoreError> {
+pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, DbError> {
     Ok(IssuedCoupon {
         coupon_id: row.try_get("coupon_id")?,
         series_id: SeriesId(row.try_get("series_id")?),

@@ -10,7 +10,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::rows::{OrganisationRow, series_if_any, zone_from};
-use super::{Claim, RequestName, Store, StoreError};
+use super::{Claim, Db, DbError, RequestName};
 use crate::model::{CustomerId, Facts, HeldCoupon, OrgId, Organisation, Revision, Series, SeriesId};
 
 /// A series' settings, and the revision of the organisation they were read at.
@@ -60,12 +60,12 @@ pub struct History {
     pub found: HashMap<SeriesId, FreshFacts>,
 }
 
-impl Store {
+impl Db {
     /// The organisation's settings; `None` if there is none with this key.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Organisation>, StoreError> {
+    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Organisation>, DbError> {
         let row: Option<OrganisationRow> = sqlx::query_as(
             "select org_id, revision, time_zone, customer_policy, natural_key from organisation where org_id = $1",
         )
@@ -87,7 +87,7 @@ impl Store {
         series_ids: &[SeriesId],
         natural_key: Option<Uuid>,
         held: Option<(RequestName, Claim)>,
-    ) -> Result<History, StoreError> {
+    ) -> Result<History, DbError> {
         let ids: Vec<i64> = series_ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(FACTS)
             .bind(org_id.0)
@@ -173,7 +173,7 @@ const FACTS: &str = "
             limit 1) held on true
      where o.org_id = $1";
 
-fn facts_from(row: &PgRow) -> Result<Facts, StoreError> {
+fn facts_from(row: &PgRow) -> Result<Facts, DbError> {
     Ok(Facts {
         received: row.try_get("count")?,
         last_ordinal: row.try_get("last_ordinal")?,
@@ -187,7 +187,7 @@ fn facts_from(row: &PgRow) -> Result<Facts, StoreError> {
     })
 }
 
-fn held_from(row: &PgRow) -> Result<Option<HeldCoupon>, StoreError> {
+fn held_from(row: &PgRow) -> Result<Option<HeldCoupon>, DbError> {
     let Some(code) = row.try_get::<Option<String>, _>("code")? else { return Ok(None) };
     Ok(Some(HeldCoupon {
         coupon_id: row.try_get("coupon_id")?,

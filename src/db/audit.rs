@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use sqlx::PgConnection;
 
-use super::StoreError;
+use super::DbError;
 use crate::model::OrgId;
 
 /// Something that was done. Displays as the line that is told of it.
@@ -41,7 +41,7 @@ impl fmt::Display for AuditEntry {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn record(connection: &mut PgConnection, entry: &AuditEntry) -> Result<(), StoreError> {
+pub async fn record(connection: &mut PgConnection, entry: &AuditEntry) -> Result<(), DbError> {
     sqlx::query("insert into audit_log (at, org_id, actor, action, subject) values ($1, $2, $3, $4, $5)")
         .bind(entry.at.to_sqlx())
         .bind(entry.org_id.map(|id| id.0))

@@ -4,7 +4,7 @@
 
 use sqlx::FromRow;
 
-use super::{Store, StoreError};
+use super::{Db, DbError};
 use crate::model::{CustomerId, Identifiers, OrgId};
 
 /// A customer that at least one of the identifiers asked for names.
@@ -36,7 +36,7 @@ impl From<CustomerRow> for CustomerLookup {
     }
 }
 
-impl Store {
+impl Db {
     /// Every customer that one of these identifiers names.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Store {
         &self,
         org_id: OrgId,
         identifiers: &Identifiers,
-    ) -> Result<Vec<CustomerLookup>, StoreError> {
+    ) -> Result<Vec<CustomerLookup>, DbError> {
         let rows: Vec<CustomerRow> = sqlx::query_as(
             "select customer_id, mobile, email, external_id, registered
                from customer
@@ -71,7 +71,7 @@ impl Store {
         org_id: OrgId,
         id: &CustomerId,
         identifiers: &Identifiers,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, DbError> {
         let done = sqlx::query(
             "insert into customer (org_id, customer_id, mobile, external_id, email, registered)
              select org_id, $2, $3, $4, $5, false from organisation where org_id = $1 and customer_policy = 'open'
@@ -97,7 +97,7 @@ impl Store {
         org_id: OrgId,
         id: &CustomerId,
         identifiers: &Identifiers,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, DbError> {
         let done = sqlx::query(
             "update customer
                 set mobile = coalesce(mobile, $3), external_id = coalesce(external_id, $4), email = coalesce(email, $5)

@@ -5,7 +5,7 @@ use jiff::civil::Date;
 use jiff_sqlx::ToSqlx;
 use sqlx::Row;
 
-use super::{Store, StoreError};
+use super::{Db, DbError};
 use crate::model::{OrgId, SeriesId};
 
 /// What limits a series.
@@ -47,13 +47,13 @@ pub struct SeriesLeft {
     pub organisations: i64,
 }
 
-impl Store {
+impl Db {
     /// The series that have the least left in proportion: up to `most` of each kind that have something left, and as many that have
     /// nothing, the latest ids first. A series whose time is over before `today` is none.
     ///
     /// # Errors
     /// When the database cannot be asked, or takes too long.
-    pub async fn series_left(&self, today: Date, most: u32) -> Result<Vec<SeriesLeft>, StoreError> {
+    pub async fn series_left(&self, today: Date, most: u32) -> Result<Vec<SeriesLeft>, DbError> {
         let query = sqlx::query(LEFT).bind(today.to_sqlx()).bind(i64::from(most));
         let rows = query.fetch_all(&mut *self.lease().await?).await?;
         rows.iter()

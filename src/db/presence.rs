@@ -13,7 +13,7 @@ use tokio::sync::OnceCell;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::{StoreError, no_answer};
+use super::{DbError, no_answer};
 use crate::seldom::Seldom;
 
 /// How often the connection is used, so that both ends notice when the other is gone.
@@ -68,13 +68,13 @@ impl Presence {
     ///
     /// # Errors
     /// When there is none yet and the database cannot be asked.
-    pub async fn incarnation(&self) -> Result<i32, StoreError> {
+    pub async fn incarnation(&self) -> Result<i32, DbError> {
         let take = || async {
             let (connection, incarnation) =
                 timeout(PATIENCE, take(&self.0.connect)).await.unwrap_or_else(|_elapsed| Err(no_answer()))?;
             let holding = tokio::spawn(hold(self.0.connect.clone(), connection, incarnation));
             tracing::debug!(incarnation, "this replica has its incarnation");
-            Ok::<_, StoreError>((incarnation, Holding(holding.abort_handle())))
+            Ok::<_, DbError>((incarnation, Holding(holding.abort_handle())))
         };
         Ok(self.0.incarnation.get_or_try_init(take).await?.0)
     }

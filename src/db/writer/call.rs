@@ -11,8 +11,8 @@ use sqlx::{Postgres, Type};
 use uuid::Uuid;
 
 use super::{Code, Guard, KeyHold, NewCoupon, Scope, WriteOutcome};
+use crate::db::Claim;
 use crate::model::Metadata;
-use crate::store::Claim;
 
 /// A coupon with the ids that it was given for a batch.
 #[derive(Debug, Clone, Copy)]

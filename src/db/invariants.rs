@@ -6,7 +6,7 @@
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 
-use super::StoreError;
+use super::DbError;
 use crate::model::{CustomerId, OrgId, SeriesId};
 
 /// The most rows of one invariant that are named. All are counted.
@@ -90,7 +90,7 @@ pub struct Finding {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Option<Vec<Finding>>, StoreError> {
+pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Option<Vec<Finding>>, DbError> {
     let mut connection = begin(connect).await?;
     if let Some(OrgId(id)) = org_id {
         let exists: bool = sqlx::query_scalar("select exists (select from organisation where org_id = $1)")
@@ -109,7 +109,7 @@ pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<
     Ok(Some(findings))
 }
 
-async fn begin(connect: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+async fn begin(connect: &PgConnectOptions) -> Result<PgConnection, DbError> {
     let mut connection = connect.connect().await?;
     sqlx::query("begin isolation level repeatable read, read only").execute(&mut connection).await?;
     let (names, values): (Vec<&str>, Vec<&str>) = SETTINGS.into_iter().unzip();
@@ -124,11 +124,7 @@ async fn begin(connect: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     Ok(connection)
 }
 
-async fn ask(
-    connection: &mut PgConnection,
-    invariant: Invariant,
-    org_id: Option<OrgId>,
-) -> Result<Finding, StoreError> {
+async fn ask(connection: &mut PgConnection, invariant: Invariant, org_id: Option<OrgId>) -> Result<Finding, DbError> {
     let Question { checked, wrong } = invariant.question();
     let statement = format!(
         "with wrong as materialized ({wrong})
@@ -138,7 +134,7 @@ async fn ask(
     );
     let rows = sqlx::query(AssertSqlSafe(statement)).bind(org_id.map(|id| id.0)).fetch_all(connection).await?;
     // There is a row for the counts even if nothing is wrong.
-    let counts = rows.first().ok_or(StoreError::Failed(sqlx::Error::RowNotFound))?;
+    let counts = rows.first().ok_or(DbError::Failed(sqlx::Error::RowNotFound))?;
     Ok(Finding {
         invariant,
         checked: counts.try_get("checked")?,
@@ -147,7 +143,7 @@ async fn ask(
     })
 }
 
-fn offence_if_any(row: &PgRow) -> Result<Option<Offence>, StoreError> {
+fn offence_if_any(row: &PgRow) -> Result<Option<Offence>, DbError> {
     let Some(org_id) = row.try_get("org_id")? else { return Ok(None) };
     Ok(Some(Offence {
         org_id: OrgId(org_id),

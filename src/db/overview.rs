@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 
 use super::activity::WHOLE_ORGANISATION;
 use super::rows::unknown_value;
-use super::{Lease, Store, StoreError};
+use super::{Db, DbError, Lease};
 use crate::model::{OrgId, SeriesId, StoreId};
 
 /// Codes of a pool that are counted one by one; of a larger one only about how many there are is told.
@@ -100,12 +100,12 @@ pub struct Reading {
     org_id: OrgId,
 }
 
-impl Store {
+impl Db {
     /// Begins to read about an organisation.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn reading(&self, org_id: OrgId) -> Result<Reading, StoreError> {
+    pub async fn reading(&self, org_id: OrgId) -> Result<Reading, DbError> {
         Ok(Reading { connection: self.lease().await?, org_id })
     }
 }
@@ -115,7 +115,7 @@ impl Reading {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn title(&mut self) -> Result<Option<Title>, StoreError> {
+    pub async fn title(&mut self) -> Result<Option<Title>, DbError> {
         let row = sqlx::query("select name, time_zone from organisation where org_id = $1")
             .bind(self.org_id.0)
             .fetch_optional(&mut *self.connection)
@@ -128,7 +128,7 @@ impl Reading {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn since(&mut self) -> Result<Option<Timestamp>, StoreError> {
+    pub async fn since(&mut self) -> Result<Option<Timestamp>, DbError> {
         let since: Option<jiff_sqlx::Timestamp> =
             sqlx::query_scalar("select since from activity_series where org_id = $1 and series_id = $2")
                 .bind(self.org_id.0)
@@ -142,7 +142,7 @@ impl Reading {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn series_ids(&mut self, place: Place, most: i64) -> Result<Vec<(SeriesId, Place)>, StoreError> {
+    pub async fn series_ids(&mut self, place: Place, most: i64) -> Result<Vec<(SeriesId, Place)>, DbError> {
         let mut found = match place {
             Place::First => self.active(Timestamp::MAX, SeriesId(i64::MAX), most).await?,
             Place::AfterActive(minute, series_id) => self.active(minute, series_id, most).await?,
@@ -161,7 +161,7 @@ impl Reading {
         minute: Timestamp,
         series_id: SeriesId,
         most: i64,
-    ) -> Result<Vec<(SeriesId, Place)>, StoreError> {
+    ) -> Result<Vec<(SeriesId, Place)>, DbError> {
         let rows: Vec<(i64, jiff_sqlx::Timestamp)> = sqlx::query_as(
             "select series_id, last_minute from activity_series
               where org_id = $1 and series_id <> $2 and (last_minute, series_id) < ($3, $4)
@@ -180,7 +180,7 @@ impl Reading {
         Ok(rows.into_iter().map(behind).collect())
     }
 
-    async fn idle(&mut self, after: SeriesId, most: i64) -> Result<Vec<(SeriesId, Place)>, StoreError> {
+    async fn idle(&mut self, after: SeriesId, most: i64) -> Result<Vec<(SeriesId, Place)>, DbError> {
         let rows: Vec<i64> = sqlx::query_scalar(
             "select s.series_id from series s
               where s.org_id = $1 and s.series_id > $2
@@ -199,7 +199,7 @@ impl Reading {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn series(&mut self, series_ids: &[SeriesId]) -> Result<Vec<SeriesRow>, StoreError> {
+    pub async fn series(&mut self, series_ids: &[SeriesId]) -> Result<Vec<SeriesRow>, DbError> {
         let rows = sqlx::query(SERIES)
             .bind(self.org_id.0)
             .bind(bare(series_ids))
@@ -213,7 +213,7 @@ impl Reading {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn totals(&mut self, series_ids: &[SeriesId]) -> Result<Vec<TotalRow>, StoreError> {
+    pub async fn totals(&mut self, series_ids: &[SeriesId]) -> Result<Vec<TotalRow>, DbError> {
         let rows = sqlx::query(
             "select series_id, outcome, entities from activity_total where org_id = $1 and series_id = any ($2)",
         )
@@ -240,7 +240,7 @@ impl Reading {
         series_ids: &[SeriesId],
         from: Timestamp,
         outcome: Option<&str>,
-    ) -> Result<Vec<MinuteRow>, StoreError> {
+    ) -> Result<Vec<MinuteRow>, DbError> {
         let rows = sqlx::query(
             "select series_id, minute, outcome, entities from activity_minute
               where org_id = $1 and series_id = any ($2) and minute >= $3 and ($4::text is null or outcome = $4)",
@@ -271,7 +271,7 @@ impl Reading {
         series_ids: Option<&[SeriesId]>,
         request_id: Option<&str>,
         most: i64,
-    ) -> Result<Vec<FailureRow>, StoreError> {
+    ) -> Result<Vec<FailureRow>, DbError> {
         let rows = sqlx::query(
             "select at, request_id, series_id, outcome, till_id, store_id, client_key from activity_failure
               where org_id = $1 and ($2::bigint[] is null or series_id = any ($2)) and ($3::text is null or request_id = $3)
@@ -329,7 +329,7 @@ const SERIES: &str = "
             where s.client_handling_type = 'DISC_CODE_PIN') pool on true
      where s.org_id = $1 and s.series_id = any ($2)";
 
-fn series_from(row: &PgRow) -> Result<SeriesRow, StoreError> {
+fn series_from(row: &PgRow) -> Result<SeriesRow, DbError> {
     let instant = |column| row.try_get::<Option<jiff_sqlx::Timestamp>, _>(column);
     let pool = match row.try_get::<&str, _>("client_handling_type")? {
         "DISC_CODE_PIN" => Some(PoolRow {

@@ -9,7 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::rows::series_from;
-use super::{LOOK_UPS_ONLY, READ_COMMITTED, StoreError};
+use super::{DbError, LOOK_UPS_ONLY, READ_COMMITTED};
 use crate::model::{ClientHandling, CodeShape, OrgId, SeriesId, canonical};
 
 /// A code to be uploaded.
@@ -101,7 +101,7 @@ impl CodeUpload {
         org_id: OrgId,
         series_id: SeriesId,
         file_sha256: Vec<u8>,
-    ) -> Result<Option<Self>, StoreError> {
+    ) -> Result<Option<Self>, DbError> {
         let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
         // The session's, until it ends: two uploads at once would give out the same places. (No customer's lock has this
         // seed: theirs is the organisation, which is never negative.)
@@ -147,7 +147,7 @@ impl CodeUpload {
         malformed: i64,
         bytes_done: i64,
         lines_done: i64,
-    ) -> Result<Refused, StoreError> {
+    ) -> Result<Refused, DbError> {
         let mut transaction = self.connection.begin().await?;
         // Before anything is looked at: see `new_codes`.
         sqlx::query("select lock_codes_1($1)").bind(self.org_id.0).execute(&mut *transaction).await?;
@@ -196,7 +196,7 @@ impl CodeUpload {
     ///
     /// # Errors
     /// When the database cannot be asked; the upload can be taken up again then.
-    pub async fn finish(mut self) -> Result<ImportState, StoreError> {
+    pub async fn finish(mut self) -> Result<ImportState, DbError> {
         sqlx::query(
             "update code_import set finished_at = now() where org_id = $1 and series_id = $2 and file_sha256 = $3",
         )
@@ -215,7 +215,7 @@ impl CodeUpload {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn end(mut self) -> Result<(), StoreError> {
+    pub async fn end(mut self) -> Result<(), DbError> {
         // The end of the session would do so, but a moment after the connection is closed: the next upload would be refused.
         sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.connection).await?;
         self.connection.close().await?;
@@ -241,7 +241,7 @@ impl DryRunUpload {
         org_id: OrgId,
         series_id: SeriesId,
         file_sha256: &[u8],
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self, DbError> {
         let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
         let row =
             sqlx::query("select i.* from code_import i where org_id = $1 and series_id = $2 and file_sha256 = $3")
@@ -266,7 +266,7 @@ impl DryRunUpload {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn add(&mut self, codes: Vec<UploadedCode>, malformed: usize) -> Result<Refused, StoreError> {
+    pub async fn add(&mut self, codes: Vec<UploadedCode>, malformed: usize) -> Result<Refused, DbError> {
         let (codes, drawable) = split(codes, &self.shapes);
         copy_in(&mut self.connection, &codes).await?;
         self.state.accepted += count(codes.len());
@@ -279,7 +279,7 @@ impl DryRunUpload {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn finish(mut self, tell: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, StoreError> {
+    pub async fn finish(mut self, tell: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, DbError> {
         sqlx::query("analyze uploaded").execute(&mut self.connection).await?;
         let mut transaction = self.connection.begin().await?;
         sqlx::query(DECLARE_KNOWN).bind(self.org_id.0).execute(&mut *transaction).await?;
@@ -298,7 +298,7 @@ impl DryRunUpload {
     }
 }
 
-async fn copy_in(connection: &mut PgConnection, codes: &[UploadedCode]) -> Result<(), StoreError> {
+async fn copy_in(connection: &mut PgConnection, codes: &[UploadedCode]) -> Result<(), DbError> {
     let mut copy = connection
         .copy_in_raw("copy uploaded (line, code, uploaded_code, customer_id) from stdin (format csv)")
         .await?;
@@ -312,7 +312,7 @@ fn count(lines: usize) -> i64 {
 }
 
 /// The shapes by which the organisation's series draw codes.
-async fn shapes(connection: &mut PgConnection, org_id: OrgId) -> Result<Vec<CodeShape>, StoreError> {
+async fn shapes(connection: &mut PgConnection, org_id: OrgId) -> Result<Vec<CodeShape>, DbError> {
     let rows = sqlx::query("select * from series where org_id = $1 and client_handling_type = 'DISC_CODE'")
         .bind(org_id.0)
         .fetch_all(connection)
@@ -391,7 +391,7 @@ const DECLARE_KNOWN: &str = concat!(
     " select u.line from uploaded u except select n.line from new_code n order by 1"
 );
 
-fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, StoreError> {
+fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, DbError> {
     let mut writer = csv::Writer::from_writer(Vec::with_capacity(codes.len() * 32));
     for UploadedCode { line, code, customer_id } in codes {
         let compared = canonical(code);
@@ -403,11 +403,11 @@ fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, StoreError> {
     writer.into_inner().map_err(|error| unwritable(error.error()))
 }
 
-fn unwritable(error: &dyn std::error::Error) -> StoreError {
-    StoreError::Failed(sqlx::Error::Encode(error.to_string().into()))
+fn unwritable(error: &dyn std::error::Error) -> DbError {
+    DbError::Failed(sqlx::Error::Encode(error.to_string().into()))
 }
 
-fn state_from(row: &PgRow) -> Result<ImportState, StoreError> {
+fn state_from(row: &PgRow) -> Result<ImportState, DbError> {
     Ok(ImportState {
         bytes_done: row.try_get("bytes_done")?,
         lines_done: row.try_get("lines_done")?,
@@ -422,11 +422,7 @@ fn state_from(row: &PgRow) -> Result<ImportState, StoreError> {
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn is_pool(
-    connect: &PgConnectOptions,
-    org_id: OrgId,
-    series_id: SeriesId,
-) -> Result<Option<bool>, StoreError> {
+pub async fn is_pool(connect: &PgConnectOptions, org_id: OrgId, series_id: SeriesId) -> Result<Option<bool>, DbError> {
     let mut connection = connect.connect().await?;
     let found = sqlx::query_scalar(
         "select client_handling_type = 'DISC_CODE_PIN' from series where org_id = $1 and series_id = $2",
@@ -449,7 +445,7 @@ pub async fn status(
     org_id: Option<OrgId>,
     series_id: Option<SeriesId>,
     since: Timestamp,
-) -> Result<Vec<PoolStatus>, StoreError> {
+) -> Result<Vec<PoolStatus>, DbError> {
     let mut connection = connect.connect().await?;
     let rows = sqlx::query(STATUS)
         .bind(org_id.map(|id| id.0))

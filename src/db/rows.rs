@@ -1,6 +1,6 @@
 //! Rows as Postgres returns them, and their way into the model and back.
 //!
-//! Private to the store: no row type leaves it.
+//! Private to `db`: no row type leaves it.
 
 use std::sync::Arc;
 
@@ -8,18 +8,15 @@ use jiff::tz::TimeZone;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
-use super::StoreError;
+use super::DbError;
 use crate::model::{
     ClientHandling, CodeShape, CustomerPolicy, DiscountType, ExpiryStrategy, Face, OrgId, Organisation, Revision,
     Series, SeriesId, StoreId,
 };
 
 /// A value in the database that the model does not know: an older or newer schema, or a change by hand.
-pub(super) fn unknown_value(column: &'static str) -> StoreError {
-    StoreError::Failed(sqlx::Error::ColumnDecode {
-        index: column.to_owned(),
-        source: "a value that is not known".into(),
-    })
+pub(super) fn unknown_value(column: &'static str) -> DbError {
+    DbError::Failed(sqlx::Error::ColumnDecode { index: column.to_owned(), source: "a value that is not known".into() })
 }
 
 #[derive(FromRow)]
@@ -32,9 +29,9 @@ pub(super) struct OrganisationRow {
 }
 
 impl TryFrom<OrganisationRow> for Organisation {
-    type Error = StoreError;
+    type Error = DbError;
 
-    fn try_from(row: OrganisationRow) -> Result<Self, StoreError> {
+    fn try_from(row: OrganisationRow) -> Result<Self, DbError> {
         Ok(Self {
             id: OrgId(row.org_id),
             revision: Revision(row.revision),
@@ -71,7 +68,7 @@ struct SeriesRow {
 }
 
 impl SeriesRow {
-    fn client_handling(&self) -> Result<ClientHandling, StoreError> {
+    fn client_handling(&self) -> Result<ClientHandling, DbError> {
         match self.client_handling_type.as_str() {
             "DISC_CODE" => Ok(ClientHandling::Generated(CodeShape {
                 alpha_numeric: self.alpha_numeric,
@@ -90,7 +87,7 @@ impl SeriesRow {
 }
 
 /// What a row of a series, or of one of its versions, shows of it.
-pub(super) fn face_from(row: &PgRow) -> Result<Face, StoreError> {
+pub(super) fn face_from(row: &PgRow) -> Result<Face, DbError> {
     Ok(Face {
         discount_type: DiscountType::parse(row.try_get("discount_type")?)
             .ok_or_else(|| unknown_value("discount_type"))?,
@@ -103,12 +100,12 @@ pub(super) fn face_from(row: &PgRow) -> Result<Face, StoreError> {
 }
 
 /// The time zone in a row that has one.
-pub(super) fn zone_from(row: &PgRow) -> Result<TimeZone, StoreError> {
+pub(super) fn zone_from(row: &PgRow) -> Result<TimeZone, DbError> {
     TimeZone::get(row.try_get("time_zone")?).map_err(|_| unknown_value("time_zone"))
 }
 
 /// The series in a row that has all of its columns.
-pub(super) fn series_from(row: &PgRow) -> Result<Series, StoreError> {
+pub(super) fn series_from(row: &PgRow) -> Result<Series, DbError> {
     let face = face_from(row)?;
     let row = SeriesRow::from_row(row)?;
     Ok(Series {
@@ -131,7 +128,7 @@ pub(super) fn series_from(row: &PgRow) -> Result<Series, StoreError> {
 }
 
 /// The series in a row of an outer join, if there is one.
-pub(super) fn series_if_any(row: &PgRow) -> Result<Option<Series>, StoreError> {
+pub(super) fn series_if_any(row: &PgRow) -> Result<Option<Series>, DbError> {
     match row.try_get::<Option<i64>, _>("series_id")? {
         Some(_) => series_from(row).map(Some),
         None => Ok(None),

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
 use super::rows::unknown_value;
-use super::{Store, StoreError};
+use super::{Db, DbError};
 use crate::model::{Access, Caller, Credential, OrgId, RateLimit, StoreId, Target, TargetType};
 
 /// A till as it is stored.
@@ -73,7 +73,7 @@ struct CallerRow {
 }
 
 impl CallerRow {
-    fn into_caller(self, credential: Credential) -> Result<Caller, StoreError> {
+    fn into_caller(self, credential: Credential) -> Result<Caller, DbError> {
         Ok(Caller {
             org_id: OrgId(self.org_id),
             till_id: Some(self.till_id),
@@ -85,12 +85,12 @@ impl CallerRow {
     }
 }
 
-impl Store {
+impl Db {
     /// The till of this name.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn till(&self, till_id: &str) -> Result<Option<StoredTill>, StoreError> {
+    pub async fn till(&self, till_id: &str) -> Result<Option<StoredTill>, DbError> {
         let row = sqlx::query(
             "select t.org_id, t.till_id, t.store_id, coalesce(t.access, s.access, o.default_access) as access,
                     t.password_hash, t.disabled,
@@ -117,7 +117,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn oauth_client(&self, client_key: &str) -> Result<Option<StoredClient>, StoreError> {
+    pub async fn oauth_client(&self, client_key: &str) -> Result<Option<StoredClient>, DbError> {
         let row = sqlx::query(
             "select c.org_id, c.till_id, t.store_id, c.access, c.secret_hash, c.issuer, c.token_ttl_seconds, c.disabled,
                     c.tokens_from, coalesce(c.rate_limit_per_minute, o.rate_limit_per_minute) as rate_limit_per_minute
@@ -148,7 +148,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn targets(&self, org_id: OrgId, target_type: TargetType, code: &str) -> Result<Vec<Target>, StoreError> {
+    pub async fn targets(&self, org_id: OrgId, target_type: TargetType, code: &str) -> Result<Vec<Target>, DbError> {
         let rows = sqlx::query(target_query(target_type))
             .bind(org_id.0)
             .bind(code)
@@ -170,7 +170,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn token_issuers(&self, issuer: &str) -> Result<Vec<StoredTokenIssuer>, StoreError> {
+    pub async fn token_issuers(&self, issuer: &str) -> Result<Vec<StoredTokenIssuer>, DbError> {
         let rows = sqlx::query(
             "select org_id, issuer, audience, jwks_url, client_claim, algorithms from token_issuer
               where issuer = $1 order by org_id",
@@ -225,6 +225,6 @@ const fn target_query(target_type: TargetType) -> &'static str {
     }
 }
 
-fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, StoreError> {
+fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, DbError> {
     Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::of))
 }

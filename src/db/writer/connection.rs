@@ -8,8 +8,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::Instant;
 
+use crate::db::{LOOK_UPS_ONLY, READ_COMMITTED};
 use crate::meters::{Held, Level};
-use crate::store::{LOOK_UPS_ONLY, READ_COMMITTED};
 
 /// Makes connections for one task.
 pub(super) struct Connector {

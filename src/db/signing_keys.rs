@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions, Connection, Row};
 
 use super::audit::{AuditEntry, record};
 use super::changes::notify;
-use super::{Store, StoreError};
+use super::{Db, DbError};
 
 /// A signing key as it is stored.
 pub struct SigningKeyRow {
@@ -23,12 +23,12 @@ pub struct SigningKeyRow {
     pub verifies_until: Option<Timestamp>,
 }
 
-impl Store {
+impl Db {
     /// Every signing key, the newest first.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn signing_keys(&self) -> Result<Vec<SigningKeyRow>, StoreError> {
+    pub async fn signing_keys(&self) -> Result<Vec<SigningKeyRow>, DbError> {
         let rows = sqlx::query(
             "select kid, private_key, signs_from, verifies_until from signing_key order by signs_from desc, kid",
         )
@@ -51,7 +51,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn store_first_signing_key(&self, key: &SigningKeyRow) -> Result<(), StoreError> {
+    pub async fn store_first_signing_key(&self, key: &SigningKeyRow) -> Result<(), DbError> {
         let mut transaction = self.pool.begin().await?;
         sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;
         let stored = sqlx::query(
@@ -82,7 +82,7 @@ pub async fn store_next_signing_key(
     key: &SigningKeyRow,
     margin_seconds: i32,
     entry: &AuditEntry,
-) -> Result<(), StoreError> {
+) -> Result<(), DbError> {
     let mut connection = connect.connect().await?;
     let mut transaction = connection.begin().await?;
     sqlx::query("lock table signing_key in share row exclusive mode").execute(&mut *transaction).await?;

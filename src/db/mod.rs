@@ -51,7 +51,7 @@ use crate::meters::{self, Level};
 /// A read or a write that did not succeed. The message has what the source says, with its code: whoever prints the chain leaves a
 /// `sqlx::Error` out.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum DbError {
     /// The database is away, starting, stopping or out of connections: trying again later may succeed.
     #[error("the database is unavailable: {}", told(.0))]
     Unavailable(#[source] sqlx::Error),
@@ -67,7 +67,7 @@ pub enum StoreError {
     Failed(#[source] sqlx::Error),
 }
 
-impl From<sqlx::Error> for StoreError {
+impl From<sqlx::Error> for DbError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(DatabaseError::code);
         if matches!(code.as_deref(), Some("57014" | "55P03")) {
@@ -143,7 +143,7 @@ pub struct ReadLimits {
 
 /// Everything that is read, and the few things besides coupons that are written.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct Db {
     pool: PgPool,
     connect: PgConnectOptions,
     cause: Arc<Mutex<Option<Cause>>>,
@@ -167,7 +167,7 @@ pub struct PoolUse {
     pub waiting: usize,
 }
 
-impl Store {
+impl Db {
     /// A store over a pool that connects when first used: the service starts while the database is away, and says so in
     /// its readiness.
     #[must_use]

@@ -7,14 +7,14 @@ use sqlx::PgConnection;
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::time::timeout;
 
-use super::{Store, StoreError};
+use super::{Db, DbError};
 
 const CHANNEL: &str = "coupon_issuer_credentials";
 /// How often a connection on which nothing comes is asked whether it is still there, and how long it may take to say so.
 const LIVENESS: Duration = Duration::from_secs(5);
 
 /// Tells every replica that credentials change: at the commit of the transaction that this connection is in, and not if it fails.
-pub(super) async fn notify(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(super) async fn notify(connection: &mut PgConnection) -> Result<(), DbError> {
     sqlx::query("select pg_notify($1, '')").bind(CHANNEL).execute(connection).await?;
     Ok(())
 }
@@ -26,12 +26,12 @@ pub struct CredentialChanges {
     pool: PgPool,
 }
 
-impl Store {
+impl Db {
     /// Begins to listen.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn credential_changes(&self) -> Result<CredentialChanges, StoreError> {
+    pub async fn credential_changes(&self) -> Result<CredentialChanges, DbError> {
         let options = (*self.pool.connect_options()).clone().application_name("coupon-issuer listener");
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
         let mut listener = PgListener::connect_with(&pool).await?;
@@ -46,7 +46,7 @@ impl CredentialChanges {
     ///
     /// # Errors
     /// When the connection is lost: changes may have been missed.
-    pub async fn next(&mut self) -> Result<bool, StoreError> {
+    pub async fn next(&mut self) -> Result<bool, DbError> {
         match timeout(LIVENESS, self.listener.try_recv()).await {
             Ok(Ok(Some(_))) => Ok(true),
             Ok(Ok(None)) => Err(lost()),
@@ -67,6 +67,6 @@ impl CredentialChanges {
     }
 }
 
-fn lost() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::Protocol("the listening connection was lost".to_owned()))
+fn lost() -> DbError {
+    DbError::Unavailable(sqlx::Error::Protocol("the listening connection was lost".to_owned()))
 }

@@ -9,7 +9,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
-use super::Store;
+use super::Db;
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
@@ -120,7 +120,7 @@ pub async fn create_database(connect: &PgConnectOptions) -> Result<(), sqlx::Err
     connection.close().await
 }
 
-impl Store {
+impl Db {
     /// Whether this version can work on the schema.
     ///
     /// # Errors

@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::call::{Expect, Numbered, issue_coupons, meaning};
 use super::connection::{Backend, Connector, WriterConnection};
 use super::{Code, Guard, KeyHold, KeyedEntity, Meters, NewCoupon, Scope, Work, WriteOutcome};
+use crate::db::coupon_ids::CouponIds;
+use crate::db::{Claim, DbError, NewClaim, is_fatal, no_answer, told};
 use crate::seldom::Seldom;
-use crate::store::coupon_ids::CouponIds;
-use crate::store::{Claim, NewClaim, StoreError, is_fatal, no_answer, told};
 use sqlx::Row;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -399,13 +399,11 @@ impl Batches {
     /// After an error, gives the connection up, unless it was only the statement that failed: its server process is then
     /// ended before anything is counted.
     async fn checked<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-        let (error, is_statements) = match result.map_err(StoreError::from) {
+        let (error, is_statements) = match result.map_err(DbError::from) {
             Ok(done) => return Ok(done),
-            Err(StoreError::Failed(error) | StoreError::ServerFault(error) | StoreError::TookTooLong(error)) => {
-                (error, true)
-            }
+            Err(DbError::Failed(error) | DbError::ServerFault(error) | DbError::TookTooLong(error)) => (error, true),
             // The session of a database that only reads is still there; the probe looks whether a new one may write.
-            Err(StoreError::Unavailable(error)) => {
+            Err(DbError::Unavailable(error)) => {
                 let is_statements = error.as_database_error().is_some_and(|error| !is_fatal(error));
                 (error, is_statements)
             }
@@ -501,7 +499,7 @@ fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> WriteOutcome {
     if matches!(code.as_deref(), Some("40P01" | "40001")) {
         return WriteOutcome::GuardFailed(Guard::Conflict);
     }
-    if matches!(StoreError::from(error), StoreError::Failed(_)) {
+    if matches!(DbError::from(error), DbError::Failed(_)) {
         NOT_TAKEN.tell(|times| {
             tracing::error!(error = reason, series_id, times, "the database cannot take this coupon");
         });

@@ -8,7 +8,7 @@ use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
-use super::StoreError;
+use super::DbError;
 use super::changes::notify;
 use super::customers::{CustomerLookup, CustomerRow};
 use super::rows::{series_from, unknown_value};
@@ -138,7 +138,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn begin(connect: &PgConnectOptions) -> Result<Self, StoreError> {
+    pub async fn begin(connect: &PgConnectOptions) -> Result<Self, DbError> {
         let mut connection = connect.connect().await?;
         sqlx::query("begin isolation level read committed").execute(&mut connection).await?;
         // Two applies at once would each see the other's organisations half way.
@@ -150,7 +150,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked; nothing is changed then, unless the answer itself was lost.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
+    pub async fn commit(mut self) -> Result<(), DbError> {
         sqlx::query("commit").execute(&mut self.connection).await?;
         self.connection.close().await?;
         Ok(())
@@ -160,7 +160,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn pause_issuing(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+    pub async fn pause_issuing(&mut self, org_id: OrgId) -> Result<(), DbError> {
         sqlx::query("select lock_organisation_1($1)").bind(org_id.0).execute(&mut self.connection).await?;
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn pause_uploads(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+    pub async fn pause_uploads(&mut self, org_id: OrgId) -> Result<(), DbError> {
         sqlx::query("select lock_codes_1($1)").bind(org_id.0).execute(&mut self.connection).await?;
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn notify_credentials(&mut self) -> Result<(), StoreError> {
+    pub async fn notify_credentials(&mut self) -> Result<(), DbError> {
         notify(&mut self.connection).await
     }
 
@@ -187,7 +187,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn organisations(&mut self) -> Result<Vec<OrgId>, StoreError> {
+    pub async fn organisations(&mut self) -> Result<Vec<OrgId>, DbError> {
         let ids: Vec<i64> = sqlx::query_scalar("select org_id from organisation order by org_id")
             .fetch_all(&mut self.connection)
             .await?;
@@ -198,7 +198,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn stored(&mut self, plan: &OrganisationPlan) -> Result<StoredOrganisation, StoreError> {
+    pub async fn stored(&mut self, plan: &OrganisationPlan) -> Result<StoredOrganisation, DbError> {
         let org_id = plan.id;
         Ok(StoredOrganisation {
             settings: self.settings(org_id).await?,
@@ -211,7 +211,7 @@ impl Provisioning {
         })
     }
 
-    async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, StoreError> {
+    async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, DbError> {
         let row = sqlx::query(
             "select name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key
                from organisation where org_id = $1",
@@ -231,7 +231,7 @@ impl Provisioning {
         }))
     }
 
-    async fn stores(&mut self, org_id: OrgId) -> Result<BTreeMap<StoreId, StorePlan>, StoreError> {
+    async fn stores(&mut self, org_id: OrgId) -> Result<BTreeMap<StoreId, StorePlan>, DbError> {
         let rows = sqlx::query(
             "select store_id, name, access, code, external_id, external_id_1, external_id_2 from store where org_id = $1",
         )
@@ -257,7 +257,7 @@ impl Provisioning {
             .collect()
     }
 
-    async fn tills(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredTillSettings>, StoreError> {
+    async fn tills(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredTillSettings>, DbError> {
         let rows = sqlx::query(
             "select till_id, store_id, access, disabled, rate_limit_per_minute, password_hash
                from till where org_id = $1",
@@ -279,7 +279,7 @@ impl Provisioning {
             .collect()
     }
 
-    async fn token_issuers(&mut self, org_id: OrgId) -> Result<BTreeMap<String, TokenIssuerPlan>, StoreError> {
+    async fn token_issuers(&mut self, org_id: OrgId) -> Result<BTreeMap<String, TokenIssuerPlan>, DbError> {
         let rows = sqlx::query(
             "select issuer, audience, jwks_url, client_claim, algorithms from token_issuer where org_id = $1",
         )
@@ -306,7 +306,7 @@ impl Provisioning {
             .collect()
     }
 
-    async fn oauth_clients(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredClientSettings>, StoreError> {
+    async fn oauth_clients(&mut self, org_id: OrgId) -> Result<BTreeMap<String, StoredClientSettings>, DbError> {
         let rows = sqlx::query(
             "select client_key, till_id, access, disabled, rate_limit_per_minute, token_ttl_seconds, secret_hash, issuer
                from oauth_client where org_id = $1",
@@ -333,7 +333,7 @@ impl Provisioning {
         &mut self,
         org_id: OrgId,
         listed: &[CustomerPlan],
-    ) -> Result<BTreeMap<CustomerId, CustomerLookup>, StoreError> {
+    ) -> Result<BTreeMap<CustomerId, CustomerLookup>, DbError> {
         let ids: Vec<&str> = listed.iter().map(|customer| customer.id.0.as_str()).collect();
         let [mobiles, emails, external_ids] = given(|| listed.iter());
         let rows: Vec<CustomerRow> = sqlx::query_as(
@@ -351,7 +351,7 @@ impl Provisioning {
         Ok(rows.into_iter().map(CustomerLookup::from).map(|customer| (customer.id.clone(), customer)).collect())
     }
 
-    async fn series(&mut self, org_id: OrgId) -> Result<BTreeMap<SeriesId, Series>, StoreError> {
+    async fn series(&mut self, org_id: OrgId) -> Result<BTreeMap<SeriesId, Series>, DbError> {
         let rows = sqlx::query("select * from series where org_id = $1")
             .bind(org_id.0)
             .fetch_all(&mut self.connection)
@@ -363,7 +363,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn generic_codes(&mut self, org_id: OrgId) -> Result<Vec<(SeriesId, String)>, StoreError> {
+    pub async fn generic_codes(&mut self, org_id: OrgId) -> Result<Vec<(SeriesId, String)>, DbError> {
         let rows: Vec<(i64, String)> = sqlx::query_as(
             "select distinct series_id, generic_code from series_version
               where org_id = $1 and generic_code is not null order by series_id, generic_code",
@@ -378,7 +378,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn personal_codes(&mut self, org_id: OrgId, codes: &[&str]) -> Result<Vec<PersonalCode>, StoreError> {
+    pub async fn personal_codes(&mut self, org_id: OrgId, codes: &[&str]) -> Result<Vec<PersonalCode>, DbError> {
         // In one statement: a code goes from a pool to a coupon in one transaction, and is never seen in neither.
         let rows: Vec<(String, i64, bool)> = sqlx::query_as(
             "select p.code, p.series_id, false from pool_code p where p.org_id = $1 and p.code = any ($2)
@@ -402,7 +402,7 @@ impl Provisioning {
         &mut self,
         org_id: OrgId,
         shape: &CodeShape,
-    ) -> Result<Option<(SeriesId, String)>, StoreError> {
+    ) -> Result<Option<(SeriesId, String)>, DbError> {
         let length = shape.coupon_prefix.len() + usize::from(shape.random_code_length) + shape.coupon_suffix.len();
         let found: Option<(i64, String)> = sqlx::query_as(
             "select p.series_id, left(p.code, least(4, length(p.code) / 2)) || '…' from pool_code p
@@ -425,7 +425,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), StoreError> {
+    pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), DbError> {
         sqlx::query(
             "insert into organisation as o (
                  org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key)
@@ -451,7 +451,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn put_store(&mut self, org_id: OrgId, store: &StorePlan) -> Result<(), StoreError> {
+    pub async fn put_store(&mut self, org_id: OrgId, store: &StorePlan) -> Result<(), DbError> {
         let [external_id, external_id_1, external_id_2] = &store.external_ids;
         sqlx::query(
             "insert into store (org_id, store_id, name, access, code, external_id, external_id_1, external_id_2)
@@ -478,7 +478,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn claim_till_name(&mut self, org_id: OrgId, id: &str) -> Result<bool, StoreError> {
+    pub async fn claim_till_name(&mut self, org_id: OrgId, id: &str) -> Result<bool, DbError> {
         self.claim_name(claim_name!("till_name", "till_id"), org_id, id).await
     }
 
@@ -486,12 +486,12 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn claim_client_key(&mut self, org_id: OrgId, key: &str) -> Result<bool, StoreError> {
+    pub async fn claim_client_key(&mut self, org_id: OrgId, key: &str) -> Result<bool, DbError> {
         self.claim_name(claim_name!("client_name", "client_key"), org_id, key).await
     }
 
     /// Only `apply` writes names, and one runs at a time: the holder is in one of the two places.
-    async fn claim_name(&mut self, statement: &'static str, org_id: OrgId, name: &str) -> Result<bool, StoreError> {
+    async fn claim_name(&mut self, statement: &'static str, org_id: OrgId, name: &str) -> Result<bool, DbError> {
         let is_mine = sqlx::query_scalar(statement).bind(org_id.0).bind(name).fetch_one(&mut self.connection).await?;
         Ok(is_mine)
     }
@@ -500,7 +500,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn put_till(&mut self, org_id: OrgId, id: &str, till: &StoredTillSettings) -> Result<(), StoreError> {
+    pub async fn put_till(&mut self, org_id: OrgId, id: &str, till: &StoredTillSettings) -> Result<(), DbError> {
         sqlx::query(
             "insert into till as t (
                  org_id, till_id, store_id, access, disabled, rate_limit_per_minute, password_hash)
@@ -525,7 +525,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn put_token_issuer(&mut self, org_id: OrgId, issuer: &TokenIssuerPlan) -> Result<(), StoreError> {
+    pub async fn put_token_issuer(&mut self, org_id: OrgId, issuer: &TokenIssuerPlan) -> Result<(), DbError> {
         sqlx::query(
             "insert into token_issuer (org_id, issuer, audience, jwks_url, client_claim, algorithms)
              values ($1, $2, $3, $4, $5, $6)
@@ -554,7 +554,7 @@ impl Provisioning {
         org_id: OrgId,
         key: &str,
         client: &StoredClientSettings,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), DbError> {
         let (secret_hash, ttl, issuer) = match &client.proof {
             StoredProof::Secret { secret_hash, token_ttl_seconds } => {
                 (Some(secret_hash), Some(*token_ttl_seconds), None)
@@ -591,7 +591,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked, or an identifier is another customer's (see [`is_overtaken`]).
-    pub async fn put_customers(&mut self, org_id: OrgId, customers: &[&CustomerPlan]) -> Result<(), StoreError> {
+    pub async fn put_customers(&mut self, org_id: OrgId, customers: &[&CustomerPlan]) -> Result<(), DbError> {
         if customers.is_empty() {
             return Ok(());
         }
@@ -616,7 +616,7 @@ impl Provisioning {
         org_id: OrgId,
         ids: &[&str],
         customers: &[&CustomerPlan],
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), DbError> {
         let is_kept = |index: usize| -> Vec<bool> {
             customers.iter().map(|customer| customer.identifiers[index] == IdentifierPlan::Kept).collect()
         };
@@ -645,7 +645,7 @@ impl Provisioning {
         org_id: OrgId,
         ids: &[&str],
         customers: &[&CustomerPlan],
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), DbError> {
         let [mobiles, emails, external_ids] = given(|| customers.iter().copied());
         sqlx::query(
             "update customer c
@@ -669,7 +669,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn put_series(&mut self, org_id: OrgId, series: &Series) -> Result<(), StoreError> {
+    pub async fn put_series(&mut self, org_id: OrgId, series: &Series) -> Result<(), DbError> {
         let (shape, generic_code) = code_columns(&series.client_handling);
         sqlx::query(PUT_SERIES)
             .bind(org_id.0)
@@ -709,7 +709,7 @@ impl Provisioning {
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn derive(&mut self, org_id: OrgId) -> Result<(), StoreError> {
+    pub async fn derive(&mut self, org_id: OrgId) -> Result<(), DbError> {
         for statement in [
             "delete from series_exclusion where org_id = $1",
             "insert into series_exclusion (org_id, series_id, excluded_series_id)
@@ -766,8 +766,8 @@ fn given<'a, I: Iterator<Item = &'a CustomerPlan>>(customers: impl Fn() -> I) ->
 /// Whether customers could not be written because a request gave one of the identifiers to somebody meanwhile: it has it, or the two
 /// waited for each other.
 #[must_use]
-pub fn is_overtaken(error: &StoreError) -> bool {
-    let StoreError::Failed(sqlx::Error::Database(database)) = error else { return false };
+pub fn is_overtaken(error: &DbError) -> bool {
+    let DbError::Failed(sqlx::Error::Database(database)) = error else { return false };
     let is_deadlock = database.code().is_some_and(|code| code == "40P01");
     is_deadlock || matches!(database.constraint(), Some("customer_mobile" | "customer_email" | "customer_external_id"))
 }
@@ -820,19 +820,19 @@ fn code_columns(handling: &ClientHandling) -> (CodeShape, Option<String>) {
     }
 }
 
-fn access(name: &str) -> Result<Access, StoreError> {
+fn access(name: &str) -> Result<Access, DbError> {
     Access::parse(name).ok_or_else(|| unknown_value("access"))
 }
 
-fn access_if_any(row: &PgRow) -> Result<Option<Access>, StoreError> {
+fn access_if_any(row: &PgRow) -> Result<Option<Access>, DbError> {
     row.try_get::<Option<&str>, _>("access")?.map(access).transpose()
 }
 
-fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, StoreError> {
+fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, DbError> {
     Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::of))
 }
 
-fn proof(row: &PgRow) -> Result<StoredProof, StoreError> {
+fn proof(row: &PgRow) -> Result<StoredProof, DbError> {
     if let Some(issuer) = row.try_get("issuer")? {
         return Ok(StoredProof::Issuer(issuer));
     }
