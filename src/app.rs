@@ -21,7 +21,6 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::activity::{Activity, ActivityLimits, ActivityTasks};
-use crate::audit;
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings, SettingsError};
 use crate::db::migrations::{self, SchemaError};
@@ -41,6 +40,7 @@ use crate::provisioning::{self, Report, keys};
 use crate::db::writer::{Writer, WriterLimits};
 use crate::db::{Db, DbError, Presence, ReadLimits};
 use crate::telemetry::Metrics;
+use crate::verify;
 use crate::watch::Watch;
 
 /// How often old keyed requests are purged.
@@ -401,9 +401,9 @@ pub async fn codes_status(
 ///
 /// # Errors
 /// When there is no such organisation, the schema is not this version's, or the database cannot be asked.
-pub async fn audit(connect: &PgConnectOptions, org_id: Option<i64>) -> anyhow::Result<audit::Report> {
+pub async fn verify(connect: &PgConnectOptions, org_id: Option<i64>) -> anyhow::Result<verify::Report> {
     require_schema(connect).await?;
-    Ok(audit::run(connect, org_id.map(OrgId)).await?)
+    Ok(verify::run(connect, org_id.map(OrgId)).await?)
 }
 
 /// Disables a till or client, or enables it.

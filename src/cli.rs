@@ -65,7 +65,7 @@ pub(super) enum Command {
     ///
     /// Tells what was checked, and the first rows that are not as they must be. Exits 0 if there is none, 1 if there is
     /// or if the database cannot be asked. Reads all coupons several times.
-    Audit(AuditArgs),
+    Verify(VerifyArgs),
     /// Ask a running service whether it is ready; exits 0 if it is.
     Healthcheck(HealthcheckArgs),
     /// Print the OpenAPI document of a service with these settings. Needs no database.
@@ -250,7 +250,7 @@ pub(super) struct DemoArgs {
 }
 
 #[derive(Args)]
-pub(super) struct AuditArgs {
+pub(super) struct VerifyArgs {
     /// Of this organisation only.
     #[arg(long, value_name = "ID")]
     pub(super) org: Option<i64>,

@@ -5,7 +5,6 @@
 
 pub mod activity;
 pub mod app;
-pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod db;
@@ -19,4 +18,5 @@ pub mod provisioning;
 pub mod seldom;
 pub mod telemetry;
 pub mod traces;
+pub mod verify;
 pub mod watch;

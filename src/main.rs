@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use cli::{
-    AuditArgs, Cli, ClientArgs, ClientCommand, CodesCommand, Command, Common, ConfigCommand, DemoArgs, ImportArgs,
-    KeysCommand, ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand,
+    Cli, ClientArgs, ClientCommand, CodesCommand, Command, Common, ConfigCommand, DemoArgs, ImportArgs, KeysCommand,
+    ServeArgs, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand, VerifyArgs,
 };
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
 use coupon_issuer::config::{LogFormat, Settings, SettingsError};
@@ -87,7 +87,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
             app::usable_settings(common.config.as_deref(), common.database_url.as_ref())?;
             answer(common.shown()?)
         }
-        Command::Audit(args) => audit(args).await,
+        Command::Verify(args) => verify(args).await,
         Command::Healthcheck(args) => healthcheck(&args.url).await,
         Command::Openapi(args) => answer(app::openapi(&Settings::load(args.config.as_deref())?)?),
         Command::Keys(KeysCommand::Rotate(common)) => {
@@ -274,9 +274,9 @@ async fn import_codes(args: ImportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn audit(args: AuditArgs) -> anyhow::Result<()> {
+async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     let connect = args.common.connect_options()?;
-    let found = app::audit(&connect, args.org).await?;
+    let found = app::verify(&connect, args.org).await?;
     let wrong = found.wrong();
     answer(found)?;
     if wrong > 0 {

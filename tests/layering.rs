@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
         "app",
         &[
             "activity",
-            "audit",
+            "verify",
             "auth",
             "config",
             "http",
@@ -37,7 +37,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("auth", &["db", "meters", "model", "traces"]),
     ("provisioning", &["auth", "issuance", "db", "model"]),
     ("pool", &["db", "model"]),
-    ("audit", &["db", "model"]),
+    ("verify", &["db", "model"]),
     ("db", &["meters", "model", "seldom", "traces"]),
     ("model", &[]),
     ("config", &[]),

@@ -11,7 +11,6 @@ mod coupon_ids;
 mod credentials;
 mod customers;
 mod facts;
-pub mod invariants;
 mod keyed_requests;
 mod left;
 pub mod migrations;
@@ -22,6 +21,7 @@ mod presence;
 pub mod provisioning;
 mod rows;
 mod signing_keys;
+pub mod verify;
 mod waiting;
 pub mod writer;
 

@@ -156,7 +156,7 @@ pub async fn reach(world: &World, mut sales: Vec<Sale>, random: &mut StdRng) -> 
     for wrong in world.natural_keys.verdict(&mut admin).await {
         world.shop.complain(wrong);
     }
-    audit(world).await;
+    verify(world).await;
     totals.logged = logged(world);
     totals
 }
@@ -323,20 +323,20 @@ async fn receipt_state(world: &World, sale: &Sale, replica: usize) -> String {
 }
 
 /// The binary's own opinion, where it has one.
-async fn audit(world: &World) {
+async fn verify(world: &World) {
     let run = |argument: &str| {
         let mut command = world.cluster.command();
         command.arg(argument);
         spawn_blocking(move || command.output().unwrap())
     };
     let help = run("--help").await.unwrap();
-    if !String::from_utf8_lossy(&help.stdout).lines().any(|line| line.trim_start().starts_with("audit ")) {
+    if !String::from_utf8_lossy(&help.stdout).lines().any(|line| line.trim_start().starts_with("verify ")) {
         return;
     }
-    let audit = run("audit").await.unwrap();
-    if !audit.status.success() {
-        let (told, error) = (String::from_utf8_lossy(&audit.stdout), String::from_utf8_lossy(&audit.stderr));
-        world.shop.complain(format!("audit: {}\n{told}{error}", audit.status));
+    let verify = run("verify").await.unwrap();
+    if !verify.status.success() {
+        let (told, error) = (String::from_utf8_lossy(&verify.stdout), String::from_utf8_lossy(&verify.stderr));
+        world.shop.complain(format!("verify: {}\n{told}{error}", verify.status));
     }
 }
 

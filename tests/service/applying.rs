@@ -113,7 +113,7 @@ fn with_callers() -> String {
     ORG.replace("default_access", "rate_limit_per_minute = 600\ndefault_access") + CALLERS
 }
 
-/// What an audit tells an overrun by. By the database's clock, and for each series of its own.
+/// What `verify` reports an overrun by. By the database's clock, and for each series of its own.
 #[tokio::test]
 async fn a_change_of_what_limits_a_series_is_noted_with_its_time() {
     let connect = new_database().await;

@@ -441,7 +441,7 @@ impl Rig {
     }
 
     async fn assert_clean(&self) {
-        let report = self.app.audit().await;
+        let report = self.app.verify().await;
         assert_eq!(report.wrong(), 0, "{report}");
     }
 }
@@ -510,7 +510,7 @@ async fn rigs(count: usize) -> Vec<Arc<Rig>> {
     rigs
 }
 
-/// Does this for each of these cases, on whichever rig is free, and audits the rigs.
+/// Does this for each of these cases, on whichever rig is free, and verifies the rigs.
 async fn for_each<C, F>(
     rigs: &[Arc<Rig>],
     cases: impl IntoIterator<Item = C>,

@@ -226,7 +226,7 @@ async fn serve_refuses_a_schema_it_does_not_know() {
     assert!(error.contains("cannot be trusted"), "{error}");
     // Nor does any other command work on it.
     for command in [
-        &["audit"] as &[&str],
+        &["verify"] as &[&str],
         &["apply", "config/demo.toml"],
         &["codes", "status"],
         &["codes", "import", "--org", "1", "--series", "106", "config/demo_gift_cards.csv"],

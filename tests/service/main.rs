@@ -6,7 +6,6 @@
 
 mod applying;
 mod attribution;
-mod audit;
 mod authentication;
 mod codes;
 mod commands;
@@ -37,3 +36,4 @@ mod support;
 mod takeover;
 mod telemetry;
 mod tenants;
+mod verify;

@@ -222,15 +222,15 @@ async fn ask(app: &TestApp, org: i64, asker: Asker, ids: Vec<i64>) -> Answer {
     Answer { asker, ids, entities }
 }
 
-/// Everything is stored as the models have it, and an audit has nothing to say of it.
+/// Everything is stored as the models have it, and `verify` has nothing to say of it.
 async fn is_stored_by(app: &TestApp, organisations: &[Organisation]) {
     for organisation in organisations {
         organisation.is_stored_by(app).await;
     }
     // The clock that is held may be behind the one that tells since when the limits hold.
     sqlx::query("update series set limits_changed_at = '-infinity'").execute(&app.pool).await.unwrap();
-    let audited = app.audit().await;
-    assert_eq!(audited.wrong(), 0, "{audited}");
+    let verified = app.verify().await;
+    assert_eq!(verified.wrong(), 0, "{verified}");
 }
 
 fn some_ids(random: &mut StdRng, most: usize) -> Vec<i64> {

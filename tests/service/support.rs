@@ -10,10 +10,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coupon_issuer::app::{self, App, Outside, Stop};
-use coupon_issuer::audit::Report;
 use coupon_issuer::config::Settings;
 use coupon_issuer::model::{Clock, OsEntropy};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::verify::Report;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -187,9 +187,9 @@ impl TestApp {
         outcome(&self.issue(customer, &[series]).await["response"][0])
     }
 
-    /// What an audit of all organisations finds at this moment.
-    pub async fn audit(&self) -> Report {
-        app::audit(&self.connect, None).await.unwrap()
+    /// What `verify` of all organisations finds at this moment.
+    pub async fn verify(&self) -> Report {
+        app::verify(&self.connect, None).await.unwrap()
     }
 
     /// How many rows a query returns.

@@ -93,7 +93,7 @@ const LOCK_SETTINGS: &str = "begin; select lock_organisation_1(1)";
 const LOCK_SERIES_2: &str = "select pg_advisory_lock(hashint8extended(2, 1))";
 
 async fn is_clean(database: &PgConnectOptions) {
-    let report = app::audit(database, None).await.unwrap();
+    let report = app::verify(database, None).await.unwrap();
     assert_eq!(report.wrong(), 0, "{report}");
 }
 

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use super::DbError;
 use crate::model::{CustomerId, OrgId, SeriesId};
 
-/// The most rows of one invariant that are named. All are counted.
+/// The most rows of one check that are named. All are counted.
 const NAMED: i64 = 20;
 
 /// For the transaction that asks. Indexes are left aside, since a damaged one is among what is looked for; so nothing may be
@@ -28,7 +28,7 @@ const SETTINGS: [(&str, &str); 9] = [
 
 /// Something that must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Invariant {
+pub enum Check {
     /// No series has issued more than its cap.
     Caps,
     /// No customer has received more of a series than its maximum.
@@ -72,11 +72,11 @@ pub struct Offence {
     pub expected: String,
 }
 
-/// What became of the question whether an invariant holds.
+/// What became of the question whether a check passes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The invariant.
-    pub invariant: Invariant,
+    /// The check.
+    pub check: Check,
     /// How many rows it was asked of.
     pub checked: i64,
     /// How many are not as they must be.
@@ -85,12 +85,12 @@ pub struct Finding {
     pub offences: Vec<Offence>,
 }
 
-/// Asks whether each invariant holds, of all organisations or of this one, as of one moment. `None`: there is no such
+/// Asks whether each check passes, of all organisations or of this one, as of one moment. `None`: there is no such
 /// organisation.
 ///
 /// # Errors
 /// When the database cannot be asked.
-pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Option<Vec<Finding>>, DbError> {
+pub async fn verify(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Option<Vec<Finding>>, DbError> {
     let mut connection = begin(connect).await?;
     if let Some(OrgId(id)) = org_id {
         let exists: bool = sqlx::query_scalar("select exists (select from organisation where org_id = $1)")
@@ -101,9 +101,9 @@ pub async fn check(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<
             return Ok(None);
         }
     }
-    let mut findings = Vec::with_capacity(Invariant::ALL.len());
-    for invariant in Invariant::ALL {
-        findings.push(ask(&mut connection, invariant, org_id).await?);
+    let mut findings = Vec::with_capacity(Check::ALL.len());
+    for check in Check::ALL {
+        findings.push(ask(&mut connection, check, org_id).await?);
     }
     connection.close().await?;
     Ok(Some(findings))
@@ -124,8 +124,8 @@ async fn begin(connect: &PgConnectOptions) -> Result<PgConnection, DbError> {
     Ok(connection)
 }
 
-async fn ask(connection: &mut PgConnection, invariant: Invariant, org_id: Option<OrgId>) -> Result<Finding, DbError> {
-    let Question { checked, wrong } = invariant.question();
+async fn ask(connection: &mut PgConnection, check: Check, org_id: Option<OrgId>) -> Result<Finding, DbError> {
+    let Question { checked, wrong } = check.question();
     let statement = format!(
         "with wrong as materialized ({wrong})
          select ({checked}) as checked, (select count(*) from wrong) as wrong, w.*
@@ -136,7 +136,7 @@ async fn ask(connection: &mut PgConnection, invariant: Invariant, org_id: Option
     // There is a row for the counts even if nothing is wrong.
     let counts = rows.first().ok_or(DbError::Failed(sqlx::Error::RowNotFound))?;
     Ok(Finding {
-        invariant,
+        check,
         checked: counts.try_get("checked")?,
         wrong: counts.try_get("wrong")?,
         offences: rows.iter().filter_map(|row| offence_if_any(row).transpose()).collect::<Result<_, _>>()?,
@@ -162,7 +162,7 @@ struct Question {
     wrong: &'static str,
 }
 
-impl Invariant {
+impl Check {
     /// All of them, in the order in which they are asked.
     pub const ALL: [Self; 12] = [
         Self::Caps,

@@ -1,12 +1,12 @@
-//! The audit: a service that has been busy in every way, its limits lowered and raised, is found clean, also while it is at
+//! A service that has been busy in every way, its limits lowered and raised, is found clean, also while it is at
 //! work; and every damage is found and named. Each damage is done to a copy of a database that was clean.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use coupon_issuer::app;
-use coupon_issuer::audit::{self, Report};
 use coupon_issuer::model::OrgId;
+use coupon_issuer::verify::{self, Report};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
@@ -121,7 +121,7 @@ async fn copy(of: &PgConnectOptions) -> PgConnectOptions {
 }
 
 async fn report(connect: &PgConnectOptions, org: Option<i64>) -> Report {
-    audit::run(connect, org.map(OrgId)).await.unwrap()
+    verify::run(connect, org.map(OrgId)).await.unwrap()
 }
 
 /// What a report says below its table.
@@ -138,7 +138,7 @@ fn told(report: &Report) -> Vec<String> {
         .collect()
 }
 
-/// Does each damage to a copy of what [`busy`] leaves; the audit must say this of it, and nothing if it is no damage.
+/// Does each damage to a copy of what [`busy`] leaves; `verify` must say this of it, and nothing if it is no damage.
 async fn assert_found(holds: &str, damages: &[(&str, &[&str])]) {
     let app = busy().await;
     let connect = app.connect.clone();
@@ -164,7 +164,7 @@ async fn assert_found(holds: &str, damages: &[(&str, &[&str])]) {
 #[tokio::test]
 async fn a_busy_service_is_clean() {
     let app = busy().await;
-    let report = app.audit().await;
+    let report = app.verify().await;
     assert_eq!(told(&report), ["nothing is wrong"]);
     let checked: Vec<i64> = report.findings.iter().map(|finding| finding.checked).collect();
     assert!(checked.iter().all(|count| *count > 0), "{report}");
@@ -775,7 +775,7 @@ const ALL_DAMAGES: &str = "
     delete from till_name";
 
 #[tokio::test]
-async fn an_audit_of_one_organisation_is_of_no_other() {
+async fn verifying_one_organisation_is_of_no_other() {
     let app = busy().await;
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\n";
     app::apply_text(&app.connect, &format!("{other}{}", series(2, "max_create = 5"))).await.unwrap();
@@ -784,7 +784,7 @@ async fn an_audit_of_one_organisation_is_of_no_other() {
     assert!(one.findings.iter().all(|finding| finding.wrong > 0), "{one}");
     assert_eq!(told(&one), told(&all));
     assert_eq!(told(&report(&app.connect, Some(2)).await), ["nothing is wrong"]);
-    let unknown = audit::run(&app.connect, Some(OrgId(3))).await.unwrap_err();
+    let unknown = verify::run(&app.connect, Some(OrgId(3))).await.unwrap_err();
     assert_eq!(unknown.to_string(), "--org 3: there is no such organisation");
 }
 
@@ -802,7 +802,7 @@ async fn of_many_rows_twenty_are_named_and_no_code_is_told() {
 /// Exit code, standard output and standard error.
 fn run(url: &str, arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
-    let done = command.arg("audit").args(arguments).env("DATABASE_URL", url).output().unwrap();
+    let done = command.arg("verify").args(arguments).env("DATABASE_URL", url).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (done.status.code().unwrap(), text(done.stdout), text(done.stderr))
 }
@@ -858,16 +858,16 @@ async fn a_service_at_work_is_clean_at_every_moment() {
             })
         })
         .collect();
-    let mut audits = 0;
-    while audits < 4 || callers.iter().any(|caller| !caller.is_finished()) {
-        app::apply_text(&database, if audits % 2 == 0 { &lower } else { &higher }).await.unwrap();
-        let report = audit::run(&database, None).await.unwrap();
+    let mut runs = 0;
+    while runs < 4 || callers.iter().any(|caller| !caller.is_finished()) {
+        app::apply_text(&database, if runs % 2 == 0 { &lower } else { &higher }).await.unwrap();
+        let report = verify::run(&database, None).await.unwrap();
         assert_eq!(report.wrong(), 0, "{report}");
-        audits += 1;
+        runs += 1;
     }
     for caller in callers {
         caller.await.unwrap();
     }
-    let report = audit::run(&database, None).await.unwrap();
+    let report = verify::run(&database, None).await.unwrap();
     assert!(report.wrong() == 0 && report.findings.iter().all(|finding| finding.checked > 1), "{report}");
 }

@@ -1,17 +1,17 @@
-//! The audit: whether what must hold does, told as a table with the rows that are not as they must be.
-//! Reads only. What must hold is asked in `store::invariants`; nothing is mended here.
+//! `coupon-issuer verify`: whether what must hold does, told as a table with the rows that are not as they must be.
+//! Reads only. What must hold is asked in `db::verify`; nothing is mended here.
 
 use std::fmt;
 
 use sqlx::postgres::PgConnectOptions;
 
 use crate::db::DbError;
-use crate::db::invariants::{self, Finding, Invariant, Offence};
+use crate::db::verify::{self as checks, Check, Finding, Offence};
 use crate::model::OrgId;
 
-/// Why an audit could not be made.
+/// Why the database could not be verified.
 #[derive(Debug, thiserror::Error)]
-pub enum AuditError {
+pub enum VerifyError {
     /// Nothing would be wrong with an organisation that is not there.
     #[error("--org {}: there is no such organisation", .0.0)]
     NoSuchOrganisation(OrgId),
@@ -20,21 +20,21 @@ pub enum AuditError {
     Db(#[from] DbError),
 }
 
-/// What an audit has found. Displays as a table, the rows that are wrong, and a last line that sums up.
+/// What was found. Displays as a table, the rows that are wrong, and a last line that sums up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// One for each invariant.
+    /// One for each check.
     pub findings: Vec<Finding>,
 }
 
 /// Asks whether everything holds at this moment, in all organisations or in this one.
 ///
 /// # Errors
-/// See [`AuditError`].
-pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Report, AuditError> {
-    match (invariants::check(connect, org_id).await?, org_id) {
+/// See [`VerifyError`].
+pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Report, VerifyError> {
+    match (checks::verify(connect, org_id).await?, org_id) {
         (Some(findings), _) => Ok(Report { findings }),
-        (None, Some(org_id)) => Err(AuditError::NoSuchOrganisation(org_id)),
+        (None, Some(org_id)) => Err(VerifyError::NoSuchOrganisation(org_id)),
         (None, None) => Ok(Report { findings: Vec::new() }),
     }
 }
@@ -49,15 +49,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let checked = |finding: &Finding| format!("{} {}", finding.checked, words(finding.invariant).1);
+        let checked = |finding: &Finding| format!("{} {}", finding.checked, words(finding.check).1);
         let width = self.findings.iter().map(|finding| checked(finding).len()).max().unwrap_or(0);
         writeln!(formatter, "{:<62}  {:<width$}  wrong", "what must hold", "checked")?;
         for finding in &self.findings {
-            let holds = words(finding.invariant).0;
+            let holds = words(finding.check).0;
             writeln!(formatter, "{holds:<62}  {:<width$}  {}", checked(finding), finding.wrong)?;
         }
         for finding in self.findings.iter().filter(|finding| finding.wrong > 0) {
-            writeln!(formatter, "\n{}, but:", words(finding.invariant).0)?;
+            writeln!(formatter, "\n{}, but:", words(finding.check).0)?;
             for offence in &finding.offences {
                 writeln!(formatter, "  {}", line(offence))?;
             }
@@ -74,21 +74,21 @@ impl fmt::Display for Report {
     }
 }
 
-/// What an invariant says, and what it says it of.
-const fn words(invariant: Invariant) -> (&'static str, &'static str) {
-    match invariant {
-        Invariant::Caps => ("no series has issued more than its cap", "series"),
-        Invariant::Maxima => ("no customer has received more of a series than the maximum", "coupons"),
-        Invariant::Ordinals => ("a customer's coupons of a series are numbered without a gap", "coupons"),
-        Invariant::Counters => ("the counter of a capped series is the number of its coupons", "series"),
-        Invariant::Codes => ("a code is that of one coupon, or of one series", "coupons"),
-        Invariant::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
-        Invariant::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "requests"),
-        Invariant::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
-        Invariant::Callers => ("a coupon names the till or the client that issued it", "coupons"),
-        Invariant::Versions => ("what a coupon showed of its series is kept", "coupons and series"),
-        Invariant::Ids => ("a coupon has a leased id of its own", "coupons"),
-        Invariant::Names => ("the name of a till or a client is known as taken", "tills and clients"),
+/// What a check says, and what it says it of.
+const fn words(check: Check) -> (&'static str, &'static str) {
+    match check {
+        Check::Caps => ("no series has issued more than its cap", "series"),
+        Check::Maxima => ("no customer has received more of a series than the maximum", "coupons"),
+        Check::Ordinals => ("a customer's coupons of a series are numbered without a gap", "coupons"),
+        Check::Counters => ("the counter of a capped series is the number of its coupons", "series"),
+        Check::Codes => ("a code is that of one coupon, or of one series", "coupons"),
+        Check::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
+        Check::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "requests"),
+        Check::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
+        Check::Callers => ("a coupon names the till or the client that issued it", "coupons"),
+        Check::Versions => ("what a coupon showed of its series is kept", "coupons and series"),
+        Check::Ids => ("a coupon has a leased id of its own", "coupons"),
+        Check::Names => ("the name of a till or a client is known as taken", "tills and clients"),
     }
 }
 
@@ -109,8 +109,8 @@ mod tests {
     use super::*;
     use crate::model::{CustomerId, SeriesId};
 
-    fn finding(invariant: Invariant, checked: i64, wrong: i64, offences: Vec<Offence>) -> Finding {
-        Finding { invariant, checked, wrong, offences }
+    fn finding(check: Check, checked: i64, wrong: i64, offences: Vec<Offence>) -> Finding {
+        Finding { check, checked, wrong, offences }
     }
 
     #[test]
@@ -132,9 +132,9 @@ mod tests {
         };
         let report = Report {
             findings: vec![
-                finding(Invariant::Caps, 3, 1, vec![overrun]),
-                finding(Invariant::Maxima, 7, 0, vec![]),
-                finding(Invariant::Codes, 1200, 3, vec![twice]),
+                finding(Check::Caps, 3, 1, vec![overrun]),
+                finding(Check::Maxima, 7, 0, vec![]),
+                finding(Check::Codes, 1200, 3, vec![twice]),
             ],
         };
         let expected = "\
@@ -156,7 +156,7 @@ drift: 4 rows";
 
     #[test]
     fn a_clean_report_says_so() {
-        let report = Report { findings: vec![finding(Invariant::Caps, 3, 0, vec![])] };
+        let report = Report { findings: vec![finding(Check::Caps, 3, 0, vec![])] };
         let expected = "\
 what must hold                                                  checked   wrong
 no series has issued more than its cap                          3 series  0
