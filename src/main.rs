@@ -19,7 +19,7 @@ use cli::{
 use coupon_issuer::app::{self, App, Event, Holder, ImportState, Outcome, Outside, Stop};
 use coupon_issuer::config::{LogFormat, Settings, SettingsError};
 use coupon_issuer::private_postgres::{Options, PrivatePostgres};
-use coupon_issuer::telemetry::{self, SpanExport};
+use coupon_issuer::telemetry;
 use indicatif::{ProgressBar, ProgressStyle};
 use output::{answer, complain, report};
 use secrecy::SecretString;
@@ -109,8 +109,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let Common { config, database_url } = args.common;
     let (settings, connect) = app::usable_settings(config.as_deref(), database_url.as_ref())?;
     let connect = connect.ok_or(SettingsError::NoDatabase)?;
-    let spans = span_export(&settings);
-    let collector = telemetry::start_logs(&settings.log.filter, settings.log.format.is_json(), spans.as_ref())?;
+    let collector = telemetry::start_logs(&settings.log, &settings.traces)?;
     let stops = stop_signals()?;
     if args.migrate {
         app::migrate_to_serve(&settings, &connect).await?;
@@ -127,18 +126,15 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     served
 }
 
-fn span_export(settings: &Settings) -> Option<SpanExport> {
-    let endpoint = settings.traces.otlp_endpoint.clone()?;
-    Some(SpanExport { endpoint, sample_ratio: settings.traces.sample_ratio })
-}
-
 async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let mut settings = Settings::load(None)?;
     settings.http.drain = Duration::ZERO;
     settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
-    // A demo is for people, unless it is told otherwise.
-    let as_json = settings.log.format == LogFormat::Json;
-    let collector = telemetry::start_logs(&settings.log.filter, as_json, span_export(&settings).as_ref())?;
+    // People read the demo's log.
+    if settings.log.format != LogFormat::Json {
+        settings.log.format = LogFormat::Text;
+    }
+    let collector = telemetry::start_logs(&settings.log, &settings.traces)?;
     let stops = stop_signals()?;
     let listener = bind(args.listen)?;
     report(format_args!("Starting a private Postgres in {} ...", args.data_dir.display()));

@@ -12,11 +12,11 @@ use metrics::gauge;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::db::migrations::SchemaError;
-use crate::db::{Db, DbError, LimitKind, SeriesLeft};
+use crate::db::{Db, DbError, LimitKind, SeriesRemaining};
 use crate::http::{Connections, Readiness};
 use crate::issuance::Issuer;
-use crate::meters::{self, Metric};
 use crate::model::Clock;
+use crate::telemetry::metrics::{self as metric, Metric};
 
 /// How often what costs nothing is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -55,19 +55,19 @@ impl Watch {
         loop {
             ticks.tick().await;
             let (open, most) = self.connections.use_now();
-            set(meters::CONNECTIONS, open);
-            set(meters::CONNECTIONS_MAX, most);
+            set(metric::CONNECTIONS, open);
+            set(metric::CONNECTIONS_MAX, most);
             let (running, writer) = self.issuer.use_now();
-            set(meters::REQUESTS_RUNNING, running);
-            set(meters::QUEUE_COUPONS, writer.waiting);
-            gauge!(meters::QUEUE_WAIT_ESTIMATE.name).set(writer.wait.as_secs_f64());
-            set(meters::WRITERS, writer.connections);
-            set(meters::WRITERS_MAX, writer.most_connections);
+            set(metric::REQUESTS_RUNNING, running);
+            set(metric::QUEUE_COUPONS, writer.waiting);
+            gauge!(metric::QUEUE_WAIT_ESTIMATE.name).set(writer.wait.as_secs_f64());
+            set(metric::WRITERS, writer.connections);
+            set(metric::WRITERS_MAX, writer.most_connections);
             let pool = self.db.pool_use();
-            gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "used").set(number(pool.used));
-            gauge!(meters::DATABASE_CONNECTIONS.name, "state" => "idle").set(number(pool.idle));
-            gauge!(meters::DATABASE_CONNECTIONS_MAX.name).set(f64::from(pool.most));
-            set(meters::DATABASE_WAITING, pool.waiting);
+            gauge!(metric::DATABASE_CONNECTIONS.name, "state" => "used").set(number(pool.used));
+            gauge!(metric::DATABASE_CONNECTIONS.name, "state" => "idle").set(number(pool.idle));
+            gauge!(metric::DATABASE_CONNECTIONS_MAX.name).set(f64::from(pool.most));
+            set(metric::DATABASE_WAITING, pool.waiting);
         }
     }
 
@@ -80,8 +80,8 @@ impl Watch {
             let is_up = !matches!(&answer, Err(_) | Ok(Err(SchemaError::Unavailable(_))));
             let is_refused = self.issuer.is_refused(ASK_WITHIN).await;
             let is_ready = matches!(&answer, Ok(Ok(()))) && !is_refused && !self.readiness.is_draining();
-            set(meters::DATABASE_UP, usize::from(is_up));
-            set(meters::READY, usize::from(is_ready));
+            set(metric::DATABASE_UP, usize::from(is_up));
+            set(metric::READY, usize::from(is_ready));
         }
     }
 
@@ -95,7 +95,7 @@ impl Watch {
             ticks.tick().await;
             // Whatever the organisation's time zone: yesterday's series are over everywhere.
             let today = self.clock.now().to_zoned(TimeZone::UTC).date().saturating_sub(1.day());
-            match timeout(COUNT_WITHIN, self.db.series_left(today, self.series)).await {
+            match timeout(COUNT_WITHIN, self.db.series_remaining(today, self.series)).await {
                 Ok(Ok(series)) => {
                     is_told = false;
                     tell(&series);
@@ -119,14 +119,14 @@ impl Watch {
 }
 
 /// Those that are not set any more go away (`telemetry`).
-fn tell(series: &[SeriesLeft]) {
+fn tell(series: &[SeriesRemaining]) {
     for kind in [LimitKind::Cap, LimitKind::Pool] {
-        for (state, is_used_up) in [("left", false), ("used_up", true)] {
-            let of_state = series.iter().find(|one| one.kind == kind && (one.left == 0) == is_used_up);
+        for (state, is_used_up) in [("remaining", false), ("used_up", true)] {
+            let of_state = series.iter().find(|one| one.kind == kind && (one.remaining == 0) == is_used_up);
             let (count, organisations) = of_state.map_or((0, 0), |one| (one.series, one.organisations));
             let labels = [("kind", kind.name()), ("state", state)];
-            gauge!(meters::LIMITED_SERIES.name, &labels).set(amount(count));
-            gauge!(meters::LIMITED_SERIES_ORGANISATIONS.name, &labels).set(amount(organisations));
+            gauge!(metric::LIMITED_SERIES.name, &labels).set(amount(count));
+            gauge!(metric::LIMITED_SERIES_ORGANISATIONS.name, &labels).set(amount(organisations));
         }
     }
     for one in series {
@@ -135,8 +135,8 @@ fn tell(series: &[SeriesLeft]) {
             ("org_id", one.org_id.0.to_string()),
             ("series_id", one.series_id.0.to_string()),
         ];
-        gauge!(meters::SERIES_LEFT.name, &labels).set(amount(one.left));
-        gauge!(meters::SERIES_LEFT_RATIO.name, &labels).set(amount(one.left) / amount(one.of.max(1)));
+        gauge!(metric::SERIES_REMAINING.name, &labels).set(amount(one.remaining));
+        gauge!(metric::SERIES_REMAINING_RATIO.name, &labels).set(amount(one.remaining) / amount(one.of.max(1)));
     }
 }
 

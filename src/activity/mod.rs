@@ -11,7 +11,7 @@ mod overview;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use overview::{Ask, HOUR, OutcomeCount, Overview, OverviewError, PAGE, PoolLeft, SeriesActivity};
+pub use overview::{Ask, HOUR, OutcomeCount, Overview, OverviewError, PAGE, PoolRemaining, SeriesActivity};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;

@@ -96,7 +96,7 @@ pub struct SeriesActivity {
     /// Coupons issued: all of them if it has a cap, else since it is counted.
     pub issued: i64,
     /// Its uploaded codes, if it gives out such.
-    pub pool: Option<PoolLeft>,
+    pub pool: Option<PoolRemaining>,
     /// Since when it is counted; `None`: nobody has asked for it.
     pub since: Option<Timestamp>,
     /// Coupons shown again to customers who held them.
@@ -111,13 +111,13 @@ pub struct SeriesActivity {
 
 /// The codes that a pool has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PoolLeft {
+pub struct PoolRemaining {
     /// For anyone.
-    pub left: i64,
+    pub remaining: i64,
     /// Whether there may be fewer: a large pool is not counted.
     pub is_about: bool,
     /// For one customer each.
-    pub left_for_one: i64,
+    pub remaining_for_one: i64,
     /// Whether there are more of those.
     pub are_more_for_one: bool,
 }
@@ -127,7 +127,7 @@ impl SeriesActivity {
     #[must_use]
     pub fn remaining(&self) -> Option<i64> {
         let under_the_cap = self.cap.map(|cap| (cap - self.issued).max(0));
-        let in_the_pool = self.pool.map(|pool| pool.left + pool.left_for_one);
+        let in_the_pool = self.pool.map(|pool| pool.remaining + pool.remaining_for_one);
         under_the_cap.into_iter().chain(in_the_pool).min()
     }
 
@@ -135,7 +135,7 @@ impl SeriesActivity {
     #[must_use]
     pub fn remaining_is_about(&self) -> bool {
         let Some(pool) = self.pool.filter(|pool| pool.is_about || pool.are_more_for_one) else { return false };
-        self.cap.is_none_or(|cap| cap - self.issued >= pool.left + pool.left_for_one)
+        self.cap.is_none_or(|cap| cap - self.issued >= pool.remaining + pool.remaining_for_one)
     }
 }
 
@@ -300,7 +300,7 @@ fn one_series(
         externally_managed: row.externally_managed,
         cap: row.max_create,
         issued: row.max_create.and(row.issued).unwrap_or(issued),
-        pool: row.pool.map(pool_left),
+        pool: row.pool.map(pool_remaining),
         since: row.active.map(|(since, _)| since),
         resent,
         replayed,
@@ -309,12 +309,12 @@ fn one_series(
     }
 }
 
-fn pool_left(row: PoolRow) -> PoolLeft {
-    let is_about = row.left > COUNTED_CODES;
-    PoolLeft {
-        left: if is_about { row.positions } else { row.left },
+fn pool_remaining(row: PoolRow) -> PoolRemaining {
+    let is_about = row.remaining > COUNTED_CODES;
+    PoolRemaining {
+        remaining: if is_about { row.positions } else { row.remaining },
         is_about,
-        left_for_one: row.left_for_one.min(COUNTED_CODES),
-        are_more_for_one: row.left_for_one > COUNTED_CODES,
+        remaining_for_one: row.remaining_for_one.min(COUNTED_CODES),
+        are_more_for_one: row.remaining_for_one > COUNTED_CODES,
     }
 }

@@ -4,7 +4,7 @@
 use metrics::{Counter, counter};
 
 use super::AuthError;
-use crate::meters;
+use crate::telemetry::metrics as metric;
 
 /// How a caller proves who it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +49,10 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn new() -> Self {
         let of_scheme = |(_, scheme): (Scheme, &'static str)| {
-            let outcome = |outcome| counter!(meters::AUTHENTICATIONS.name, "scheme" => scheme, "outcome" => outcome);
+            let outcome = |outcome| counter!(metric::AUTHENTICATIONS.name, "scheme" => scheme, "outcome" => outcome);
             OfScheme { accepted: outcome(ACCEPTED), all: OUTCOMES.map(|name| (name, outcome(name))).into() }
         };
-        let turned_away = |reason: &'static str| counter!(meters::TURNED_AWAY.name, "reason" => reason);
+        let turned_away = |reason: &'static str| counter!(metric::TURNED_AWAY.name, "reason" => reason);
         Self {
             schemes: SCHEMES.map(of_scheme),
             rate_limit: turned_away("rate_limit"),

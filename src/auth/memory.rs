@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::rate_limits::CredentialName;
 use super::{AttributionError, AuthError};
 use crate::model::{Caller, Entropy, EntropyError, RateLimit, Target};
-use crate::traces;
+use crate::telemetry::traces;
 
 /// Credentials remembered at once, at most, and targets. One takes about 500 bytes.
 const MOST_REMEMBERED: u64 = 100_000;

@@ -23,7 +23,7 @@ use super::jwt::{self, Claims, Expected};
 use super::{AuthError, possible};
 use crate::db::{Db, StoredTokenIssuer};
 use crate::model::{Clock, OrgId};
-use crate::traces;
+use crate::telemetry::traces;
 
 /// Keys are fetched again at this age, while those at hand go on verifying.
 const FRESH_FOR: SignedDuration = SignedDuration::from_mins(10);

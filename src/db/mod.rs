@@ -12,13 +12,14 @@ mod credentials;
 mod customers;
 mod facts;
 mod keyed_requests;
-mod left;
+
 pub mod migrations;
 mod origins;
 pub mod overview;
 pub mod pool;
 mod presence;
 pub mod provisioning;
+mod remaining;
 mod rows;
 mod signing_keys;
 pub mod verify;
@@ -35,9 +36,9 @@ pub use credentials::{StoredClient, StoredTill, StoredTokenIssuer};
 pub use customers::CustomerLookup;
 pub use facts::{FreshFacts, History, SeriesAtRevision};
 pub use keyed_requests::{Claim, IssuedCoupon, Purge, RequestName, StoredRequest};
-pub use left::{LimitKind, SeriesLeft};
 use metrics::Histogram;
 pub use presence::Presence;
+pub use remaining::{LimitKind, SeriesRemaining};
 pub use signing_keys::{SigningKeyRow, store_next_signing_key};
 use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
@@ -46,7 +47,7 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::meters::{self, Level};
+use crate::telemetry::metrics::{self as metric, Level};
 
 /// A read or a write that did not succeed. The message has what the source says, with its code: whoever prints the chain leaves a
 /// `sqlx::Error` out.
@@ -190,7 +191,7 @@ impl Db {
                 })
             })
             .connect_lazy_with(connect.clone());
-        let acquire = metrics::histogram!(meters::DATABASE_ACQUIRE.name);
+        let acquire = metrics::histogram!(metric::DATABASE_ACQUIRE.name);
         Self { pool, connect, cause: Arc::default(), waiting: Level::default(), acquire }
     }
 

@@ -55,11 +55,11 @@ pub struct SeriesRow {
 #[derive(Debug, Clone, Copy)]
 pub struct PoolRow {
     /// Codes for anyone, counted up to one more than [`COUNTED_CODES`].
-    pub left: i64,
+    pub remaining: i64,
     /// Positions from the last code that was given out to the last of all: no fewer than the codes that are left.
     pub positions: i64,
     /// Codes for one customer each, counted up to one more than [`COUNTED_CODES`].
-    pub left_for_one: i64,
+    pub remaining_for_one: i64,
 }
 
 /// How many entities of a series were told an outcome.
@@ -333,9 +333,9 @@ fn series_from(row: &PgRow) -> Result<SeriesRow, DbError> {
     let instant = |column| row.try_get::<Option<jiff_sqlx::Timestamp>, _>(column);
     let pool = match row.try_get::<&str, _>("client_handling_type")? {
         "DISC_CODE_PIN" => Some(PoolRow {
-            left: row.try_get("near")?,
+            remaining: row.try_get("near")?,
             positions: row.try_get("positions")?,
-            left_for_one: row.try_get("for_one")?,
+            remaining_for_one: row.try_get("for_one")?,
         }),
         "DISC_CODE" | "GENERIC" => None,
         _ => return Err(unknown_value("client_handling_type")),

@@ -62,9 +62,9 @@ pub struct PoolStatus {
     /// Coupons issued.
     pub issued: i64,
     /// Codes left.
-    pub left: i64,
+    pub remaining: i64,
     /// Of them, those that only one customer may receive.
-    pub left_for_one: i64,
+    pub remaining_for_one: i64,
     /// Coupons issued since the beginning of the forecast's time.
     pub issued_lately: i64,
     /// When the first of those was issued.
@@ -461,8 +461,8 @@ pub async fn status(
                 series_id: SeriesId(row.try_get("series_id")?),
                 description: row.try_get("description")?,
                 issued: row.try_get("issued")?,
-                left: row.try_get("left")?,
-                left_for_one: row.try_get("left_for_one")?,
+                remaining: row.try_get("remaining")?,
+                remaining_for_one: row.try_get("remaining_for_one")?,
                 issued_lately: row.try_get("issued_lately")?,
                 first_lately: row
                     .try_get::<Option<jiff_sqlx::Timestamp>, _>("first_lately")?
@@ -486,11 +486,11 @@ const STATUS: &str = r#"
           from coupon c join pool p on p.org_id = c.org_id and p.series_id = c.series_id
          group by c.org_id, c.series_id),
     free as (
-        select f.org_id, f.series_id, count(*) as "left", count(f.customer_id) as left_for_one
+        select f.org_id, f.series_id, count(*) as remaining, count(f.customer_id) as remaining_for_one
           from pool_code f join pool p on p.org_id = f.org_id and p.series_id = f.series_id
          group by f.org_id, f.series_id)
-    select p.org_id, p.series_id, p.description, coalesce(g.issued, 0) as issued, coalesce(f."left", 0) as "left",
-           coalesce(f.left_for_one, 0) as left_for_one, coalesce(g.issued_lately, 0) as issued_lately, g.first_lately,
+    select p.org_id, p.series_id, p.description, coalesce(g.issued, 0) as issued, coalesce(f.remaining, 0) as remaining,
+           coalesce(f.remaining_for_one, 0) as remaining_for_one, coalesce(g.issued_lately, 0) as issued_lately, g.first_lately,
            coalesce(g.is_older, false) as is_older
       from pool p
       left join given g using (org_id, series_id)

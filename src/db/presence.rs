@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::{DbError, no_answer};
-use crate::seldom::Seldom;
+use crate::telemetry::throttle::Throttle;
 
 /// How often the connection is used, so that both ends notice when the other is gone.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const KEEPALIVE: [(&str, &str); 4] = [
     ("tcp_user_timeout", "4000"),
 ];
 
-static LOST: Seldom = Seldom::new();
+static LOST: Throttle = Throttle::new();
 
 /// This replica's number, and the task that holds its lock. The lock is given back with the last handle.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ async fn hold(connect: PgConnectOptions, mut connection: PgConnection, incarnati
         sleep(PING_EVERY).await;
         let pinged = timeout(PATIENCE, connection.ping()).await;
         let Err(error) = pinged.unwrap_or_else(|_elapsed| Err(no_answer())) else { continue };
-        LOST.tell(|times| tracing::warn!(%error, times, incarnation, "lost the connection that tells other replicas that this one lives"));
+        LOST.log(|suppressed| tracing::warn!(%error, suppressed, incarnation, "lost the connection that tells other replicas that this one lives"));
         connection = loop {
             let again = async {
                 let mut connection = connect.connect().await?;

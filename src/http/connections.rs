@@ -15,9 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
 use super::counts;
-use crate::seldom::Seldom;
+use crate::telemetry::throttle::Throttle;
 
-static TOO_MANY: Seldom = Seldom::new();
+static TOO_MANY: Throttle = Throttle::new();
 
 /// Takes connections as long as there is a place for them.
 #[derive(Debug, Clone)]
@@ -49,8 +49,8 @@ impl<S> Accept<TcpStream, S> for Connections {
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             counts::TOO_MANY_CONNECTIONS.increment(1);
-            TOO_MANY.tell(|times| {
-                tracing::warn!(times, "connections were closed: there are too many (http.max_connections)");
+            TOO_MANY.log(|suppressed| {
+                tracing::warn!(suppressed, "connections were closed: there are too many (http.max_connections)");
             });
             return ready(Err(io::Error::other("too many connections")));
         };

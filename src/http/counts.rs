@@ -9,7 +9,7 @@ use axum::extract::MatchedPath;
 use metrics::{Counter, Histogram, SharedString, counter, histogram};
 
 use super::ISSUE_PATH;
-use crate::meters;
+use crate::telemetry::metrics as metric;
 
 /// The statuses that are answered; another would be counted all the same, only less cheaply.
 const STATUSES: [u16; 14] = [200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503];
@@ -18,10 +18,10 @@ const FROM_THE_START: [u16; 3] = [200, 500, 503];
 
 /// Why requests and connections are turned away before anything of them is looked at.
 pub(super) static OVERLOAD: LazyLock<Counter> =
-    LazyLock::new(|| counter!(meters::TURNED_AWAY.name, "reason" => "overload"));
+    LazyLock::new(|| counter!(metric::TURNED_AWAY.name, "reason" => "overload"));
 /// As [`OVERLOAD`].
 pub(super) static TOO_MANY_CONNECTIONS: LazyLock<Counter> =
-    LazyLock::new(|| counter!(meters::TURNED_AWAY.name, "reason" => "connections"));
+    LazyLock::new(|| counter!(metric::TURNED_AWAY.name, "reason" => "connections"));
 
 /// The route that most requests are for.
 static ISSUE: LazyLock<Arc<Route>> = LazyLock::new(|| Arc::new(Route::new(ISSUE_PATH)));
@@ -48,7 +48,7 @@ pub(super) fn start() {
 impl Route {
     fn new(name: impl Into<SharedString>) -> Self {
         let name = name.into();
-        let duration = histogram!(meters::REQUEST_DURATION.name, "route" => name.clone());
+        let duration = histogram!(metric::REQUEST_DURATION.name, "route" => name.clone());
         Self { name, duration, answered: [const { OnceLock::new() }; STATUSES.len()] }
     }
 
@@ -73,7 +73,7 @@ impl Route {
     }
 
     fn count(&self, status: u16, times: u64) {
-        let counter = || counter!(meters::REQUESTS.name, "route" => self.name.clone(), "status" => status.to_string());
+        let counter = || counter!(metric::REQUESTS.name, "route" => self.name.clone(), "status" => status.to_string());
         match STATUSES.iter().position(|known| *known == status) {
             Some(index) => self.answered[index].get_or_init(counter).increment(times),
             None => counter().increment(times),
@@ -83,6 +83,6 @@ impl Route {
     /// It failed as a whole.
     pub(super) fn refused(&self, code: u16, reason: &'static str) {
         let (route, code) = (self.name.clone(), code.to_string());
-        counter!(meters::REQUESTS_REFUSED.name, "route" => route, "code" => code, "reason" => reason).increment(1);
+        counter!(metric::REQUESTS_REFUSED.name, "route" => route, "code" => code, "reason" => reason).increment(1);
     }
 }

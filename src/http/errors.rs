@@ -17,7 +17,7 @@ use super::counts;
 use crate::activity::OverviewError;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
-use crate::seldom::Seldom;
+use crate::telemetry::throttle::Throttle;
 
 /// One error or warning (contract 2), of an entity or of the request.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,8 +50,8 @@ impl Item {
     }
 }
 
-static AWAY: Seldom = Seldom::new();
-static OVERLOADED: Seldom = Seldom::new();
+static AWAY: Throttle = Throttle::new();
+static OVERLOADED: Throttle = Throttle::new();
 
 /// Why a request as a whole failed.
 #[derive(Debug)]
@@ -229,12 +229,13 @@ impl ApiError {
         match self {
             Self::Internal(reason) => tracing::error!(reason, "a request failed"),
             Self::Unavailable(reason) => {
-                AWAY.tell(|times| tracing::warn!(reason, times, "requests found the database away"));
+                AWAY.log(|suppressed| tracing::warn!(reason, suppressed, "requests found the database away"));
             }
             Self::IssuerAway => tracing::warn!("a request found its token's issuer away"),
             Self::Overloaded => {
                 counts::OVERLOAD.increment(1);
-                OVERLOADED.tell(|times| tracing::warn!(times, "requests were turned away: too many are waiting"));
+                OVERLOADED
+                    .log(|suppressed| tracing::warn!(suppressed, "requests were turned away: too many are waiting"));
             }
             _ => {}
         }

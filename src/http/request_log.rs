@@ -17,7 +17,7 @@ use super::counts::Route;
 use super::errors::{Denied, Failure};
 use super::{Http, security_headers};
 use crate::model::Caller;
-use crate::traces::RequestTrace;
+use crate::telemetry::traces::RequestTrace;
 
 const CAP_REQUEST_ID: HeaderName = HeaderName::from_static("x-cap-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

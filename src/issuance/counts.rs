@@ -6,7 +6,7 @@ use strum::IntoEnumIterator;
 
 use super::{Entity, Refusal};
 use crate::db::{ClaimOutcome, Left};
-use crate::meters;
+use crate::telemetry::metrics as metric;
 
 /// The counters.
 pub(super) struct Counts {
@@ -30,7 +30,7 @@ pub(super) struct ClaimCounts {
 
 impl ClaimCounts {
     fn new() -> Self {
-        let outcome = |name: &'static str| counter!(meters::KEY_CLAIMS.name, "outcome" => name);
+        let outcome = |name: &'static str| counter!(metric::KEY_CLAIMS.name, "outcome" => name);
         Self {
             acquired: outcome("acquired"),
             complete: outcome("complete"),
@@ -62,15 +62,15 @@ impl ClaimCounts {
 
 impl Counts {
     pub(super) fn new() -> Self {
-        let outcome = |name: &'static str| counter!(meters::ENTITIES.name, "outcome" => name);
+        let outcome = |name: &'static str| counter!(metric::ENTITIES.name, "outcome" => name);
         let granted = ["issued", "resent", "replayed"].map(|name| (name, outcome(name), None));
         let refused = Refusal::iter().map(|refusal| {
-            let by_code = counter!(meters::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
+            let by_code = counter!(metric::ENTITIES_REFUSED.name, "code" => refusal.code().to_string());
             (refusal.name(), outcome(refusal.name()), Some(by_code))
         });
         Self {
             outcomes: granted.into_iter().chain(refused).collect(),
-            purged: counter!(meters::FORGOTTEN.name),
+            purged: counter!(metric::KEYED_REQUESTS_PURGED.name),
             claims: ClaimCounts::new(),
         }
     }

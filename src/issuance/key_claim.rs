@@ -14,15 +14,15 @@ use super::{IssueError, IssueRequest, Issuer, RequestKey, within};
 use crate::db::writer::{KeyHold, KeyedEntity, WriteOutcome};
 use crate::db::{Claim, ClaimOutcome, NewClaim, RequestName};
 use crate::model::OrgId;
-use crate::seldom::Seldom;
-use crate::traces;
+use crate::telemetry::throttle::Throttle;
+use crate::telemetry::traces;
 
 /// The lease outlasts the request's time by this.
 const LEASE_MARGIN: Duration = Duration::from_secs(6);
 /// How long an answer waits for the end of its attempt to be stored.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
-static NOT_ENDED: Seldom = Seldom::new();
+static NOT_ENDED: Throttle = Throttle::new();
 
 /// An attempt's way to its key.
 ///
@@ -268,10 +268,10 @@ impl KeyClaim {
             Ok(Err(error)) => error.to_string(),
             Err(_elapsed) => "it took too long".to_owned(),
         };
-        NOT_ENDED.tell(|times| {
+        NOT_ENDED.log(|suppressed| {
             tracing::warn!(
                 error,
-                times,
+                suppressed,
                 "the end of a keyed attempt was not stored; retries get 409 until its lease ends"
             );
         });

@@ -33,7 +33,7 @@ use crate::activity::{Activity, Kind, Told};
 use crate::db::writer::{Writer, WriterUse};
 use crate::db::{Claims, Db, DbError, IssuedCoupon, Presence, Purge};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
-use crate::traces::RequestTrace;
+use crate::telemetry::traces::RequestTrace;
 
 /// Keyed requests that are purged in one transaction, and the pause before the next.
 const PURGE_AT_ONCE: i64 = 1000;

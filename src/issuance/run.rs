@@ -25,8 +25,8 @@ use super::{
 use crate::db::writer::{Code, NewCoupon, Scope, Work, WriteOutcome};
 use crate::db::{DbError, FreshFacts, History, SeriesAtRevision};
 use crate::model::{ClientHandling, CustomerId, EntropyError, Facts, Organisation, SeriesId};
-use crate::seldom::Seldom;
-use crate::traces;
+use crate::telemetry::throttle::Throttle;
+use crate::telemetry::traces;
 
 /// The pause before the next round: while settings change, and after rounds without progress.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -38,8 +38,8 @@ const MAX_ROUNDS_WITHOUT_PROGRESS: u32 = 500;
 /// The most claims of one request. A crash can undo a claim; one that is lost every time is a bug.
 const MAX_CLAIMS: u32 = 5;
 
-static FAULTS: Seldom = Seldom::new();
-static STOPPED: Seldom = Seldom::new();
+static FAULTS: Throttle = Throttle::new();
+static STOPPED: Throttle = Throttle::new();
 
 /// Processes a request. See [`Issuer::issue`].
 pub(super) async fn process(
@@ -89,7 +89,7 @@ async fn after_server_fault(
     if Box::pin(flushed(issuer, Instant::now(), deadline)).await.is_err() {
         return Err(IssueError::Unavailable(Some(error)));
     }
-    FAULTS.tell(|times| tracing::error!(%error, times, "the database server failed on a request"));
+    FAULTS.log(|suppressed| tracing::error!(%error, suppressed, "the database server failed on a request"));
     // This attempt stored nothing. An earlier one under the key may have.
     let refusal = if request.is_keyed() { Refusal::InDoubt } else { Refusal::TimedOut };
     let entities = request.series_ids.iter().map(|id| Entity { series_id: *id, outcome: Err(refusal) }).collect();
@@ -676,8 +676,8 @@ impl<'a> IssueRun<'a> {
         if !self.entities.iter().any(EntityRun::is_issued_or_in_doubt) {
             return Err(error);
         }
-        STOPPED.tell(|times| {
-            tracing::warn!(%error, times, "a request stopped early; some of its coupons are or may be stored");
+        STOPPED.log(|suppressed| {
+            tracing::warn!(%error, suppressed, "a request stopped early; some of its coupons are or may be stored");
         });
         let is_slow = matches!(error, IssueError::TimedOut | IssueError::ServerFault(_));
         self.close(if is_slow { Refusal::TimedOut } else { Refusal::Failed });

@@ -47,16 +47,16 @@ impl Pools {
 
 impl fmt::Display for Pools {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["org", "series", "total", "issued", "left", "for one", "last 24 h", "empty in", "description"];
+        let head = ["org", "series", "total", "issued", "remaining", "for one", "last 24 h", "empty in", "description"];
         let mut rows = vec![head.map(str::to_owned)];
         rows.extend(self.pools.iter().map(|pool| {
             [
                 pool.org_id.0.to_string(),
                 pool.series_id.0.to_string(),
-                (pool.issued + pool.left).to_string(),
+                (pool.issued + pool.remaining).to_string(),
                 pool.issued.to_string(),
-                pool.left.to_string(),
-                pool.left_for_one.to_string(),
+                pool.remaining.to_string(),
+                pool.remaining_for_one.to_string(),
                 pool.issued_lately.to_string(),
                 empty_in(pool, self.now),
                 escaped(pool.description.chars()),
@@ -76,11 +76,11 @@ impl fmt::Display for Pools {
 /// How long what is left lasts at the pace of late.
 #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
 fn empty_in(pool: &PoolStatus, now: Timestamp) -> String {
-    let Some(first) = pool.first_lately.filter(|_| pool.left > 0) else {
-        return if pool.left == 0 { "is empty" } else { "none issued lately" }.to_owned();
+    let Some(first) = pool.first_lately.filter(|_| pool.remaining > 0) else {
+        return if pool.remaining == 0 { "is empty" } else { "none issued lately" }.to_owned();
     };
     let observed = if pool.is_older { LATELY } else { now.duration_since(first).clamp(SHORTEST, LATELY) };
-    let hours = pool.left as f64 / pool.issued_lately as f64 * observed.as_secs_f64() / 3600.0;
+    let hours = pool.remaining as f64 / pool.issued_lately as f64 * observed.as_secs_f64() / 3600.0;
     if hours < 48.0 { format!("about {hours:.1} hours") } else { format!("about {:.1} days", hours / 24.0) }
 }
 
@@ -90,14 +90,14 @@ mod tests {
 
     const NOW: &str = "2026-11-22T10:00:00Z";
 
-    fn pool(left: i64, issued_lately: i64, first: Option<&str>, is_older: bool) -> PoolStatus {
+    fn pool(remaining: i64, issued_lately: i64, first: Option<&str>, is_older: bool) -> PoolStatus {
         PoolStatus {
             org_id: OrgId(1),
             series_id: SeriesId(103),
             description: "Gift".to_owned(),
             issued: issued_lately,
-            left,
-            left_for_one: 0,
+            remaining,
+            remaining_for_one: 0,
             issued_lately,
             first_lately: first.map(|first| first.parse().unwrap()),
             is_older,
@@ -127,8 +127,8 @@ mod tests {
     fn the_table_is_aligned() {
         let pools = Pools { pools: vec![pool(1000, 100, Some(NOW), true)], now: NOW.parse().unwrap() };
         let expected = "\
-org  series  total  issued  left  for one  last 24 h  empty in         description
-1    103     1100   100     1000  0        100        about 10.0 days  Gift";
+org  series  total  issued  remaining  for one  last 24 h  empty in         description
+1    103     1100   100     1000       0        100        about 10.0 days  Gift";
         assert_eq!(pools.to_string(), expected);
     }
 }

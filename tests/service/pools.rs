@@ -311,9 +311,9 @@ async fn status_counts_and_looks_ahead() {
     }
     app.clock.set("2026-11-22T10:00:00Z");
     let expected = "\
-org  series  total  issued  left  for one  last 24 h  empty in        description
-1    1       21     5       16    1        4          about 4.0 days  Series 1
-1    2       0      0       0     0        0          is empty        Series 2";
+org  series  total  issued  remaining  for one  last 24 h  empty in        description
+1    1       21     5       16         1        4          about 4.0 days  Series 1
+1    2       0      0       0          0        0          is empty        Series 2";
     assert_eq!(status(&app).await, expected);
 }
 
@@ -423,12 +423,12 @@ async fn what_series_have_left_is_told_of_those_that_have_the_least() {
     }
     let second = Duration::from_secs(30);
     let limits = ReadLimits { max_connections: 1, acquire_timeout: second, statement_timeout: second };
-    let store = Db::new(app.connect.clone(), limits);
+    let db = Db::new(app.connect.clone(), limits);
     let left = async |most| {
-        let left = store.series_left("2026-11-21".parse().unwrap(), most).await.unwrap();
+        let left = db.series_remaining("2026-11-21".parse().unwrap(), most).await.unwrap();
         let told = |kind, is_used_up: bool| {
-            let of = left.iter().filter(|one| one.kind == kind && (one.left == 0) == is_used_up);
-            of.map(|one| (one.series_id.0, one.left, one.of, one.series)).collect::<Vec<_>>()
+            let of = left.iter().filter(|one| one.kind == kind && (one.remaining == 0) == is_used_up);
+            of.map(|one| (one.series_id.0, one.remaining, one.of, one.series)).collect::<Vec<_>>()
         };
         [(LimitKind::Cap, false), (LimitKind::Cap, true), (LimitKind::Pool, false), (LimitKind::Pool, true)]
             .map(|(kind, is_used_up)| told(kind, is_used_up))
@@ -440,5 +440,5 @@ async fn what_series_have_left_is_told_of_those_that_have_the_least() {
     assert_eq!(empty, [(6, 0, 0, 1)], "and not the one with codes for somebody alone");
     let [caps, used_up, ..] = left(1).await;
     assert_eq!((caps, used_up), (vec![(2, 1, 4, 4)], vec![(3, 0, 1, 1)]), "the totals stay what they are");
-    store.close().await;
+    db.close().await;
 }

@@ -116,7 +116,7 @@ fn answered(log: &[String]) -> Vec<Value> {
 async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
     let (service, _) = Service::with_series(|_| {}).await;
     service.tells("coupon_issuer_ready 1").await;
-    service.tells(r#"coupon_issuer_series_left{kind="cap",org_id="1",series_id="2"} 10"#).await;
+    service.tells(r#"coupon_issuer_series_remaining{kind="cap",org_id="1",series_id="2"} 10"#).await;
     let metrics = service.metrics().await;
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
     let named: BTreeSet<&str> =

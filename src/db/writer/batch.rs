@@ -14,7 +14,7 @@ use super::connection::{Backend, Connector, WriterConnection};
 use super::{Code, Guard, KeyHold, KeyedEntity, Meters, NewCoupon, Scope, Work, WriteOutcome};
 use crate::db::coupon_ids::CouponIds;
 use crate::db::{Claim, DbError, NewClaim, is_fatal, no_answer, told};
-use crate::seldom::Seldom;
+use crate::telemetry::throttle::Throttle;
 use sqlx::Row;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -28,13 +28,13 @@ const MOST_LEASES: u32 = 3;
 const LEAST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A writer tries again every moment while somebody waits.
-static AWAY: Seldom = Seldom::new();
+static AWAY: Throttle = Throttle::new();
 /// A server that fails may fail on every batch, and on every coupon.
-static BROKEN: Seldom = Seldom::new();
-static AGAIN: Seldom = Seldom::new();
-static REFUSED: Seldom = Seldom::new();
-static FAULTS: Seldom = Seldom::new();
-static NOT_TAKEN: Seldom = Seldom::new();
+static BROKEN: Throttle = Throttle::new();
+static AGAIN: Throttle = Throttle::new();
+static REFUSED: Throttle = Throttle::new();
+static FAULTS: Throttle = Throttle::new();
+static NOT_TAKEN: Throttle = Throttle::new();
 
 /// Sends batches over one connection, which it makes and replaces as needed.
 pub(super) struct Batches {
@@ -119,8 +119,13 @@ impl Batches {
             }
             Err(error) => {
                 let (error, coupons_sent) = (told(&error), coupons.len());
-                BROKEN.tell(|times| {
-                    tracing::warn!(error, coupons = coupons_sent, times, "a batch broke; settling it coupon by coupon");
+                BROKEN.log(|suppressed| {
+                    tracing::warn!(
+                        error,
+                        coupons = coupons_sent,
+                        suppressed,
+                        "a batch broke; settling it coupon by coupon"
+                    );
                 });
                 self.meters.broken.increment(1);
                 merge(works, self.settle(&coupons, deadline).await.into_iter(), |_| WriteOutcome::NotFlushed)
@@ -146,7 +151,7 @@ impl Batches {
             };
             drop(ids);
             let reason = told(&error);
-            BROKEN.tell(|times| tracing::warn!(error = reason, times, "a lease of coupon ids failed"));
+            BROKEN.log(|suppressed| tracing::warn!(error = reason, suppressed, "a lease of coupon ids failed"));
             if self.current.is_some() && took_too_long(&error) {
                 return Err(WriteOutcome::TimedOut);
             }
@@ -173,14 +178,14 @@ impl Batches {
     async fn unconfirmed(&mut self, error: sqlx::Error) -> WriteOutcome {
         let reason = told(&error);
         if self.current.is_some() && took_too_long(&error) {
-            BROKEN.tell(|times| tracing::warn!(error = reason, times, "a flush took too long"));
+            BROKEN.log(|suppressed| tracing::warn!(error = reason, suppressed, "a flush took too long"));
             return WriteOutcome::TimedOut;
         }
         if matches!(self.is_refused(Err(error)).await, Ok(true)) {
             return WriteOutcome::Unavailable;
         }
-        BROKEN.tell(|times| {
-            tracing::warn!(error = reason, times, "a flush broke; what it was to confirm is read again");
+        BROKEN.log(|suppressed| {
+            tracing::warn!(error = reason, suppressed, "a flush broke; what it was to confirm is read again");
         });
         WriteOutcome::NotFlushed
     }
@@ -204,7 +209,7 @@ impl Batches {
         }
         self.suspect.store(true, Ordering::Relaxed);
         let error = told(&error);
-        REFUSED.tell(|times| tracing::error!(error, times, "the database refuses every write"));
+        REFUSED.log(|suppressed| tracing::error!(error, suppressed, "the database refuses every write"));
         Ok(true)
     }
 
@@ -249,8 +254,8 @@ impl Batches {
                 }
                 Err(error) => {
                     let error = told(&error);
-                    AGAIN.tell(|times| {
-                        tracing::warn!(error, times, "settling a broken batch was itself cut short; again");
+                    AGAIN.log(|suppressed| {
+                        tracing::warn!(error, suppressed, "settling a broken batch was itself cut short; again");
                     });
                 }
             }
@@ -320,7 +325,7 @@ impl Batches {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     let error = told(&error);
-                    AWAY.tell(|times| tracing::warn!(error, times, "a writer cannot reach the database"));
+                    AWAY.log(|suppressed| tracing::warn!(error, suppressed, "a writer cannot reach the database"));
                     self.current = None;
                     if timeout_at(deadline, sleep(RECONNECT_PAUSE)).await.is_err() {
                         return false;
@@ -500,13 +505,13 @@ fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> WriteOutcome {
         return WriteOutcome::GuardFailed(Guard::Conflict);
     }
     if matches!(DbError::from(error), DbError::Failed(_)) {
-        NOT_TAKEN.tell(|times| {
-            tracing::error!(error = reason, series_id, times, "the database cannot take this coupon");
+        NOT_TAKEN.log(|suppressed| {
+            tracing::error!(error = reason, series_id, suppressed, "the database cannot take this coupon");
         });
         return WriteOutcome::Refused;
     }
-    FAULTS.tell(|times| {
-        tracing::error!(error = reason, series_id, times, "the database server failed on a coupon");
+    FAULTS.log(|suppressed| {
+        tracing::error!(error = reason, series_id, suppressed, "the database server failed on a coupon");
     });
     WriteOutcome::ServerFault
 }

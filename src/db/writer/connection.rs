@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::Instant;
 
 use crate::db::{LOOK_UPS_ONLY, READ_COMMITTED};
-use crate::meters::{Held, Level};
+use crate::telemetry::metrics::{Held, Level};
 
 /// Makes connections for one task.
 pub(super) struct Connector {

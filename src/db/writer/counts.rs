@@ -5,7 +5,7 @@ use metrics::{Counter, counter};
 use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use super::{Guard, Work, WriteOutcome};
-use crate::meters;
+use crate::telemetry::metrics as metric;
 
 /// An outcome as the label of the metric calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
@@ -66,8 +66,8 @@ pub(super) struct Counts {
 
 impl Counts {
     pub(super) fn new() -> Self {
-        let of = |label: Label| counter!(meters::COUPON_WRITES.name, "outcome" => <&'static str>::from(label));
-        Self { by_label: Label::iter().map(of).collect(), in_doubt: counter!(meters::IN_DOUBT.name) }
+        let of = |label: Label| counter!(metric::COUPON_WRITES.name, "outcome" => <&'static str>::from(label));
+        Self { by_label: Label::iter().map(of).collect(), in_doubt: counter!(metric::IN_DOUBT.name) }
     }
 
     /// Counts the outcomes of the coupons among these works.

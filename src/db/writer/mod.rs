@@ -28,9 +28,9 @@ use uuid::Uuid;
 use self::backlog::Backlog;
 use self::counts::Counts;
 use super::{Claim, NewClaim, waiting};
-use crate::meters::{self, Level};
 use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId};
-use crate::traces::{self, Waiting};
+use crate::telemetry::metrics::{self as metric, Level};
+use crate::telemetry::traces::{self, Waiting};
 
 /// The code of a coupon to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,10 +213,10 @@ struct Meters {
 impl Meters {
     fn of(queue: &'static str) -> Self {
         Self {
-            wait: metrics::histogram!(meters::QUEUE_WAIT.name, "queue" => queue),
-            size: metrics::histogram!(meters::BATCH_SIZE.name, "queue" => queue),
-            duration: metrics::histogram!(meters::BATCH_DURATION.name, "queue" => queue),
-            broken: metrics::counter!(meters::BROKEN_BATCHES.name),
+            wait: metrics::histogram!(metric::QUEUE_WAIT.name, "queue" => queue),
+            size: metrics::histogram!(metric::BATCH_SIZE.name, "queue" => queue),
+            duration: metrics::histogram!(metric::BATCH_DURATION.name, "queue" => queue),
+            broken: metrics::counter!(metric::BROKEN_BATCHES.name),
             coupons: Counts::new(),
         }
     }

@@ -250,8 +250,8 @@ fn remaining(one: &SeriesActivity) -> Markup {
         }
         @if let Some(pool) = &one.pool {
             span class="note" {
-                @if pool.left_for_one > 0 {
-                    "uploaded codes, " @if pool.are_more_for_one { "over " } (number(pool.left_for_one)) " for one customer each"
+                @if pool.remaining_for_one > 0 {
+                    "uploaded codes, " @if pool.are_more_for_one { "over " } (number(pool.remaining_for_one)) " for one customer each"
                 } @else {
                     "uploaded codes"
                 }

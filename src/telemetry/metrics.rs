@@ -60,7 +60,7 @@ metrics_on_a_page! {
     ENTITIES = counter("coupon_issuer_entities_total", "Entities answered, by outcome.");
     ENTITIES_REFUSED = counter("coupon_issuer_entities_refused_total", "Entities that got no coupon, by error code.");
     KEY_CLAIMS = counter("coupon_issuer_key_claims_total", "Claims of an Idempotency-Key, by outcome.");
-    FORGOTTEN = counter("coupon_issuer_keyed_requests_forgotten_total", "Keyed requests whose time was over and that were forgotten.");
+    KEYED_REQUESTS_PURGED = counter("coupon_issuer_keyed_requests_purged_total", "Keyed requests whose time was over and that were forgotten.");
 
     QUEUE_COUPONS = gauge("coupon_issuer_queue_coupons", "Coupons that wait to be written.");
     QUEUE_WAIT_ESTIMATE = gauge("coupon_issuer_queue_wait_estimate_seconds", "How long another coupon would have to wait, by which requests are turned away.");
@@ -82,8 +82,8 @@ metrics_on_a_page! {
 
     AUTHENTICATIONS = counter("coupon_issuer_authentications_total", "Credentials that were checked, by scheme and outcome.");
 
-    SERIES_LEFT = gauge("coupon_issuer_series_left", "Coupons that a series can still issue, by its cap or its uploaded codes (kind); of the series that have the least left.");
-    SERIES_LEFT_RATIO = gauge("coupon_issuer_series_left_ratio", "The same as a share of the cap, or of the codes that were uploaded for anyone.");
+    SERIES_REMAINING = gauge("coupon_issuer_series_remaining", "Coupons that a series can still issue, by its cap or its uploaded codes (kind); of the series that have the least left.");
+    SERIES_REMAINING_RATIO = gauge("coupon_issuer_series_remaining_ratio", "The same as a share of the cap, or of the codes that were uploaded for anyone.");
     LIMITED_SERIES = gauge("coupon_issuer_limited_series", "Series with a cap or with uploaded codes (kind), by state: some are left, or they are used up.");
     LIMITED_SERIES_ORGANISATIONS = gauge("coupon_issuer_limited_series_organisations", "The organisations that those series are of.");
 
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_readme_tells_every_metric() {
-        let readme = include_str!("../README.md");
+        let readme = include_str!("../../README.md");
         let missing: Vec<_> = ALL.iter().filter(|metric| !readme.contains(&format!("`{}`", metric.name))).collect();
         assert!(missing.is_empty(), "{missing:?}");
     }

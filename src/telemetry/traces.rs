@@ -4,10 +4,7 @@
 //! Without a collector a span costs a look at a constant: nobody listens to their target. No span holds a secret, a code, a mobile
 //! or an e-mail.
 
-mod export;
-
 use axum::http::HeaderMap;
-pub use export::{Collector, ExportError, SpanExport};
 use opentelemetry::Context;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{SpanContext, Status, TraceContextExt, TraceId};
@@ -22,7 +19,7 @@ pub const TARGET: &str = "coupon_issuer::spans";
 /// A span for the collector, below the one at hand.
 macro_rules! span {
     ($($rest:tt)+) => {
-        tracing::info_span!(target: $crate::traces::TARGET, $($rest)+)
+        tracing::info_span!(target: $crate::telemetry::traces::TARGET, $($rest)+)
     };
 }
 pub(crate) use span;

@@ -1,14 +1,10 @@
-//! Logs, metrics and spans: how they leave the process. What is said is decided where it happens.
-//!
-//! Logs go to standard output, one event a line, written together a few times a second (a warning or an error at once);
-//! metrics are read from their own port, spans are sent to a collector. None of them ever holds a secret.
+//! Logs go to standard output, one event a line. Ten times a second they are written out together; a warning or an error is written
+//! at once.
 
 use std::io::{BufWriter, IsTerminal, Stdout, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use metrics_util::MetricKindMask;
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
@@ -18,9 +14,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry};
 
-use crate::meters;
-pub use crate::traces::SpanExport;
-use crate::traces::{self, Collector, ExportError};
+use super::export::{Collector, ExportError};
+use super::traces::TARGET;
+use crate::config::{LogSettings, TracesSettings};
 
 /// Telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,31 +33,24 @@ pub enum TelemetryError {
     /// Spans cannot be told.
     #[error(transparent)]
     Spans(#[from] ExportError),
-    /// Metrics are set up already.
-    #[error("metrics cannot be set up: {0}")]
-    Metrics(#[from] BuildError),
 }
 
-/// Starts logging to standard output, as JSON for machines or as text for people; and telling spans to a collector, if there
-/// is one. What is returned is to be finished when the service has stopped. Needs a runtime.
+/// Starts logging, and exports spans to the collector of `traces`, if it names one. The caller finishes the collector after the service
+/// has stopped. Needs a runtime.
 ///
 /// # Errors
-/// When `filter` is none, the collector's URL is none, or logging was started before.
-pub fn start_logs(
-    filter: &str,
-    as_json: bool,
-    spans: Option<&SpanExport>,
-) -> Result<Option<Collector>, TelemetryError> {
+/// When the filter or the collector's URL is not valid, or logging was started before.
+pub fn start_logs(log: &LogSettings, traces: &TracesSettings) -> Result<Option<Collector>, TelemetryError> {
     // What is only for the collector is no matter of the log.
-    let no_spans: Directive = format!("{}=off", traces::TARGET).parse()?;
-    let filter = EnvFilter::try_new(filter)?.add_directive(no_spans);
+    let no_spans: Directive = format!("{TARGET}=off").parse()?;
+    let filter = EnvFilter::try_new(&log.filter)?.add_directive(no_spans);
     let lines = tracing_subscriber::fmt::layer().with_writer(Lines).with_target(false);
-    let lines: Box<dyn Layer<Registry> + Send + Sync> = if as_json {
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = if log.format.is_json() {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
         lines.with_ansi(std::io::stdout().is_terminal()).boxed()
     };
-    let collector = spans.map(Collector::start).transpose()?;
+    let collector = Collector::start(traces)?;
     match &collector {
         // The filter is everybody's then, and so a span for the collector costs nothing.
         None => tracing_subscriber::registry().with(lines).with(filter).try_init()?,
@@ -73,7 +62,7 @@ pub fn start_logs(
                 .with_level(false)
                 .with_target(false)
                 .with_tracked_inactivity(false)
-                .with_filter(filter_fn(|of| of.target() == traces::TARGET));
+                .with_filter(filter_fn(|of| of.target() == TARGET));
             tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
         }
     }
@@ -138,52 +127,5 @@ impl Write for Line {
 
     fn flush(&mut self) -> std::io::Result<()> {
         output().flush()
-    }
-}
-
-/// A gauge that nobody has set for so long is no longer told: a series that has left the list of those with the least left.
-const FORGET_GAUGES: Duration = Duration::from_mins(2);
-
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// What this binary was built from, where the build says so.
-const REVISION: &str = match option_env!("COUPON_ISSUER_REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
-
-/// Starts collecting metrics. Whoever counts before counts in vain.
-///
-/// # Errors
-/// When they were started before.
-pub fn start_metrics() -> Result<Metrics, TelemetryError> {
-    let seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-    let coupons = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 64.0, 100.0, 200.0];
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
-        .set_buckets_for_metric(Matcher::Full(meters::BATCH_SIZE.name.to_owned()), &coupons)?
-        .idle_timeout(MetricKindMask::GAUGE, Some(FORGET_GAUGES))
-        .install_recorder()?;
-    meters::describe();
-    metrics_process::Collector::default().describe();
-    Ok(Metrics(handle))
-}
-
-/// What was counted, to be read.
-#[derive(Clone)]
-pub struct Metrics(PrometheusHandle);
-
-impl Metrics {
-    /// All of it in Prometheus' text format, with what the system says of the process.
-    #[must_use]
-    pub fn render(&self) -> String {
-        // Gauges that nobody sets any more go away; this one is set once.
-        metrics::gauge!(meters::BUILD_INFO.name, "version" => VERSION, "revision" => REVISION).set(1.0);
-        metrics_process::Collector::default().collect();
-        self.0.render()
-    }
-
-    /// Sums up what was recorded. To be called every few seconds.
-    pub fn run_upkeep(&self) {
-        self.0.run_upkeep();
     }
 }

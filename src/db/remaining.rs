@@ -30,7 +30,7 @@ impl LimitKind {
 
 /// What one series has left.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeriesLeft {
+pub struct SeriesRemaining {
     /// What limits it.
     pub kind: LimitKind,
     /// Of this organisation.
@@ -38,7 +38,7 @@ pub struct SeriesLeft {
     /// This series.
     pub series_id: SeriesId,
     /// Coupons that it can still issue; of a pool, to anyone.
-    pub left: i64,
+    pub remaining: i64,
     /// Out of so many.
     pub of: i64,
     /// How many series are as it is: limited by the same, and with or without something left.
@@ -53,17 +53,17 @@ impl Db {
     ///
     /// # Errors
     /// When the database cannot be asked, or takes too long.
-    pub async fn series_left(&self, today: Date, most: u32) -> Result<Vec<SeriesLeft>, DbError> {
-        let query = sqlx::query(LEFT).bind(today.to_sqlx()).bind(i64::from(most));
+    pub async fn series_remaining(&self, today: Date, most: u32) -> Result<Vec<SeriesRemaining>, DbError> {
+        let query = sqlx::query(REMAINING).bind(today.to_sqlx()).bind(i64::from(most));
         let rows = query.fetch_all(&mut *self.lease().await?).await?;
         rows.iter()
             .map(|row| {
                 let is_cap: bool = row.try_get("is_cap")?;
-                Ok(SeriesLeft {
+                Ok(SeriesRemaining {
                     kind: if is_cap { LimitKind::Cap } else { LimitKind::Pool },
                     org_id: OrgId(row.try_get("org_id")?),
                     series_id: SeriesId(row.try_get("series_id")?),
-                    left: row.try_get("left")?,
+                    remaining: row.try_get("remaining")?,
                     of: row.try_get("of")?,
                     series: row.try_get("series")?,
                     organisations: row.try_get("organisations")?,
@@ -75,7 +75,7 @@ impl Db {
 
 // A pool's codes for anyone have positions, given out in order: what is left lies between the last given and the last there is. A pool
 // of codes that are one customer's each has no end that is the same for all, and is left out.
-const LEFT: &str = r#"
+const REMAINING: &str = r#"
     with living as (
         select s.org_id, s.series_id, s.max_create, s.client_handling_type = 'DISC_CODE_PIN' as is_pool
           from series s where s.valid_till_date >= $1 and not s.externally_managed),
@@ -96,7 +96,7 @@ const LEFT: &str = r#"
         select true as is_cap, l.org_id, l.series_id, l.max_create as of,
                greatest(l.max_create - coalesce((select c.issued from series_counter c
                                                   where c.org_id = l.org_id and c.series_id = l.series_id
-                                                  order by c.issued desc limit 1), 0), 0) as "left"
+                                                  order by c.issued desc limit 1), 0), 0) as remaining
           from living l where l.max_create is not null
          union all
         select false, p.org_id, p.series_id, p.last, p.last - p.given
@@ -106,13 +106,13 @@ const LEFT: &str = r#"
             or (select c.code from pool_code c
                  where c.org_id = p.org_id and c.series_id = p.series_id and c.customer_id is not null limit 1) is null),
     counted as (
-        select is_cap, "left" = 0 as is_used_up, count(*) as series, count(distinct org_id) as organisations
+        select is_cap, remaining = 0 as is_used_up, count(*) as series, count(distinct org_id) as organisations
           from limited group by 1, 2),
     ranked as (
-        select l.*, l."left" = 0 as is_used_up,
-               row_number() over (partition by l.is_cap, l."left" = 0
-                                  order by l."left"::float8 / nullif(l.of, 0), l."left", l.series_id desc) as rank
+        select l.*, l.remaining = 0 as is_used_up,
+               row_number() over (partition by l.is_cap, l.remaining = 0
+                                  order by l.remaining::float8 / nullif(l.of, 0), l.remaining, l.series_id desc) as rank
           from limited l)
-    select r.is_cap, r.org_id, r.series_id, r."left", r.of, c.series, c.organisations
+    select r.is_cap, r.org_id, r.series_id, r.remaining, r.of, c.series, c.organisations
       from ranked r join counted c using (is_cap, is_used_up)
      where r.rank <= $2"#;

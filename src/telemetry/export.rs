@@ -16,20 +16,13 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
+use crate::config::TracesSettings;
+
 /// How long the collector may take to take a batch.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// How long the last batch may take when the service stops.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 const SERVICE: &str = "coupon-issuer";
-
-/// Where spans are to go.
-#[derive(Debug, Clone)]
-pub struct SpanExport {
-    /// The collector's URL, without `/v1/traces`.
-    pub endpoint: String,
-    /// The share of requests that are traced, of those whose callers do not say it.
-    pub sample_ratio: f64,
-}
 
 /// Spans cannot be told to a collector.
 #[derive(Debug, thiserror::Error)]
@@ -46,27 +39,28 @@ pub enum ExportError {
 pub struct Collector(SdkTracerProvider);
 
 impl Collector {
-    /// Begins to send. Needs a runtime.
+    /// Starts the exporter; `None` without an endpoint. Needs a runtime.
     ///
     /// # Errors
-    /// When the endpoint is no URL.
-    pub fn start(to: &SpanExport) -> Result<Self, ExportError> {
+    /// When the endpoint is not a URL.
+    pub fn start(settings: &TracesSettings) -> Result<Option<Self>, ExportError> {
+        let Some(endpoint) = &settings.otlp_endpoint else { return Ok(None) };
         let web =
             reqwest::Client::builder().timeout(SEND_WITHIN).redirect(reqwest::redirect::Policy::none()).build()?;
         let sender = Sender { web, runtime: Handle::current(), is_away: AtomicBool::new(false) };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(sender)
-            .with_endpoint(format!("{}/v1/traces", to.endpoint.trim_end_matches('/')))
+            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(SEND_WITHIN)
             .build()?;
-        let ratio = Sampler::TraceIdRatioBased(to.sample_ratio);
+        let ratio = Sampler::TraceIdRatioBased(settings.sample_ratio);
         let provider = SdkTracerProvider::builder()
             .with_sampler(Sampler::ParentBased(Box::new(ratio)))
             .with_resource(resource())
             .with_batch_exporter(exporter)
             .build();
-        Ok(Self(provider))
+        Ok(Some(Self(provider)))
     }
 
     /// What makes spans.
