@@ -22,6 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::activity::{Activity, ActivityLimits, ActivityTasks};
 use crate::auth::{AttemptLimits, AuthLimits, Authenticator, KeyError, KeySource, SigningKeys};
+use crate::codes::{self, Pools};
+pub use crate::codes::{DryRun, Event, ImportState, LineError};
 use crate::config::{AuthSettings, ForwardedHeader, HttpSettings, Settings, SettingsError};
 use crate::db::migrations::{self, SchemaError};
 use crate::http::{
@@ -30,8 +32,6 @@ use crate::http::{
 use crate::issuance::{IssueLimits, Issuer};
 pub use crate::model::secret_in;
 use crate::model::{Clock, Entropy, OrgId, OsEntropy, RateLimit, SeriesId, SystemClock};
-use crate::pool::{self, Pools};
-pub use crate::pool::{DryRun, Event, ImportState, LineError};
 use crate::provisioning::commands::{self, Order};
 pub use crate::provisioning::commands::{Holder, Outcome};
 pub use crate::provisioning::keys::KeyList;
@@ -356,7 +356,7 @@ pub async fn apply_text(connect: &PgConnectOptions, text: &str) -> anyhow::Resul
 /// Uploads a file of codes into a series' pool, telling what can be watched of it.
 ///
 /// # Errors
-/// When the file cannot be read, the series takes no codes, or the database cannot be asked; see [`pool::import`].
+/// When the file cannot be read, the series takes no codes, or the database cannot be asked; see [`codes::import`].
 pub async fn import_codes(
     connect: &PgConnectOptions,
     org_id: i64,
@@ -365,7 +365,7 @@ pub async fn import_codes(
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<ImportState> {
     require_schema(connect).await?;
-    Ok(pool::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
+    Ok(codes::import(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
 /// Does what [`import_codes`] does, except that nothing is stored.
@@ -380,7 +380,7 @@ pub async fn dry_run_codes(
     tell: &mut (dyn FnMut(Event) + Send),
 ) -> anyhow::Result<DryRun> {
     require_schema(connect).await?;
-    Ok(pool::dry_run(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
+    Ok(codes::dry_run(connect, OrgId(org_id), SeriesId(series_id), file, tell).await?)
 }
 
 /// What is left in the pools of this organisation or series, or in all.
@@ -394,7 +394,7 @@ pub async fn codes_status(
     outside: &Outside,
 ) -> anyhow::Result<Pools> {
     require_schema(connect).await?;
-    Ok(pool::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
+    Ok(codes::status(connect, org_id.map(OrgId), series_id.map(SeriesId), outside.clock.now()).await?)
 }
 
 /// Checks that what must hold does, in all organisations or in this one.

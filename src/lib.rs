@@ -6,12 +6,12 @@
 pub mod activity;
 pub mod app;
 pub mod auth;
+pub mod codes;
 pub mod config;
 pub mod db;
 pub mod http;
 pub mod issuance;
 pub mod model;
-pub mod pool;
 pub mod private_postgres;
 pub mod provisioning;
 pub mod telemetry;

@@ -13,10 +13,10 @@ mod customers;
 mod facts;
 mod keyed_requests;
 
+pub mod code_pool;
 pub mod migrations;
 mod origins;
 pub mod overview;
-pub mod pool;
 mod presence;
 pub mod provisioning;
 mod remaining;

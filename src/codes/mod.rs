@@ -14,8 +14,8 @@ use self::file::{CodeFile, Line, Lines, Place};
 pub use self::forecast::{Pools, status};
 pub use self::layout::{HeaderError, Layout, LineError};
 use crate::db::DbError;
-pub use crate::db::pool::ImportState;
-use crate::db::pool::{CodeUpload, DryRunUpload, Refused, UploadedCode, is_pool};
+pub use crate::db::code_pool::ImportState;
+use crate::db::code_pool::{CodeUpload, DryRunUpload, Refused, UploadedCode, is_pool};
 use crate::model::{OrgId, SeriesId};
 
 /// Lines in one transaction, at most.

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::layout::escaped;
 use crate::db::DbError;
-use crate::db::pool::{self, PoolStatus};
+use crate::db::code_pool::{self, PoolStatus};
 use crate::model::{OrgId, SeriesId};
 
 /// What the pace is taken from.
@@ -34,7 +34,7 @@ pub async fn status(
     now: Timestamp,
 ) -> Result<Pools, DbError> {
     let since = now.checked_sub(LATELY).unwrap_or(Timestamp::MIN);
-    Ok(Pools { pools: pool::status(connect, org_id, series_id, since).await?, now })
+    Ok(Pools { pools: code_pool::status(connect, org_id, series_id, since).await?, now })
 }
 
 impl Pools {
