@@ -108,7 +108,7 @@ pub struct DatabaseSettings {
 }
 
 /// `[writer]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct WriterSettings {
@@ -120,7 +120,7 @@ pub struct WriterSettings {
 }
 
 /// `[issuing]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct IssuingSettings {
@@ -136,7 +136,7 @@ pub struct IssuingSettings {
 }
 
 /// `[activity]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct ActivitySettings {
@@ -160,7 +160,7 @@ pub struct AuthSettings {
 }
 
 /// `[rate_limit]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config/default.toml documents every key")]
 pub struct RateLimitSettings {

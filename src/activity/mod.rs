@@ -9,7 +9,6 @@ mod keeper;
 mod overview;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use overview::{Ask, HOUR, OutcomeCount, Overview, OverviewError, PAGE, PoolRemaining, SeriesActivity};
 use tokio::sync::{Semaphore, watch};
@@ -19,6 +18,7 @@ use uuid::Uuid;
 use self::counts::Counts;
 use self::failures::Failures;
 use self::keeper::Keeper;
+use crate::config::ActivitySettings;
 use crate::db::Db;
 use crate::db::activity::{Failure, WHOLE_ORGANISATION};
 pub use crate::db::overview::{FailureRow as ToldFailure, Place};
@@ -26,15 +26,6 @@ use crate::model::{Caller, Clock, SeriesId};
 
 /// Overviews that are read at once: they take connections that issuing needs, too.
 const MOST_READING: usize = 2;
-
-/// How activity is kept.
-#[derive(Debug, Clone, Copy)]
-pub struct ActivityLimits {
-    /// How often it is added to the database; zero: it is not counted at all.
-    pub flush_every: Duration,
-    /// How long it is kept by the minute, and failures at all.
-    pub keep: Duration,
-}
 
 /// What a caller was told of one entity.
 #[derive(Debug, Clone, Copy)]
@@ -78,21 +69,26 @@ pub struct ActivityTasks {
 impl Activity {
     /// Begins to count. Needs a runtime. `writer` names this replica since its start.
     #[must_use]
-    pub fn start(db: Db, clock: Arc<dyn Clock>, writer: Uuid, limits: ActivityLimits) -> (Arc<Self>, ActivityTasks) {
+    pub fn start(
+        db: Db,
+        clock: Arc<dyn Clock>,
+        writer: Uuid,
+        settings: ActivitySettings,
+    ) -> (Arc<Self>, ActivityTasks) {
         let activity = Arc::new(Self {
             db: db.clone(),
             clock: Arc::clone(&clock),
             counts: Counts::new(),
             failures: Failures::new(),
-            is_counting: !limits.flush_every.is_zero(),
+            is_counting: !settings.flush.is_zero(),
             reading: Semaphore::new(MOST_READING),
         });
         let (stop, stopped) = watch::channel(false);
         let mut tasks = ActivityTasks { stop, keeping: None, forgetting: None };
         if activity.is_counting {
             let keeper = Keeper::new(Arc::clone(&activity), writer);
-            tasks.keeping = Some(tokio::spawn(keeper.run(limits.flush_every, stopped)));
-            tasks.forgetting = Some(tokio::spawn(keeper::forget(db, clock, limits.keep)).abort_handle());
+            tasks.keeping = Some(tokio::spawn(keeper.run(settings.flush, stopped)));
+            tasks.forgetting = Some(tokio::spawn(keeper::forget(db, clock, settings.keep)).abort_handle());
         }
         (activity, tasks)
     }

@@ -9,21 +9,12 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 
+use crate::config::RateLimitSettings;
+
 /// What failures are counted over.
 pub(super) const WINDOW: Duration = Duration::from_mins(1);
 /// Names and addresses counted at once, at most.
 const MOST_COUNTED: u64 = 100_000;
-
-/// How many wrong secrets are verified in a minute.
-#[derive(Debug, Clone, Copy)]
-pub struct AttemptLimits {
-    /// Of one till or client, from one address: whoever guesses at a name does not shut out those who know its secret.
-    pub by_name_and_address: u32,
-    /// Of one till or client, from everywhere.
-    pub by_name: u32,
-    /// From one address.
-    pub by_address: u32,
-}
 
 struct Failures {
     since: Instant,
@@ -34,7 +25,7 @@ type Counted<K> = Cache<K, Arc<Failures>>;
 
 /// The failures of the last minute.
 pub(super) struct Attempts {
-    limits: AttemptLimits,
+    limits: RateLimitSettings,
     by_name_and_address: Counted<(Arc<str>, IpAddr)>,
     by_name: Counted<Arc<str>>,
     by_address: Counted<IpAddr>,
@@ -64,21 +55,21 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 impl Attempts {
-    pub(super) fn new(limits: AttemptLimits) -> Self {
+    pub(super) fn new(limits: RateLimitSettings) -> Self {
         Self { limits, by_name_and_address: counted(), by_name: counted(), by_address: counted() }
     }
 
     /// How long this caller has to wait before another secret of its is verified, if it has to.
     pub(super) fn blocked(&self, attempt: &Attempt) -> Option<Duration> {
         let at_once = self.by_name_and_address.get(&(Arc::clone(&attempt.name), attempt.network));
-        left(at_once, self.limits.by_name_and_address)
-            .max(left(self.by_name.get(&attempt.name), self.limits.by_name))
-            .max(left(self.by_address.get(&attempt.network), self.limits.by_address))
+        left(at_once, self.limits.failures_per_minute)
+            .max(left(self.by_name.get(&attempt.name), self.limits.failures_per_minute_by_name))
+            .max(left(self.by_address.get(&attempt.network), self.limits.failures_per_minute_by_address))
     }
 
     /// As [`Attempts::blocked`], by the address alone.
     pub(super) fn blocked_from(&self, address: IpAddr) -> Option<Duration> {
-        left(self.by_address.get(&network(address)), self.limits.by_address)
+        left(self.by_address.get(&network(address)), self.limits.failures_per_minute_by_address)
     }
 
     /// Counts a wrong secret.

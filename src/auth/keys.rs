@@ -19,6 +19,7 @@ use rustls_pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::config::AuthSettings;
 use crate::db::{Db, DbError, SigningKeyRow};
 use crate::model::Clock;
 
@@ -62,6 +63,18 @@ pub enum KeySource {
 }
 
 impl KeySource {
+    /// Where these settings keep the keys.
+    #[must_use]
+    pub fn of(settings: &AuthSettings) -> Self {
+        if !settings.signing_keys_file.is_empty() {
+            Self::File(settings.signing_keys_file.clone().into())
+        } else if !settings.signing_keys.expose_secret().is_empty() {
+            Self::Value(settings.signing_keys.clone())
+        } else {
+            Self::Database
+        }
+    }
+
     /// Checks that the keys can be read and are keys, where they are not in the database.
     ///
     /// # Errors

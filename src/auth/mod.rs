@@ -17,7 +17,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use attempts::AttemptLimits;
 use attempts::{Attempt, Attempts};
 use counts::{Counts, Scheme};
 use jiff::Timestamp;
@@ -34,6 +33,7 @@ use tokens::Tokens;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::config::{AuthSettings, RateLimitSettings};
 use crate::db::{Db, DbError, StoredClient};
 use crate::model::{Access, Caller, Clock, Entropy, OrgId, RateLimit, Target, TargetType};
 
@@ -139,19 +139,6 @@ pub struct AccessToken {
     pub scope: Option<&'static str>,
 }
 
-/// The bounds on credentials.
-#[derive(Debug, Clone)]
-pub struct AuthLimits {
-    /// How long a good credential is remembered without being looked up again.
-    pub credential_cache: Duration,
-    /// How long a secret that was verified is not verified again, while its stored hash stays the same.
-    pub secret_cache: Duration,
-    /// Requests a minute, where neither the credential nor its organisation says otherwise.
-    pub rate_limit: RateLimit,
-    /// Wrong secrets a minute.
-    pub attempts: AttemptLimits,
-}
-
 /// Checks credentials. What was found good is remembered for a short time, under a hash with a key of this process, so
 /// that a busy till costs one argon2 and one read in that time.
 pub struct Authenticator {
@@ -181,7 +168,8 @@ impl Authenticator {
         entropy: Arc<dyn Entropy>,
         keys: SigningKeys,
         public_url: Option<String>,
-        limits: &AuthLimits,
+        settings: &AuthSettings,
+        limits: RateLimitSettings,
     ) -> Result<Self, SetUpError> {
         let keys = Arc::new(keys);
         Ok(Self {
@@ -189,9 +177,9 @@ impl Authenticator {
             keys,
             outside: OutsideIssuers::new(db.clone(), Arc::clone(&clock))?,
             passwords: Passwords::new(),
-            attempts: Arc::new(Attempts::new(limits.attempts)),
-            rate_limits: RateLimits::new(limits.rate_limit, Arc::clone(&clock)),
-            memory: Memory::new(&*entropy, limits.credential_cache, limits.secret_cache)?,
+            attempts: Arc::new(Attempts::new(limits)),
+            rate_limits: RateLimits::new(RateLimit::of(limits.per_minute), Arc::clone(&clock)),
+            memory: Memory::new(&*entropy, settings.credential_cache, settings.secret_cache)?,
             counts: Counts::new(),
             keys_changed: Notify::new(),
             db,

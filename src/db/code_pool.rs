@@ -473,7 +473,7 @@ pub async fn status(
         .collect()
 }
 
-const STATUS: &str = r#"
+const STATUS: &str = "
     with pool as (
         select s.org_id, s.series_id, s.description from series s
          where s.client_handling_type = 'DISC_CODE_PIN'
@@ -495,4 +495,4 @@ const STATUS: &str = r#"
       from pool p
       left join given g using (org_id, series_id)
       left join free f using (org_id, series_id)
-     order by p.org_id, p.series_id"#;
+     order by p.org_id, p.series_id";

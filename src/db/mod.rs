@@ -47,6 +47,7 @@ use sqlx::{ConnectOptions, Connection, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use crate::config::DatabaseSettings;
 use crate::telemetry::metrics::{self as metric, Level};
 
 /// A read or a write that did not succeed. The message has what the source says, with its code: whoever prints the chain leaves a
@@ -131,17 +132,6 @@ const CAUSE_HOLDS: Duration = Duration::from_secs(1);
 /// How long a connection may take to be fit for the next reader.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
-/// The bounds on reads.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadLimits {
-    /// Connections for reads.
-    pub max_connections: u32,
-    /// How long a read waits for a connection.
-    pub acquire_timeout: Duration,
-    /// How long Postgres may work on one statement.
-    pub statement_timeout: Duration,
-}
-
 /// Everything that is read, and the few things besides coupons that are written.
 #[derive(Debug, Clone)]
 pub struct Db {
@@ -172,14 +162,14 @@ impl Db {
     /// A store over a pool that connects when first used: the service starts while the database is away, and says so in
     /// its readiness.
     #[must_use]
-    pub fn new(connect: PgConnectOptions, limits: ReadLimits) -> Self {
-        let statement_timeout = format!("{}ms", limits.statement_timeout.as_millis());
+    pub fn new(connect: PgConnectOptions, settings: &DatabaseSettings) -> Self {
+        let statement_timeout = format!("{}ms", settings.statement_timeout.as_millis());
         let isolation = ("default_transaction_isolation", "read committed");
         let timeout = ("statement_timeout", statement_timeout.as_str());
         let connect = connect.options([timeout, isolation]).options(LOOK_UPS_ONLY);
         let pool = PgPoolOptions::new()
-            .max_connections(limits.max_connections)
-            .acquire_timeout(limits.acquire_timeout)
+            .max_connections(settings.max_connections)
+            .acquire_timeout(settings.acquire_timeout)
             // The pool asks every connection on its way out whether it still works: a round trip more for each read.
             .test_before_acquire(false)
             .before_acquire(|connection, seen| {

@@ -75,7 +75,7 @@ impl Db {
 
 // A pool's codes for anyone have positions, given out in order: what is left lies between the last given and the last there is. A pool
 // of codes that are one customer's each has no end that is the same for all, and is left out.
-const REMAINING: &str = r#"
+const REMAINING: &str = "
     with living as (
         select s.org_id, s.series_id, s.max_create, s.client_handling_type = 'DISC_CODE_PIN' as is_pool
           from series s where s.valid_till_date >= $1 and not s.externally_managed),
@@ -115,4 +115,4 @@ const REMAINING: &str = r#"
           from limited l)
     select r.is_cap, r.org_id, r.series_id, r.remaining, r.of, c.series, c.organisations
       from ranked r join counted c using (is_cap, is_used_up)
-     where r.rank <= $2"#;
+     where r.rank <= $2";

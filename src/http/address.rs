@@ -6,19 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use axum::extract::ConnectInfo;
 use axum::http::header::FORWARDED;
 use axum::http::{Extensions, HeaderMap, HeaderName};
-use ipnet::IpNet;
+
+use crate::config::{ForwardedHeader, HttpSettings};
 
 /// The header that many proxies tell a caller's address in.
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// The proxies whose word is taken for a caller's address.
-#[derive(Debug, Clone)]
-pub struct TrustedProxies {
-    /// Where they are.
-    pub networks: Vec<IpNet>,
-    /// Where they tell it: `X-Forwarded-For` or `Forwarded`. The other may be the caller's own, which they pass on.
-    pub header: HeaderName,
-}
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The address that a request comes from.
 #[derive(Debug, Clone, Copy)]
@@ -26,16 +18,16 @@ pub(super) struct ClientAddress(pub(super) IpAddr);
 
 impl ClientAddress {
     /// Finds it out.
-    pub(super) fn find(extensions: &Extensions, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
+    pub(super) fn find(extensions: &Extensions, headers: &HeaderMap, settings: &HttpSettings) -> Self {
         let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical());
         let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let is_trusted = |address: IpAddr| trusted.networks.iter().any(|network| network.contains(&address));
+        let is_trusted = |address: IpAddr| settings.trusted_proxies.iter().any(|network| network.contains(&address));
         if !is_trusted(peer) {
             return Self(peer);
         }
         // Each proxy has added the one before it at the end: the last that is no proxy of ours is the client.
         let mut client = peer;
-        for told in told_by(headers, &trusted.header).into_iter().rev() {
+        for told in told_by(headers, settings.forwarded_header).into_iter().rev() {
             let Some(address) = told else { break };
             client = address;
             if !is_trusted(address) {
@@ -52,11 +44,15 @@ impl ClientAddress {
 }
 
 /// The addresses that proxies tell, in order. `None`: not an address.
-fn told_by(headers: &HeaderMap, header: &HeaderName) -> Vec<Option<IpAddr>> {
+fn told_by(headers: &HeaderMap, header: ForwardedHeader) -> Vec<Option<IpAddr>> {
     // What is no text names no address, and ends the chain as any other element that is none.
-    let values = headers.get_all(header).iter().map(|value| value.to_str().unwrap_or_default());
+    let (name, address_in): (_, fn(&str) -> Option<IpAddr>) = match header {
+        ForwardedHeader::XForwardedFor => (X_FORWARDED_FOR, address),
+        ForwardedHeader::Forwarded => (FORWARDED, forwarded_for),
+    };
+    let values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
     let elements = values.flat_map(|value| value.split(',')).map(str::trim);
-    elements.map(if *header == FORWARDED { forwarded_for } else { address }).collect()
+    elements.map(address_in).collect()
 }
 
 /// An element of RFC 7239.
@@ -79,21 +75,24 @@ fn address(node: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Settings;
 
     fn find(peer: &str, headers: &[(&str, &str)]) -> String {
-        find_in(X_FORWARDED_FOR, peer, headers)
+        find_in(ForwardedHeader::XForwardedFor, peer, headers)
     }
 
-    fn find_in(header: HeaderName, peer: &str, headers: &[(&str, &str)]) -> String {
+    fn find_in(header: ForwardedHeader, peer: &str, headers: &[(&str, &str)]) -> String {
         let networks = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        let trusted = TrustedProxies { networks, header };
+        let mut settings = Settings::load(None).unwrap().http;
+        settings.trusted_proxies = networks;
+        settings.forwarded_header = header;
         let mut extensions = Extensions::new();
         extensions.insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 1)));
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        ClientAddress::find(&extensions, &map, &trusted).0.to_string()
+        ClientAddress::find(&extensions, &map, &settings).0.to_string()
     }
 
     #[test]
@@ -123,7 +122,7 @@ mod tests {
             (vec![("forwarded", "for=_hidden")], "10.0.0.1"),
             (vec![("x-forwarded-for", "1.1.1.1")], "10.0.0.1"),
         ] {
-            assert_eq!(find_in(FORWARDED, "10.0.0.1", &headers), client, "{headers:?}");
+            assert_eq!(find_in(ForwardedHeader::Forwarded, "10.0.0.1", &headers), client, "{headers:?}");
         }
     }
 }

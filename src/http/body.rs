@@ -7,9 +7,9 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::HttpLimits;
 use super::errors::ApiError;
 use super::object::Object;
+use crate::config::HttpSettings;
 
 /// What is wrong with a JSON string like `"\ud83d"`, which no text in UTF-8 can be.
 pub(super) const HALF_A_PAIR: &str = "holds half of a surrogate pair, which is no character";
@@ -24,23 +24,23 @@ const LONGEST_MESSAGE: usize = 240;
 pub(super) async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
-    limits: &HttpLimits,
+    settings: &HttpSettings,
 ) -> Result<T, ApiError> {
-    parse(text_of(&json_bytes(headers, body, limits).await?)?)
+    parse(text_of(&json_bytes(headers, body, settings).await?)?)
 }
 
 /// All of a body that is said to be JSON.
 ///
 /// # Errors
-/// 415 unless it is uncompressed `application/json`, 413 and 408 beyond the limits.
-pub(super) async fn json_bytes(headers: &HeaderMap, body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
+/// 415 unless it is uncompressed `application/json`, 413 and 408 beyond the settings.
+pub(super) async fn json_bytes(headers: &HeaderMap, body: Body, settings: &HttpSettings) -> Result<Bytes, ApiError> {
     if !is_of_type(headers, "application/json") {
         return Err(ApiError::NotJson);
     }
     if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::EncodedBody);
     }
-    read(body, limits).await
+    read(body, settings).await
 }
 
 /// Whether the body is said to be of this media type, whatever its parameters.
@@ -55,10 +55,10 @@ pub(super) fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
 /// All of a body.
 ///
 /// # Errors
-/// 413 and 408 beyond the limits, 400 if it breaks off.
-pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, ApiError> {
-    let most = limits.max_body_bytes;
-    match tokio::time::timeout(limits.body_timeout, Limited::new(body, most).collect()).await {
+/// 413 and 408 beyond the settings, 400 if it breaks off.
+pub(super) async fn read(body: Body, settings: &HttpSettings) -> Result<Bytes, ApiError> {
+    let most = settings.max_body_bytes;
+    match tokio::time::timeout(settings.body_timeout, Limited::new(body, most).collect()).await {
         Err(_elapsed) => Err(ApiError::BodyTooSlow),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { most }),

@@ -19,10 +19,6 @@ const FROM_THE_START: [u16; 3] = [200, 500, 503];
 /// Why requests and connections are turned away before anything of them is looked at.
 pub(super) static OVERLOAD: LazyLock<Counter> =
     LazyLock::new(|| counter!(metric::TURNED_AWAY.name, "reason" => "overload"));
-/// As [`OVERLOAD`].
-pub(super) static TOO_MANY_CONNECTIONS: LazyLock<Counter> =
-    LazyLock::new(|| counter!(metric::TURNED_AWAY.name, "reason" => "connections"));
-
 /// The route that most requests are for.
 static ISSUE: LazyLock<Arc<Route>> = LazyLock::new(|| Arc::new(Route::new(ISSUE_PATH)));
 /// The others, from their first request on.
@@ -39,7 +35,6 @@ pub(super) struct Route {
 /// Has the counters there from the start.
 pub(super) fn start() {
     LazyLock::force(&OVERLOAD);
-    LazyLock::force(&TOO_MANY_CONNECTIONS);
     for status in FROM_THE_START {
         ISSUE.count(status, 0);
     }

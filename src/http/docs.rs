@@ -40,7 +40,7 @@ pub(super) async fn elsewhere(
     // What is no text asks for no page.
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_browser = is_root && accepted.any(|value| value.to_ascii_lowercase().contains("text/html"));
-    if http.docs && is_browser { Ok(Redirect::to("/docs")) } else { Err(ApiError::NotFound) }
+    if http.settings.docs && is_browser { Ok(Redirect::to("/docs")) } else { Err(ApiError::NotFound) }
 }
 
 #[utoipa::path(
@@ -53,7 +53,7 @@ pub(super) async fn elsewhere(
     security(),
 )]
 pub(super) async fn page(State(http): State<Arc<Http>>) -> Result<Response, ApiError> {
-    if !http.docs {
+    if !http.settings.docs {
         return Err(ApiError::NotFound);
     }
     Ok(([(CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response())
@@ -77,7 +77,7 @@ pub(super) async fn file(
     file: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let Path(name) = file.map_err(|_not_utf8| ApiError::NotFound)?;
-    if !http.docs {
+    if !http.settings.docs {
         return Err(ApiError::NotFound);
     }
     let mut response = match name.as_str() {

@@ -216,7 +216,7 @@ async fn read(
     let (head, body) = request.into_parts();
     let (source, account_id) = parse_query(&head.uri)?;
     let key = idempotency::key(&head.headers)?;
-    let bytes = json_bytes(&head.headers, body, &http.limits).await?;
+    let bytes = json_bytes(&head.headers, body, &http.settings).await?;
     let text = text_of(&bytes)?;
     let body: IssueBody = parse(text)?;
     Ok(IssueRequest {
@@ -225,7 +225,7 @@ async fn read(
             fingerprint: fingerprint(text, source, account_id.as_deref(), caller.attribution()),
         }),
         caller,
-        series_ids: series_ids(body.series_ids, http.limits.max_series_ids)?,
+        series_ids: series_ids(body.series_ids, http.settings.max_series_ids)?,
         customer: identifiers(body.customer.0)?,
         metadata: body.metadata.map(|metadata| checked_metadata(metadata.0)).transpose()?,
         source,

@@ -6,7 +6,6 @@ mod address;
 mod attribution;
 mod authenticate;
 mod body;
-mod connections;
 mod console;
 mod counts;
 mod docs;
@@ -25,58 +24,36 @@ mod security_headers;
 mod token;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-pub use address::{TrustedProxies, X_FORWARDED_FOR};
 use axum::Router;
 use axum::body::Bytes;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-pub use connections::Connections;
 pub use health::{Readiness, ReadinessCheck};
-pub use openapi::{Described, document};
+pub use openapi::document;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::activity::Activity;
 use crate::auth::Authenticator;
+use crate::config::HttpSettings;
 use crate::issuance::Issuer;
 
 use self::errors::ApiError;
 
-/// The bounds on requests.
-#[derive(Debug, Clone, Copy)]
-pub struct HttpLimits {
-    /// The largest body, in bytes.
-    pub max_body_bytes: usize,
-    /// How long a body may take to arrive.
-    pub body_timeout: Duration,
-    /// The most series ids in a request.
-    pub max_series_ids: usize,
-}
-
-/// What the handlers work with.
-#[derive(Clone)]
+/// What the handlers share.
 pub struct Http {
-    /// Issues.
+    /// Issues coupons.
     pub issuer: Arc<Issuer>,
-    /// Knows what callers were told.
+    /// What the console shows.
     pub activity: Arc<Activity>,
-    /// Whether that is shown.
-    pub has_console: bool,
-    /// Knows the callers.
+    /// Authenticates callers.
     pub authenticator: Arc<Authenticator>,
-    /// Says whether the service can serve.
+    /// Whether the service can serve.
     pub readiness: Arc<Readiness>,
-    /// Bounds requests.
-    pub limits: HttpLimits,
-    /// Where callers reach the service, without a slash at the end; `None`: under whatever name they use.
-    pub public_url: Option<String>,
-    /// The proxies whose word is taken for a caller's address.
-    pub trusted_proxies: TrustedProxies,
-    /// The OpenAPI document: what [`document`] makes of these settings.
+    /// `[http]`.
+    pub settings: HttpSettings,
+    /// What [`document`] makes of the settings.
     pub openapi: Bytes,
-    /// Whether there is the page `/docs`.
-    pub docs: bool,
 }
 
 /// The routes that anyone may call. Every other route needs a caller with write access, or, where it is listed in [`READING`],
@@ -99,11 +76,10 @@ const ISSUE_PATH: &str = "/v2/coupon/bulk/issue";
 const RECEIPT_PATH: &str = "/v2/coupon/bulk/issue/{key}";
 
 /// The route table.
-pub fn router(http: Http) -> Router {
+pub fn router(http: Arc<Http>) -> Router {
     counts::start();
-    let http = Arc::new(http);
     let router = Router::new();
-    let router = if http.has_console { router.route(console::PATH, get(console::page)) } else { router };
+    let router = if http.settings.console { router.route(console::PATH, get(console::page)) } else { router };
     router
         .route(ISSUE_PATH, post(issue::issue_bulk))
         .route(RECEIPT_PATH, get(issue::receipt))

@@ -133,7 +133,7 @@ async fn granted(
     if !body::is_of_type(headers, "application/x-www-form-urlencoded") {
         return Err(TokenError::InvalidRequest("the body must be application/x-www-form-urlencoded"));
     }
-    let form = Form::parse(&body::read(body, &http.limits).await.map_err(TokenError::Api)?)?;
+    let form = Form::parse(&body::read(body, &http.settings).await.map_err(TokenError::Api)?)?;
     match form.grant_type.as_deref() {
         Some("client_credentials") => {}
         Some(_) => return Err(TokenError::UnsupportedGrantType),
@@ -267,7 +267,7 @@ impl IntoResponse for TokenError {
     security(),
 )]
 pub(super) async fn metadata(State(http): State<Arc<Http>>, headers: HeaderMap) -> Result<Response, ApiError> {
-    let issuer = match &http.public_url {
+    let issuer = match &http.settings.public_url {
         Some(url) => url.clone(),
         None => format!("http://{}", host(&headers)?),
     };

@@ -42,7 +42,7 @@ pub(super) struct Counts {
 
 pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let address = ClientAddress::find(request.extensions(), request.headers(), &http.trusted_proxies);
+    let address = ClientAddress::find(request.extensions(), request.headers(), &http.settings);
     request.extensions_mut().insert(address);
     let id: Arc<str> = request_id(&request).into();
     let route = Route::of(request.extensions().get::<MatchedPath>());
@@ -59,7 +59,7 @@ pub(super) async fn request_log(State(http): State<Arc<Http>>, mut request: Requ
         None => work.await,
     };
 
-    security_headers::add(response.headers_mut(), http.public_url.as_deref());
+    security_headers::add(response.headers_mut(), http.settings.public_url.as_deref());
     if let Ok(value) = HeaderValue::from_str(&id) {
         for name in [CAP_REQUEST_ID, REQUEST_ID, CAP_REQUESTID] {
             response.headers_mut().insert(name, value.clone());

@@ -79,7 +79,7 @@ pub(super) async fn generate(
     extensions: Extensions,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request: TokenRequest = read_json(&headers, body, &http.limits).await?;
+    let request: TokenRequest = read_json(&headers, body, &http.settings).await?;
     match http.authenticator.grant(&request.key, &request.secret, ClientAddress::of(&extensions)).await {
         Ok(granted) => {
             let data = TokenData { access_token: granted.token.expose_secret(), ttl_seconds: granted.ttl_seconds };

@@ -91,7 +91,7 @@ pub(super) fn name(org_id: OrgId, key: &str) -> RequestName {
 
 /// The lease of an attempt, in seconds.
 pub(super) fn lease_seconds(issuer: &Issuer) -> i32 {
-    i32::try_from((issuer.limits.timeout + LEASE_MARGIN).as_secs()).unwrap_or(i32::MAX)
+    i32::try_from((issuer.settings.timeout + LEASE_MARGIN).as_secs()).unwrap_or(i32::MAX)
 }
 
 impl Held {

@@ -30,6 +30,7 @@ use tracing::Instrument;
 use self::counts::Counts;
 use self::directory::Directory;
 use crate::activity::{Activity, Kind, Told};
+use crate::config::IssuingSettings;
 use crate::db::writer::{Writer, WriterUse};
 use crate::db::{Claims, Db, DbError, IssuedCoupon, Presence, Purge};
 use crate::model::{Caller, Clock, Entropy, EntropyError, Face, Identifiers, Metadata, SeriesId, Source};
@@ -224,19 +225,6 @@ async fn within<T, E: Into<IssueError>>(
     timeout_at(deadline, read).await.map_err(|_elapsed| IssueError::TimedOut)?.map_err(Into::into)
 }
 
-/// The bounds on issuing.
-#[derive(Debug, Clone, Copy)]
-pub struct IssueLimits {
-    /// How long a request may take before what is undecided is answered 748.
-    pub timeout: Duration,
-    /// How long settings are remembered.
-    pub settings_time_to_live: Duration,
-    /// Requests that may be at work at once.
-    pub most_running: usize,
-    /// How long coupons may have been waiting to be written when another request is taken on.
-    pub longest_wait: Duration,
-}
-
 /// Issues coupons.
 pub struct Issuer {
     db: Db,
@@ -247,7 +235,7 @@ pub struct Issuer {
     entropy: Arc<dyn Entropy>,
     directory: Directory,
     activity: Arc<Activity>,
-    limits: IssueLimits,
+    settings: IssuingSettings,
     running: TaskTracker,
     counts: Counts,
 }
@@ -262,9 +250,9 @@ impl Issuer {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         activity: Arc<Activity>,
-        limits: IssueLimits,
+        settings: IssuingSettings,
     ) -> Self {
-        let directory = Directory::new(db.clone(), limits.settings_time_to_live);
+        let directory = Directory::new(db.clone(), settings.settings_cache);
         let claims = Claims::start(db.clone());
         Self {
             db,
@@ -275,7 +263,7 @@ impl Issuer {
             entropy,
             directory,
             activity,
-            limits,
+            settings,
             running: TaskTracker::new(),
             counts: Counts::new(),
         }
@@ -285,7 +273,7 @@ impl Issuer {
     /// take little from those who are not.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
-        self.running.len() >= self.limits.most_running || self.writer.wait() > self.limits.longest_wait
+        self.running.len() >= self.settings.max_running || self.writer.wait() > self.settings.max_wait
     }
 
     /// Whether the database refuses every write, though it can be reached.
@@ -307,7 +295,7 @@ impl Issuer {
     /// When the request as a whole could not be processed; nothing is stored then.
     pub async fn issue(self: &Arc<Self>, request: IssueRequest) -> Result<Issuance, IssueError> {
         let issuer = Arc::clone(self);
-        let deadline = Instant::now() + self.limits.timeout;
+        let deadline = Instant::now() + self.settings.timeout;
         let task = async move {
             let result = run::process(&issuer, &request, deadline).await;
             if let Ok(issuance) = &result {
@@ -332,7 +320,7 @@ impl Issuer {
     /// # Errors
     /// When the database cannot be asked.
     pub async fn receipt(&self, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
-        within(Instant::now() + self.limits.timeout, receipt::receipt(self, caller, key)).await
+        within(Instant::now() + self.settings.timeout, receipt::receipt(self, caller, key)).await
     }
 
     /// Purges keyed requests and natural keys first seen so long ago, by the database's clock and in small steps, and returns their

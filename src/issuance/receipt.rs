@@ -45,7 +45,7 @@ pub struct Receipt {
 /// Looks a keyed request up. `None`: the organisation has no such request.
 pub(super) async fn receipt(issuer: &Issuer, caller: &Caller, key: &str) -> Result<Option<Receipt>, IssueError> {
     let request = key_claim::name(caller.org_id, key);
-    let deadline = Instant::now() + issuer.limits.timeout;
+    let deadline = Instant::now() + issuer.settings.timeout;
     let mut readings = 0;
     let (stored, known) = loop {
         let read_since = Instant::now();

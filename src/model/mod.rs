@@ -8,6 +8,7 @@ mod code;
 mod coupon;
 mod customer;
 mod entropy;
+mod environment;
 mod facts;
 mod organisation;
 mod plan;
@@ -24,6 +25,7 @@ pub use code::{
 pub use coupon::{HeldCoupon, Metadata, Source};
 pub use customer::{CustomerId, CustomerPolicy, Identifiers, MOBILE_MARKS};
 pub use entropy::{Entropy, EntropyError, OsEntropy};
+pub use environment::Environment;
 pub use facts::Facts;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
 pub use plan::{

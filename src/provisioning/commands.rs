@@ -13,6 +13,7 @@ use crate::db::DbError;
 use crate::db::audit::AuditEntry;
 pub use crate::db::commands::Holder;
 use crate::db::commands::{HolderChange, StoredHolder};
+use crate::model::Clock;
 
 /// Why a command was not carried out. Nothing is changed then.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +50,18 @@ impl fmt::Display for Outcome {
 /// Who gives a command, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
-    /// A user and host, as [`actor`] tells them.
+    /// A user and host.
     pub actor: String,
     /// The instant.
     pub at: Timestamp,
+}
+
+impl Order {
+    /// A command of whoever runs this process, given now.
+    #[must_use]
+    pub fn now(clock: &dyn Clock) -> Self {
+        Self { actor: actor(), at: clock.now() }
+    }
 }
 
 /// Disables a till or client, or enables it.
@@ -112,8 +121,7 @@ pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, order: Order) 
 }
 
 /// Who gives a command: a user (the one behind `sudo`, if that was used) and a host.
-#[must_use]
-pub fn actor() -> String {
+fn actor() -> String {
     let sudo_user = std::env::var("SUDO_USER").ok().and_then(|name| word(&name));
     let user = sudo_user.or_else(|| word(&whoami::username().ok()?));
     let host = whoami::hostname().ok().and_then(|name| word(&name));

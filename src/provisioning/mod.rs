@@ -137,6 +137,15 @@ pub async fn apply(connect: &PgConnectOptions, plans: &[OrganisationPlan]) -> Re
     Ok(report)
 }
 
+/// Applies the text of a file that holds all of its secrets.
+///
+/// # Errors
+/// As [`parse`] and [`apply`].
+pub async fn apply_text(connect: &PgConnectOptions, text: &str) -> Result<Report, ApplyError> {
+    let secrets = Secrets { directory: Path::new("."), variable: &|_| None };
+    apply(connect, &parse(text, &secrets)?).await
+}
+
 /// What is stored of each organisation, which no plan contradicts.
 async fn with_stored<'a>(
     transaction: &mut Provisioning,

@@ -1,6 +1,7 @@
 //! What is made to fail: a Postgres of the test's own, the network to it, and two processes of the service.
 //! Whatever is started here is stopped when it is dropped.
 
+use coupon_issuer::db::migrations;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -9,8 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coupon_issuer::app;
-use coupon_issuer::private_postgres::{Options, PrivatePostgres, PrivatePostgresError};
+use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres, PrivatePostgresError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::task::spawn_blocking;
@@ -70,7 +70,7 @@ impl Cluster {
             sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
         }
         let superuser = superuser.database(DATABASE);
-        app::migrate(&superuser.clone().username(ROLE)).await.unwrap();
+        migrations::migrate(&superuser.clone().username(ROLE)).await.unwrap();
         let url = format!("postgres://{ROLE}@{}/{DATABASE}?sslmode=disable", network.address());
         let replicas = [1, 2].map(|number| Replica::new(&url, directory.join(format!("service-{number}.log"))));
         Self { replicas, network, directory, installation, postgres: Arc::new(Mutex::new(postgres)), superuser }

@@ -1,6 +1,10 @@
 //! The faults: each breaks something for a time, and has mended it when it returns.
 //! What the services make of it is none of its business.
 
+use coupon_issuer::codes;
+use coupon_issuer::model::OrgId;
+use coupon_issuer::model::SeriesId;
+use coupon_issuer::provisioning;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +12,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coupon_issuer::app;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
@@ -495,11 +498,11 @@ impl World {
     pub async fn apply_version(&self, version: u32) -> anyhow::Result<()> {
         let recorder = &self.shop.recorder;
         let start = recorder.now();
-        let applied = app::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
+        let applied = provisioning::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
         let end = applied.is_ok().then(|| recorder.now());
         let process = OPERATOR.to_owned();
         recorder.write(&Line::Apply(Apply { process, start, end, series: catalogue::rules(version) }));
-        applied.map(drop)
+        applied.map(drop).map_err(anyhow::Error::from)
     }
 
     pub async fn upload(&self, series: i64, prefix: &str, version: u32, count: u32) {
@@ -507,7 +510,7 @@ impl World {
         std::fs::write(&file, catalogue::codes(prefix, version, count)).unwrap();
         let recorder = &self.shop.recorder;
         let start = recorder.now();
-        let imported = app::import_codes(&self.cluster.as_service(), 1, series, &file, &mut |_| {}).await;
+        let imported = codes::import(&self.cluster.as_service(), OrgId(1), SeriesId(series), &file, &mut |_| {}).await;
         let end = imported.is_ok().then(|| recorder.now());
         if let Err(error) = imported {
             eprintln!("codes import: {error}");

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use coupon_issuer::private_postgres::find_binaries;
+use coupon_issuer::demo::private_postgres::find_binaries;
 
 pub struct Installation {
     bin_dir: PathBuf,

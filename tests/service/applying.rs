@@ -1,10 +1,10 @@
 //! Configuration as code: what `apply` changes and tells, what it refuses, and that a running service follows at once.
 //! A file is applied as a whole or not at all, and nothing is ever deleted.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use coupon_issuer::app;
-use coupon_issuer::provisioning::Report;
+use coupon_issuer::provisioning::{self, ApplyError, Report};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
@@ -12,12 +12,16 @@ use sqlx::{AssertSqlSafe, ConnectOptions};
 use crate::support::{ORG, TestApp, close, failure, new_database, outcomes, series, tally};
 
 async fn apply(connect: &PgConnectOptions, file: &str) -> Report {
-    app::apply_text(connect, file).await.unwrap()
+    provisioning::apply_text(connect, file).await.unwrap()
+}
+
+async fn apply_file(connect: &PgConnectOptions, path: &Path) -> Result<Report, ApplyError> {
+    provisioning::apply(connect, &provisioning::read(path)?).await
 }
 
 /// What the file is refused with.
 async fn refused(connect: &PgConnectOptions, file: &str) -> String {
-    format!("{:#}", app::apply_text(connect, file).await.unwrap_err())
+    format!("{:#}", provisioning::apply_text(connect, file).await.unwrap_err())
 }
 
 /// All that `apply` writes, as text.
@@ -856,9 +860,9 @@ async fn a_password_may_be_in_a_file_or_in_the_environment() {
     std::fs::write(&path, format!("\u{feff}{file}{}", series(1, ""))).unwrap();
 
     let app = TestApp::start(&[]).await;
-    let report = app::apply(&app.connect, &path).await.unwrap().to_string();
+    let report = apply_file(&app.connect, &path).await.unwrap().to_string();
     assert!(report.contains("org 1 till store.server: password\n"), "{report}");
-    assert_eq!(app::apply(&app.connect, &path).await.unwrap().to_string(), "no change");
+    assert_eq!(apply_file(&app.connect, &path).await.unwrap().to_string(), "no change");
 
     let environment = std::env::var("PATH").unwrap();
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
@@ -892,14 +896,14 @@ async fn a_secret_that_is_not_there_is_a_mistake() {
         ("password = \"\"", "line 15: orgs[1].tills[1].password: must not be empty"),
     ] {
         std::fs::write(&path, small(&[]).replace("password = \"server123\"", instead)).unwrap();
-        let error = app::apply(&connect, &path).await.unwrap_err().to_string();
+        let error = apply_file(&connect, &path).await.unwrap_err().to_string();
         assert!(error.starts_with(told) && !error.contains("hunter"), "{error}");
     }
     std::fs::write(&path, b"\xff\xfe[\0").unwrap();
-    let error = app::apply(&connect, &path).await.unwrap_err().to_string();
+    let error = apply_file(&connect, &path).await.unwrap_err().to_string();
     assert!(error.ends_with("orgs.toml: the file is UTF-16: save it as UTF-8"), "{error}");
     let missing = directory.path().join("missing.toml");
-    let error = app::apply(&connect, &missing).await.unwrap_err().to_string();
+    let error = apply_file(&connect, &missing).await.unwrap_err().to_string();
     assert!(error.contains("missing.toml"), "{error}");
     assert_eq!(stored(&connect).await, [""; 0]);
 }
@@ -1369,7 +1373,7 @@ async fn organisations_in_any_order_are_applied_while_both_issue() {
         })
         .collect();
     for round in 1..=60 {
-        let report = app::apply_text(&app.connect, &file(1_000_000 + round)).await.unwrap();
+        let report = provisioning::apply_text(&app.connect, &file(1_000_000 + round)).await.unwrap();
         assert_eq!(report.changes.len(), 2, "{report}");
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! Attribution: an OAuth client issues for the till or store that its request names. What is stored, what 735 goes by, who may,
 //! and what every wrong header is told.
 
+use coupon_issuer::provisioning;
 use std::time::Duration;
 
-use coupon_issuer::app;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -321,7 +321,7 @@ async fn a_change_of_a_till_or_store_holds_at_once() {
     turns(&name, 200).await;
     // What was not there is not remembered.
     assert_eq!(status(&app, &crm, &[(CODE, "kiosk.new")]).await, 400);
-    app::apply_text(&app.connect, &file().replace("\"kiosk.look\"", "\"kiosk.new\"")).await.unwrap();
+    provisioning::apply_text(&app.connect, &file().replace("\"kiosk.look\"", "\"kiosk.new\"")).await.unwrap();
     assert_eq!(status(&app, &crm, &[(CODE, "kiosk.new")]).await, 403, "it may only look");
 }
 

@@ -1,6 +1,7 @@
 //! Who may issue: tills by Basic, OAuth clients by token, each for its own organisation and with its own access.
 //! Forged, expired and foreign credentials stay outside, and secrets are stored as argon2id only.
 
+use coupon_issuer::provisioning;
 use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -8,7 +9,6 @@ use aws_lc_rs::rsa::KeyPair;
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use coupon_issuer::app;
 use hmac::{Hmac, KeyInit, Mac};
 use reqwest::RequestBuilder;
 use reqwest::header::HeaderValue;
@@ -495,7 +495,7 @@ async fn a_changed_secret_or_access_holds_at_once() {
     assert_eq!(status(with(&app, &token)).await, 200);
 
     let changed = file.replace("server123", "server124").replace("crm-secret", "crm-secret-2");
-    app::apply_text(&app.connect, &changed).await.unwrap();
+    provisioning::apply_text(&app.connect, &changed).await.unwrap();
     eventually("the old password ends", async || status(with(&app, &[("Authorization", &old)])).await == 401).await;
     assert_eq!(status(with(&app, &[("Authorization", &new)])).await, 200);
     assert_eq!(generate(&app, "crm", "crm-secret").await.status(), 401);
@@ -503,7 +503,7 @@ async fn a_changed_secret_or_access_holds_at_once() {
     assert_eq!(status(with(&app, &token)).await, 200, "a token lives on when the secret it was got with changes");
 
     let read_only = changed.replace("access = \"write\"", "access = \"read\"");
-    app::apply_text(&app.connect, &read_only).await.unwrap();
+    provisioning::apply_text(&app.connect, &read_only).await.unwrap();
     eventually("the access changes", async || status(with(&app, &token)).await == 403).await;
     assert_eq!(refusal(with(&app, &[("Authorization", &new)])).await, (403, 4000));
 }
@@ -557,7 +557,7 @@ async fn a_new_password_works_at_once_though_it_was_wrong_before() {
     let app = TestApp::start_with(&file, |_| {}).await;
     let new = basic("store.server", "server124");
     assert_eq!(status(with(&app, &[("Authorization", &new)])).await, 401);
-    app::apply_text(&app.connect, &file.replace("server123", "server124")).await.unwrap();
+    provisioning::apply_text(&app.connect, &file.replace("server123", "server124")).await.unwrap();
     assert_eq!(status(with(&app, &[("Authorization", &new)])).await, 200);
 }
 

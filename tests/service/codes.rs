@@ -1,10 +1,13 @@
 //! One code, one meaning: whatever `apply` and `codes import` are told, and whichever comes first, a code of an organisation is one
 //! customer's or the generic one of one series. Upper and lower case are the same.
 
+use coupon_issuer::model::OrgId;
+use coupon_issuer::model::SeriesId;
+use coupon_issuer::provisioning;
 use std::io::Write as _;
 use std::time::Duration;
 
-use coupon_issuer::app::{self, Event};
+use coupon_issuer::codes::{self, Event};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::NamedTempFile;
@@ -23,11 +26,11 @@ fn generic(code: &str) -> String {
 }
 
 async fn apply(connect: &PgConnectOptions, file: &str) {
-    app::apply_text(connect, file).await.unwrap();
+    provisioning::apply_text(connect, file).await.unwrap();
 }
 
 async fn refused(connect: &PgConnectOptions, file: &str) -> String {
-    app::apply_text(connect, file).await.unwrap_err().to_string()
+    provisioning::apply_text(connect, file).await.unwrap_err().to_string()
 }
 
 fn file(text: &str) -> NamedTempFile {
@@ -40,9 +43,12 @@ fn file(text: &str) -> NamedTempFile {
 async fn import(connect: &PgConnectOptions, series: i64, codes: &str) -> (i64, Vec<String>) {
     let codes = file(codes);
     let (mut told, mut promised) = (Vec::new(), Vec::new());
-    let dry_run = app::dry_run_codes(connect, 1, series, codes.path(), &mut |event| reject(event, &mut promised)).await;
-    let done =
-        app::import_codes(connect, 1, series, codes.path(), &mut |event| reject(event, &mut told)).await.unwrap();
+    let dry_run =
+        codes::dry_run(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| reject(event, &mut promised))
+            .await;
+    let done = codes::import(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| reject(event, &mut told))
+        .await
+        .unwrap();
     let counts = dry_run.unwrap().counts;
     assert_eq!(
         (counts.accepted, counts.duplicates, counts.malformed),
@@ -165,7 +171,7 @@ async fn a_shape_draws_no_code_that_is_there() {
         assert!(place.starts_with("line ") && place.ends_with(": orgs[1].series[1]"), "{place}");
         assert_eq!(told, format!("{reason}{choose}"), "{settings}");
         // So for a series that had another one, which might be another series' own.
-        assert!(app::apply_text(&connect, &org(1, &[series(2, settings)])).await.is_err());
+        assert!(provisioning::apply_text(&connect, &org(1, &[series(2, settings)])).await.is_err());
     }
     // Close to it, and another organisation's.
     for settings in [
@@ -257,12 +263,14 @@ async fn of_an_apply_and_an_upload_at_once_one_has_the_code() {
         let head_start = Duration::from_micros(u64::from(turn % 12) * 1000);
         let applying = async {
             tokio::time::sleep(Duration::from_millis(4)).await;
-            app::apply_text(&connect, &org(1, &[series(id, &settings)])).await.map_err(|error| error.to_string())
+            provisioning::apply_text(&connect, &org(1, &[series(id, &settings)]))
+                .await
+                .map_err(|error| error.to_string())
         };
         let uploading = async {
             tokio::time::sleep(head_start).await;
             let codes = file(&format!("{code}\n"));
-            app::import_codes(&connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap().accepted
+            codes::import(&connect, OrgId(1), SeriesId(1), codes.path(), &mut |_| {}).await.unwrap().accepted
         };
         let (outcome, accepted) = tokio::join!(applying, uploading);
         match (outcome, accepted) {
@@ -321,7 +329,7 @@ async fn of_two_uploads_at_once_one_has_the_code() {
                     codes.reverse();
                 }
                 let codes = file(&codes.concat());
-                app::import_codes(&connect, 1, series, codes.path(), &mut |_| {}).await.unwrap().accepted
+                codes::import(&connect, OrgId(1), SeriesId(series), codes.path(), &mut |_| {}).await.unwrap().accepted
             })
         });
         let [one, other] = uploads;

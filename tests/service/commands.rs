@@ -3,12 +3,12 @@
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use coupon_issuer::app::{self, Holder, Outside};
 use coupon_issuer::auth::{till_password, verify_secret};
-use coupon_issuer::model::{Clock, OsEntropy};
+use coupon_issuer::model::Clock;
+use coupon_issuer::provisioning;
+use coupon_issuer::provisioning::commands::{self, Holder, Order};
 use jiff::Timestamp;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -29,7 +29,7 @@ access = "write"
 /// A database that holds [`ORG`] and a client of an outside issuer.
 async fn database() -> PgConnectOptions {
     let connect = new_database().await;
-    app::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
+    provisioning::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
     connect
 }
 
@@ -145,7 +145,7 @@ async fn what_is_so_already_succeeds_and_leaves_no_entry() {
 async fn an_apply_leaves_disabled_what_a_command_disabled() {
     let connect = database().await;
     run(&connect, &["till", "disable", "store.server"]);
-    let report = app::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
+    let report = provisioning::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
     assert_eq!(report.to_string(), "no change");
     assert_eq!(values(&connect, DISABLED).await, ["store.server"]);
 }
@@ -161,7 +161,7 @@ async fn a_till_that_is_disabled_while_a_file_is_applied_stays_so() {
         .await
         .unwrap();
     let moved = ORG.replace("store_id = 10", "store_id = 12").replace("store_id = 11", "store_id = 12");
-    let (applied, ()) = tokio::join!(app::apply_text(&connect, &moved), async {
+    let (applied, ()) = tokio::join!(provisioning::apply_text(&connect, &moved), async {
         eventually("the apply waits", || async {
             let waiting =
                 "select query from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
@@ -302,14 +302,15 @@ async fn tokens_are_void_from_the_instant_of_the_command() {
     let connect = database().await;
     let tokens_from = "select client_key || ' ' || to_char(tokens_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
            from oauth_client where tokens_from is not null order by 1";
-    let outside = Outside { clock: Arc::new(At("2026-11-22T10:00:00.123456Z")), entropy: Arc::new(OsEntropy) };
-    let outcome = app::revoke_tokens(&connect, "crm", &outside).await.unwrap().to_string();
+    let order = || Order::now(&At("2026-11-22T10:00:00.123456Z"));
+    let outcome = commands::revoke_tokens(&connect, "crm", order()).await.unwrap().to_string();
     assert!(outcome.starts_with("2026-11-22T10:00:00Z audit: client revoke-tokens crm (org 1) by "), "{outcome}");
     assert_eq!(values(&connect, tokens_from).await, ["crm 2026-11-22 10:00:00.123456"]);
     let at = "select to_char(at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') from audit_log";
     assert_eq!(values(&connect, at).await, ["2026-11-22 10:00:00.123456"]);
 
-    let outcome = app::set_disabled(&connect, &Holder::Till("store.server".to_owned()), true, &outside).await.unwrap();
+    let outcome =
+        commands::set_disabled(&connect, &Holder::Till("store.server".to_owned()), true, order()).await.unwrap();
     assert!(outcome.to_string().starts_with("2026-11-22T10:00:00Z audit: till disable store.server (org 1) by "));
 
     let printed = "client revoke-tokens partner (org 1) by ana@here";
@@ -317,7 +318,7 @@ async fn tokens_are_void_from_the_instant_of_the_command() {
     assert_eq!(values(&connect, tokens_from).await.len(), 2);
     // What a file changes of the client does not bring them back.
     let changed = format!("{ORG}{PARTNER}").replace("token_ttl_seconds = 3600", "token_ttl_seconds = 60");
-    assert_eq!(app::apply_text(&connect, &changed).await.unwrap().changes.len(), 1);
+    assert_eq!(provisioning::apply_text(&connect, &changed).await.unwrap().changes.len(), 1);
     assert_eq!(values(&connect, tokens_from).await.len(), 2);
 }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coupon_issuer::config::Settings;
+use coupon_issuer::db::Db;
 use coupon_issuer::db::activity::{Batch, Count, Failure, WHOLE_ORGANISATION};
-use coupon_issuer::db::{Db, ReadLimits};
 use coupon_issuer::model::{Access, Caller, Credential, OrgId, SeriesId, StoreId};
 use reqwest::header::HeaderMap;
 use serde_json::json;
@@ -337,12 +337,7 @@ async fn totals_outlive_the_minutes_they_are_made_of() {
 #[tokio::test]
 async fn a_batch_that_is_sent_again_is_added_once() {
     let app = start(&[series(1, "")]).await;
-    let limits = ReadLimits {
-        max_connections: 2,
-        acquire_timeout: Duration::from_secs(5),
-        statement_timeout: Duration::from_secs(5),
-    };
-    let store = Db::new(app.connect.clone(), limits);
+    let db = Db::new(app.connect.clone(), &Settings::load(None).unwrap().database);
     let minute = NOW.parse().unwrap();
     let (org_id, series_id, outcome) = (OrgId(1), SeriesId(1), "issued");
     let caller = Arc::new(Caller {
@@ -369,14 +364,14 @@ async fn a_batch_that_is_sent_again_is_added_once() {
         }],
     };
     for number in [1, 1, 2, 2, 1] {
-        store.add_activity(&batch(number)).await.unwrap();
+        db.add_activity(&batch(number)).await.unwrap();
     }
     let page = app.console("").await;
     assert_eq!(page.series(1), "1|Series 1|10|since 2026-11-22|no limit|0|10|0");
     assert_eq!(app.count("select from activity_failure").await, 2);
 
     // Of many failures the newest are kept.
-    store.trim_failures(&[OrgId(1), OrgId(2)], 1).await.unwrap();
+    db.trim_failures(&[OrgId(1), OrgId(2)], 1).await.unwrap();
     assert_eq!(app.count("select from activity_failure").await, 1);
 }
 

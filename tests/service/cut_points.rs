@@ -4,6 +4,7 @@
 //! A cut inside a transaction leaves nothing of it, wherever it strikes. So the points are the beginning of procedure
 //! `issue_coupons_1`, and the places before and after each commit. They are numbered in the order in which calls reach them.
 
+use coupon_issuer::db::migrations;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::process::Command;
@@ -12,8 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coupon_issuer::app;
-use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -765,8 +765,8 @@ impl Crashing {
         let options = Options { data_dir: fresh_dir(directory), durable: true, settings };
         let postgres = spawn_blocking(move || PrivatePostgres::start(&options)).await.unwrap().unwrap();
         let database = PgConnectOptions::from_str(&postgres.url("crash")).unwrap();
-        app::create_database(&database).await.unwrap();
-        app::migrate(&database).await.unwrap();
+        migrations::create_database(&database).await.unwrap();
+        migrations::migrate(&database).await.unwrap();
         let wire = Wire::to(&database);
         let rig = Rig::over(wire.through(&database), &database, 50).await;
         Self { postgres: Arc::new(Mutex::new(postgres)), rig, wire }

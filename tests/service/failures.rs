@@ -1,6 +1,7 @@
 //! What breaks in production: Postgres killed or away, connections cut, callers that hang up, a coupon the database cannot
 //! take. An answered coupon is there afterwards, and nothing is issued twice.
 
+use coupon_issuer::db::migrations;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
@@ -10,9 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coupon_issuer::app;
 use coupon_issuer::config::Settings;
-use coupon_issuer::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};
@@ -26,8 +26,8 @@ async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
     let options = Options { data_dir: fresh_dir(name), durable: false, settings: Vec::new() };
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await.unwrap().unwrap();
     let connect = PgConnectOptions::from_str(&postgres.url("crash")).unwrap();
-    app::create_database(&connect).await.unwrap();
-    app::migrate(&connect).await.unwrap();
+    migrations::create_database(&connect).await.unwrap();
+    migrations::migrate(&connect).await.unwrap();
     let app = TestApp::start_over(connect, &format!("{ORG}{}", series(1, "")), |settings| {
         // Long enough for a machine that stands still for two seconds, short enough to be waited for.
         settings.issuing.timeout = Duration::from_secs(15);

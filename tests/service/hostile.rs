@@ -2,6 +2,7 @@
 //! the same bland answer as every other, issues nothing, and leaves its own reason in the log and no secret.
 //! Each is named, by the id of its request.
 
+use coupon_issuer::provisioning;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -15,7 +16,6 @@ use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RsaEncoding};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use coupon_issuer::app;
 use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey};
@@ -162,7 +162,7 @@ impl Service {
     async fn start() -> Self {
         let database = new_database().await;
         let file = format!("{ORG}{OTHERS}{}{OTHER_ORG}{}", series(1, ""), series(1, ""));
-        app::apply_text(&database, &file).await.unwrap();
+        provisioning::apply_text(&database, &file).await.unwrap();
         let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
         raw_sql(CHANGES).execute(&pool).await.unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));

@@ -1,9 +1,9 @@
 //! Requests with an Idempotency-Key, or a natural one (contract 6).
 //! A retry finishes what an earlier attempt began, whatever became of it.
 
+use coupon_issuer::provisioning;
 use std::time::Duration;
 
-use coupon_issuer::app;
 use coupon_issuer::model::{Clock, SystemClock};
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{RequestBuilder, Response};
@@ -65,9 +65,12 @@ async fn a_coupon_comes_back_as_it_was_though_its_series_has_changed() {
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
     let first = send(&app, "k", body).await.text().await.unwrap();
     assert!(first.contains("Old name"), "{first}");
-    app::apply_text(&app.connect, &file("New name").replace("valid_till_date = \"2027", "valid_till_date = \"2026"))
-        .await
-        .unwrap();
+    provisioning::apply_text(
+        &app.connect,
+        &file("New name").replace("valid_till_date = \"2027", "valid_till_date = \"2026"),
+    )
+    .await
+    .unwrap();
     assert_eq!(send(&app, "k", body).await.text().await.unwrap(), first);
 }
 
@@ -155,7 +158,7 @@ async fn a_retry_issues_what_was_refused_before_and_nothing_else() {
     let again = send(&app, "k", BODY).await;
     assert!(is_replayed(&again));
     assert_eq!(json_of(again).await, first);
-    app::apply_text(&app.connect, &file("max_create = 1")).await.unwrap();
+    provisioning::apply_text(&app.connect, &file("max_create = 1")).await.unwrap();
     let finished = json_of(send(&app, "k", BODY).await).await;
     assert_eq!(outcomes(&finished), ["issued", "issued"]);
     assert_eq!(finished["response"][0], first["response"][0]);
@@ -630,10 +633,10 @@ async fn a_natural_key_holds_from_the_moment_that_it_is_declared() {
     for _ in 0..2 {
         assert!(!is_replayed(&send().await));
     }
-    let report = app::apply_text(&app.connect, &file("natural_key = true\n")).await.unwrap().to_string();
+    let report = provisioning::apply_text(&app.connect, &file("natural_key = true\n")).await.unwrap().to_string();
     assert!(report.starts_with("org 1: natural_key \"false\" -> \"true\""), "{report}");
     assert_eq!([is_replayed(&send().await), is_replayed(&send().await)], [false, true]);
-    app::apply_text(&app.connect, &file("")).await.unwrap();
+    provisioning::apply_text(&app.connect, &file("")).await.unwrap();
     assert!(!is_replayed(&send().await));
     assert_eq!(app.count("select from coupon").await, 8);
 }

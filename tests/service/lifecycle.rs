@@ -1,12 +1,12 @@
 //! The binary itself, as a new user and an operator run it: demo, migrate, serve, healthcheck, signals and exit codes.
 //! Whatever a test starts, it stops.
 
+use coupon_issuer::provisioning;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use coupon_issuer::app;
 use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -163,7 +163,7 @@ async fn without_postgres_the_demo_says_what_to_do() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_finishes_what_is_in_flight() {
     let database = new_database().await;
-    app::apply_text(&database, &format!("{ORG}{}", series(1, "max_create = 100"))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, "max_create = 100"))).await.unwrap();
     let running = Running::start(&mut serve(&database));
     // A coupon that waits for the lock on its series is in flight for as long as the test wants.
     let mut holder = database.connect().await.unwrap();
@@ -276,7 +276,7 @@ const NEXT_MIGRATION: &str = "
 async fn a_migration_of_the_next_version_fails_no_request_of_this_one() {
     let database = new_database().await;
     let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 1000000"));
-    app::apply_text(&database, &file).await.unwrap();
+    provisioning::apply_text(&database, &file).await.unwrap();
     let running = Running::start(&mut serve(&database));
     let ask = async |number: usize| {
         let url = format!("http://{}/v2/coupon/bulk/issue", running.address);
@@ -306,7 +306,7 @@ async fn a_migration_of_the_next_version_fails_no_request_of_this_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_tells_balancers_before_it_takes_nothing_more() {
     let database = new_database().await;
-    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
     let running = Running::start(serve(&database).env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "60"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", running.address);
@@ -428,7 +428,7 @@ async fn settings_are_checked_before_anything_starts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_are_on_a_port_of_their_own() {
     let database = new_database().await;
-    app::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let running = Running::start(serve(&database).env("COUPON_ISSUER__METRICS__LISTEN", port.to_string()));
     running.post(json!({"seriesIds": [1, 999], "customer": {"id": "c"}})).await.unwrap();

@@ -5,8 +5,13 @@ use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coupon_issuer::app::{self, Outside};
-use coupon_issuer::config::{AuthSettings, Settings};
+use std::process::Command;
+
+use coupon_issuer::config::Settings;
+use coupon_issuer::db::Db;
+use coupon_issuer::model::Clock;
+use coupon_issuer::provisioning::commands::Order;
+use coupon_issuer::provisioning::keys;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 
@@ -231,9 +236,8 @@ async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
 async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call() {
     let app = start().await;
     let settings = Settings::load(None).unwrap();
-    let outside = Outside { clock: app.clock.clone(), ..Outside::default() };
     let before = token(&app).await;
-    let done = app::rotate_keys(&app.connect, &settings.auth, &outside).await.unwrap().to_string();
+    let done = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
     assert!(done.starts_with("2026-11-22T10:00:00Z audit: keys rotate "), "{done}");
     eventually("the new key is published", async || kids(&app).await.len() == 2).await;
     assert_eq!(kid(&token(&app).await), kid(&before), "it is known everywhere before it signs");
@@ -244,7 +248,8 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     for token in [&before, &after] {
         assert_eq!(issue(&app, token).await.status(), 200);
     }
-    let list = app::list_keys(&app.connect, &settings, &outside).await.unwrap().to_string();
+    let list =
+        keys::list(&Db::new(app.connect.clone(), &settings.database), app.clock.now()).await.unwrap().to_string();
     let lines: Vec<&str> = list.lines().collect();
     assert!(lines[1].starts_with(&kid(&after)) && lines[1].ends_with("signs"), "{list}");
     assert!(lines[2].starts_with(&kid(&before)) && lines[2].ends_with("verifies"), "{list}");
@@ -255,21 +260,21 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     app.clock.set("2026-11-22T11:06:00Z");
     assert_eq!(kids(&app).await, [kid(&after)]);
     assert_eq!(app.count("select from audit_log where action = 'keys rotate' and org_id is null").await, 1);
-    let file =
-        Settings { auth: AuthSettings { signing_keys_file: "keys.pem".to_owned(), ..settings.auth }, ..settings };
-    let refused = app::rotate_keys(&app.connect, &file.auth, &outside).await.unwrap_err().to_string();
-    assert!(refused.contains("auth.signing_keys_file"), "{refused}");
+    let mut rotate = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
+    rotate.args(["keys", "rotate"]).env("COUPON_ISSUER__AUTH__SIGNING_KEYS_FILE", "keys.pem");
+    let refused = rotate.output().unwrap();
+    assert!(!refused.status.success());
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.starts_with("coupon-issuer: the keys are those of auth.signing_keys_file"), "{error}");
 }
 
 #[tokio::test]
 async fn a_key_that_another_hosts_clock_put_ahead_is_succeeded_all_the_same() {
     let app = start().await;
-    let settings = Settings::load(None).unwrap();
-    let outside = Outside { clock: app.clock.clone(), ..Outside::default() };
     app.clock.set("2026-11-22T10:05:00Z");
-    app::rotate_keys(&app.connect, &settings.auth, &outside).await.unwrap();
+    keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap();
     app.clock.set("2026-11-22T10:00:00Z");
-    let last = app::rotate_keys(&app.connect, &settings.auth, &outside).await.unwrap().to_string();
+    let last = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
     eventually("the keys are published", async || kids(&app).await.len() == 3).await;
     // Long after the key between them has ended.
     app.clock.set("2026-11-29T10:00:00Z");

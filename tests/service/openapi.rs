@@ -17,7 +17,7 @@ const RENEW: &str = "if that is meant, renew it: cargo run -- openapi > tests/op
 fn settings(change: impl FnOnce(&mut Settings)) -> Value {
     let mut settings = Settings::load(None).unwrap();
     change(&mut settings);
-    serde_json::from_str(&coupon_issuer::app::openapi(&settings).unwrap()).unwrap()
+    serde_json::from_str(&coupon_issuer::http::document(&settings.http).unwrap()).unwrap()
 }
 
 fn document() -> Value {

@@ -1,14 +1,16 @@
 //! Uploaded codes: what `codes import` takes and refuses, how it goes on after a break, and what `codes status` tells.
 //! That a code is given out once under concurrency is in races.rs.
 
+use coupon_issuer::model::OrgId;
+use coupon_issuer::model::SeriesId;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use coupon_issuer::app::{self, Event, ImportState, Outside};
-use coupon_issuer::db::{Db, LimitKind, ReadLimits};
-use coupon_issuer::model::OsEntropy;
+use coupon_issuer::codes::{self, Event, ImportState};
+use coupon_issuer::config::Settings;
+use coupon_issuer::db::{Db, LimitKind};
+use coupon_issuer::model::Clock;
 use serde_json::Value;
 use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
@@ -45,14 +47,14 @@ async fn import(app: &TestApp, series: i64, file: &NamedTempFile) -> ((i64, i64,
             rejected.push(format!("{line}: {reason}"));
         }
     };
-    let done = app::import_codes(&app.connect, 1, series, file.path(), &mut tell).await.unwrap();
+    let done = codes::import(&app.connect, OrgId(1), SeriesId(series), file.path(), &mut tell).await.unwrap();
     assert!(done.is_finished);
     (counts(&done), rejected)
 }
 
 async fn status(app: &TestApp) -> String {
-    let outside = Outside { clock: app.clock.clone(), entropy: std::sync::Arc::new(OsEntropy) };
-    app::codes_status(&app.connect, None, None, &outside).await.unwrap().to_string()
+    let now = app.clock.now();
+    codes::status(&app.connect, None, None, now).await.unwrap().to_string()
 }
 
 async fn code(app: &TestApp, customer: &str, series: i64) -> String {
@@ -135,9 +137,9 @@ async fn a_file_that_is_not_understood_is_refused_before_anything_is_stored() {
         let codes = file(text);
         for dry_run in [false, true] {
             let refused = if dry_run {
-                app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap_err()
+                codes::dry_run(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut |_| {}).await.unwrap_err()
             } else {
-                app::import_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap_err()
+                codes::import(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut |_| {}).await.unwrap_err()
             };
             let refused = refused.to_string();
             assert!(refused.starts_with(codes.path().to_str().unwrap()) && refused.contains(reason), "{refused}");
@@ -163,7 +165,7 @@ async fn a_dry_run_is_what_the_upload_will_do() {
             rejected.push(format!("{line}: {reason}"));
         }
     };
-    let dry_run = app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut tell).await.unwrap();
+    let dry_run = codes::dry_run(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut tell).await.unwrap();
     assert_eq!(dry_run.layout.unwrap().to_string(), "separator comma, no header: the first code is new");
     assert_eq!(app.count("select from pool_code").await, 1);
     assert_eq!(app.count("select from code_import").await, 2);
@@ -171,7 +173,7 @@ async fn a_dry_run_is_what_the_upload_will_do() {
     let done = import(&app, 1, &codes).await;
     rejected.sort();
     assert_eq!((counts(&dry_run.counts), rejected), done);
-    let again = app::dry_run_codes(&app.connect, 1, 1, codes.path(), &mut |_| {}).await.unwrap();
+    let again = codes::dry_run(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut |_| {}).await.unwrap();
     assert!(again.counts.is_finished);
     assert_eq!(counts(&again.counts), done.0);
 }
@@ -203,7 +205,7 @@ async fn an_upload_goes_on_where_it_broke() {
                 Event::Rejected { .. } => unreachable!("all are new"),
                 Event::Progress { .. } => std::panic::resume_unwind(Box::new("broken off")),
             };
-            app::import_codes(&connect, 1, 1, &path, &mut tell).await
+            codes::import(&connect, OrgId(1), SeriesId(1), &path, &mut tell).await
         });
         assert!(broken.await.unwrap_err().is_panic());
     }
@@ -215,7 +217,7 @@ async fn an_upload_goes_on_where_it_broke() {
                 begins_at = state.lines_done;
             }
         };
-        match app::import_codes(&app.connect, 1, 1, &path, &mut tell).await {
+        match codes::import(&app.connect, OrgId(1), SeriesId(1), &path, &mut tell).await {
             Ok(done) => {
                 assert_eq!(begins_at, 100_000);
                 break done;
@@ -293,7 +295,8 @@ async fn only_a_series_of_uploaded_codes_takes_them() {
         (1, 9, "--series 9: organisation 1 has no such series"),
         (2, 1, "--series 1: organisation 2 has no such series"),
     ] {
-        let refused = app::import_codes(&app.connect, org, series, codes.path(), &mut |_| {}).await.unwrap_err();
+        let refused =
+            codes::import(&app.connect, OrgId(org), SeriesId(series), codes.path(), &mut |_| {}).await.unwrap_err();
         assert_eq!(refused.to_string(), expected);
     }
 }
@@ -421,9 +424,7 @@ async fn what_series_have_left_is_told_of_those_that_have_the_least() {
     for customer in ["a", "b", "c"] {
         app.issue(customer, &[1, 2, 3, 5]).await;
     }
-    let second = Duration::from_secs(30);
-    let limits = ReadLimits { max_connections: 1, acquire_timeout: second, statement_timeout: second };
-    let db = Db::new(app.connect.clone(), limits);
+    let db = Db::new(app.connect.clone(), &Settings::load(None).unwrap().database);
     let left = async |most| {
         let left = db.series_remaining("2026-11-21".parse().unwrap(), most).await.unwrap();
         let told = |kind, is_used_up: bool| {

@@ -1,7 +1,7 @@
 //! What a retry and the receipt show is what the first answer showed, to the byte, whatever changed since: settings, the
 //! customer, what the customer holds. Entities without a coupon are decided anew.
 
-use coupon_issuer::app;
+use coupon_issuer::provisioning;
 use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -50,7 +50,7 @@ async fn execute(app: &TestApp, statement: &str) {
 }
 
 async fn apply(app: &TestApp, file: &str) {
-    app::apply_text(&app.connect, file).await.unwrap();
+    provisioning::apply_text(&app.connect, file).await.unwrap();
 }
 
 /// One series of each kind, the last two of which refuse.

@@ -2,6 +2,8 @@
 //!
 //! The server is the one that `DATABASE_URL` names, or a private one from local binaries, started once for all tests.
 
+use coupon_issuer::db::migrations;
+use coupon_issuer::provisioning;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,11 +11,12 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use coupon_issuer::app::{self, App, Outside, Stop};
 use coupon_issuer::config::Settings;
+use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::model::Environment;
 use coupon_issuer::model::{Clock, OsEntropy};
-use coupon_issuer::private_postgres::{Options, PrivatePostgres};
-use coupon_issuer::verify::Report;
+use coupon_issuer::server::{App, Stop};
+use coupon_issuer::verify::{self, Report};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -125,7 +128,7 @@ impl TestApp {
 
     /// Over this database, which must have the schema.
     pub async fn start_over(connect: PgConnectOptions, file: &str, change: impl FnOnce(&mut Settings)) -> Self {
-        app::apply_text(&connect, file).await.unwrap();
+        provisioning::apply_text(&connect, file).await.unwrap();
         let mut settings = Settings::load(None).unwrap();
         settings.database.max_connections = 4;
         // More writers than a deployment has, to race each other; and requests by the thousand from one till.
@@ -140,7 +143,7 @@ impl TestApp {
         change(&mut settings);
         let clock = Arc::new(HeldClock(AtomicI64::new(0)));
         clock.set(NOW);
-        let outside = Outside { clock: clock.clone(), entropy: Arc::new(OsEntropy) };
+        let outside = Environment { clock: clock.clone(), entropy: Arc::new(OsEntropy) };
         let app = App::build(&settings, &connect, outside).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -189,7 +192,7 @@ impl TestApp {
 
     /// What `verify` of all organisations finds at this moment.
     pub async fn verify(&self) -> Report {
-        app::verify(&self.connect, None).await.unwrap()
+        verify::run(&self.connect, None).await.unwrap()
     }
 
     /// How many rows a query returns.
@@ -299,7 +302,7 @@ async fn make_template(server: &PgConnectOptions) -> String {
     }
     let name = format!("{PREFIX}{}", std::process::id());
     execute(&mut connection, format!("create database {name}")).await;
-    app::migrate(&server.clone().database(&name)).await.unwrap();
+    migrations::migrate(&server.clone().database(&name)).await.unwrap();
     name
 }
 

@@ -1,11 +1,12 @@
 //! A replica that dies with requests open: another one finishes them at once, and issues nothing twice.
 //! Also of two attempts that both live: neither is refused because of what the other has issued.
 
+use coupon_issuer::provisioning;
+use coupon_issuer::verify;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coupon_issuer::app;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Executor, PgConnection};
@@ -93,7 +94,7 @@ const LOCK_SETTINGS: &str = "begin; select lock_organisation_1(1)";
 const LOCK_SERIES_2: &str = "select pg_advisory_lock(hashint8extended(2, 1))";
 
 async fn is_clean(database: &PgConnectOptions) {
-    let report = app::verify(database, None).await.unwrap();
+    let report = verify::run(database, None).await.unwrap();
     assert_eq!(report.wrong(), 0, "{report}");
 }
 
@@ -116,7 +117,7 @@ async fn what_a_killed_replica_leaves_open_another_finishes_long_before_its_leas
     const KEYS: usize = 100;
     let database = new_database().await;
     let all = [series(1, ""), series(2, "max_create = 1000"), series(3, "")];
-    app::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
     let (first, second) = (replica(&database, "2"), replica(&database, "2"));
     let (at_first, at_second) = (Caller::of(&first), Caller::of(&second));
@@ -179,7 +180,7 @@ async fn while_the_call_of_a_dead_replica_runs_its_requests_are_409() {
     const IDS: [i64; 3] = [1, 2, 3];
     let database = new_database().await;
     let all = [series(1, ""), series(2, "max_create = 1000"), series(3, "client_handling_type = \"DISC_CODE_PIN\"")];
-    app::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
     pool.execute("insert into pool_code (org_id, series_id, code, position) select 1, 3, 'P' || n, n from generate_series(1, 40) n")
         .await

@@ -1,6 +1,7 @@
 //! What the binary tells of itself: metrics, the lines of its log, and spans for a collector. None of it holds a secret, a code, a
 //! mobile or an e-mail.
 
+use coupon_issuer::provisioning;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -12,7 +13,6 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::routing::post;
-use coupon_issuer::app;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
@@ -63,7 +63,7 @@ impl Service {
             series(3, resent),
             series(4, "client_handling_type = \"DISC_CODE_PIN\""),
         ];
-        app::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
+        provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
         let mut command = serve(&database);
         change(&mut command);
         (Self::start(&mut command), database)

@@ -2,12 +2,14 @@
 //! metadata have the same names in both, and each one's till is called as the other's client, with the same secret.
 //! Whatever one does, the other gets what it would get if it were alone. A new route must be added here.
 
+use coupon_issuer::codes;
+use coupon_issuer::model::OrgId;
+use coupon_issuer::model::SeriesId;
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use coupon_issuer::app::{self, Outside};
 use coupon_issuer::config::Settings;
-use coupon_issuer::model::OsEntropy;
+use coupon_issuer::model::Clock;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -148,7 +150,7 @@ async fn start(change: impl FnOnce(&mut Settings)) -> TestApp {
 async fn import(app: &TestApp, org: i64, codes: &str) -> (i64, i64) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(codes.as_bytes()).unwrap();
-    let done = app::import_codes(&app.connect, org, 8, file.path(), &mut |_| {}).await.unwrap();
+    let done = codes::import(&app.connect, OrgId(org), SeriesId(8), file.path(), &mut |_| {}).await.unwrap();
     (done.accepted, done.duplicates)
 }
 
@@ -265,8 +267,8 @@ async fn is_its_own(app: &TestApp, tenant: Tenant, got: &Got) {
         let same = [row.get::<&str, _>("account_id"), row.get("notes"), row.get("request_id")];
         assert_eq!(same, ["the-same", "the same", "the-same"]);
     }
-    let outside = Outside { clock: app.clock.clone(), entropy: std::sync::Arc::new(OsEntropy) };
-    let status = app::codes_status(&app.connect, Some(tenant.id), None, &outside).await.unwrap().to_string();
+    let now = app.clock.now();
+    let status = codes::status(&app.connect, Some(OrgId(tenant.id)), None, now).await.unwrap().to_string();
     assert!(status.contains(tenant.mark) && !status.contains(tenant.other().mark), "{status}");
 }
 

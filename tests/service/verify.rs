@@ -1,10 +1,10 @@
 //! A service that has been busy in every way, its limits lowered and raised, is found clean, also while it is at
 //! work; and every damage is found and named. Each damage is done to a copy of a database that was clean.
 
+use coupon_issuer::provisioning;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use coupon_issuer::app;
 use coupon_issuer::model::OrgId;
 use coupon_issuer::verify::{self, Report};
 use serde_json::{Value, json};
@@ -50,7 +50,7 @@ async fn execute(connect: &PgConnectOptions, sql: &str) {
 /// Applies a file as if it were this instant, whatever the time is where Postgres runs.
 async fn apply_at(app: &TestApp, file: &str, instant: &str) {
     execute(&app.connect, "create table earlier as select org_id, series_id, limits_changed_at from series").await;
-    app::apply_text(&app.connect, file).await.unwrap();
+    provisioning::apply_text(&app.connect, file).await.unwrap();
     let changed = format!(
         "update series s set limits_changed_at = '{instant}' where not exists (
              select from earlier e
@@ -778,7 +778,7 @@ const ALL_DAMAGES: &str = "
 async fn verifying_one_organisation_is_of_no_other() {
     let app = busy().await;
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\n";
-    app::apply_text(&app.connect, &format!("{other}{}", series(2, "max_create = 5"))).await.unwrap();
+    provisioning::apply_text(&app.connect, &format!("{other}{}", series(2, "max_create = 5"))).await.unwrap();
     execute(&app.connect, ALL_DAMAGES).await;
     let (all, one) = (report(&app.connect, None).await, report(&app.connect, Some(1)).await);
     assert!(one.findings.iter().all(|finding| finding.wrong > 0), "{one}");
@@ -840,7 +840,7 @@ async fn a_service_at_work_is_clean_at_every_moment() {
         "mutual_exclusive_series_ids = [1]",
         "max_vouchers_per_user = 9",
     ]);
-    app::apply_text(&database, &higher).await.unwrap();
+    provisioning::apply_text(&database, &higher).await.unwrap();
     let pool = "insert into pool_code (org_id, series_id, code, position) select 1, 5, 'P-' || n, n from generate_series(1, 5000) n";
     execute(&database, pool).await;
     let service = std::sync::Arc::new(Running::start(&mut serve(&database)));
@@ -860,7 +860,7 @@ async fn a_service_at_work_is_clean_at_every_moment() {
         .collect();
     let mut runs = 0;
     while runs < 4 || callers.iter().any(|caller| !caller.is_finished()) {
-        app::apply_text(&database, if runs % 2 == 0 { &lower } else { &higher }).await.unwrap();
+        provisioning::apply_text(&database, if runs % 2 == 0 { &lower } else { &higher }).await.unwrap();
         let report = verify::run(&database, None).await.unwrap();
         assert_eq!(report.wrong(), 0, "{report}");
         runs += 1;

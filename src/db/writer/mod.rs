@@ -28,6 +28,7 @@ use uuid::Uuid;
 use self::backlog::Backlog;
 use self::counts::Counts;
 use super::{Claim, NewClaim, waiting};
+use crate::config::WriterSettings;
 use crate::model::{CustomerId, Metadata, OrgId, Revision, SeriesId};
 use crate::telemetry::metrics::{self as metric, Level};
 use crate::telemetry::traces::{self, Waiting};
@@ -174,19 +175,6 @@ pub enum Guard {
 #[error("too many coupons are waiting to be written")]
 pub struct QueueFull;
 
-/// The bounds on writing.
-#[derive(Debug, Clone, Copy)]
-pub struct WriterLimits {
-    /// Tasks, each with a connection.
-    pub tasks: usize,
-    /// A batch takes no further request once it has this many coupons.
-    pub batch: usize,
-    /// Requests that may wait.
-    pub queue: usize,
-    /// How long Postgres may work on one batch.
-    pub statement_timeout: Duration,
-}
-
 /// What becomes of the writer.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterUse {
@@ -254,16 +242,16 @@ struct Job {
 impl Writer {
     /// Starts the tasks: those that write, and one that confirms. They connect when there is something to do.
     #[must_use]
-    pub fn start(connect: &PgConnectOptions, limits: WriterLimits) -> (Self, Vec<JoinHandle<()>>) {
+    pub fn start(connect: &PgConnectOptions, settings: WriterSettings) -> (Self, Vec<JoinHandle<()>>) {
         let (up, suspect) = (Level::default(), Arc::new(AtomicBool::new(true)));
-        let (coupons, mut tasks) = Queue::start(connect, limits, &Meters::of("coupons"), &up, &suspect);
-        let alone = WriterLimits { tasks: 1, ..limits };
+        let (coupons, mut tasks) = Queue::start(connect, settings, &Meters::of("coupons"), &up, &suspect);
+        let alone = WriterSettings { tasks: 1, ..settings };
         let confirmed = Meters::of("confirmations");
         let (confirmations, confirming) = Queue::start(connect, alone, &confirmed, &up, &suspect);
         tasks.extend(confirming);
         let prober =
-            Arc::new(Prober { connect: connect.clone(), limits, meters: confirmed, suspect, last: Mutex::default() });
-        (Self { coupons, confirmations, prober, up, most_up: limits.tasks + 1 }, tasks)
+            Arc::new(Prober { connect: connect.clone(), settings, meters: confirmed, suspect, last: Mutex::default() });
+        (Self { coupons, confirmations, prober, up, most_up: settings.tasks + 1 }, tasks)
     }
 
     /// Whether the database refuses every write, though it can be reached. At the start, and after a task has found so, a
@@ -327,7 +315,7 @@ impl Writer {
 #[derive(Debug)]
 struct Prober {
     connect: PgConnectOptions,
-    limits: WriterLimits,
+    settings: WriterSettings,
     meters: Meters,
     /// Set until a write is known to succeed, and again after a refused one.
     suspect: Arc<AtomicBool>,
@@ -344,7 +332,7 @@ impl Prober {
             return Some(true);
         }
         let connector =
-            connection::Connector::new(self.connect.clone(), self.limits.statement_timeout, Level::default());
+            connection::Connector::new(self.connect.clone(), self.settings.statement_timeout, Level::default());
         let batches =
             batch::Batches::new(connector, Arc::clone(&self.suspect), batch::Leases::new(), self.meters.clone());
         let is_refused = batches.find_out(deadline).await?;
@@ -362,20 +350,20 @@ impl Prober {
 impl Queue {
     fn start(
         connect: &PgConnectOptions,
-        limits: WriterLimits,
+        settings: WriterSettings,
         meters: &Meters,
         up: &Level,
         suspect: &Arc<AtomicBool>,
     ) -> (Self, Vec<JoinHandle<()>>) {
-        let (sender, jobs) = mpsc::channel(limits.queue);
+        let (sender, jobs) = mpsc::channel(settings.queue);
         let jobs = Arc::new(Mutex::new(jobs));
-        let backlog = Arc::new(Backlog::new(limits.tasks));
+        let backlog = Arc::new(Backlog::new(settings.tasks));
         let leases = batch::Leases::new();
-        let tasks = (0..limits.tasks)
+        let tasks = (0..settings.tasks)
             .map(|task| {
-                let connector = connection::Connector::new(connect.clone(), limits.statement_timeout, up.clone());
+                let connector = connection::Connector::new(connect.clone(), settings.statement_timeout, up.clone());
                 let batches = batch::Batches::new(connector, Arc::clone(suspect), leases.clone(), meters.clone());
-                let taking = Taking { jobs: Arc::clone(&jobs), limit: limits.batch };
+                let taking = Taking { jobs: Arc::clone(&jobs), limit: settings.batch };
                 tokio::spawn(run(task, taking, Arc::clone(&backlog), batches))
             })
             .collect();

@@ -14,7 +14,7 @@ use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr, Required};
 
-use crate::http::HttpLimits;
+use crate::config::HttpSettings;
 use crate::http::errors::ApiError;
 
 type Named = (&'static str, ApiError);
@@ -268,7 +268,7 @@ pub(super) fn add_headers_of_all(response: &mut Response) {
 }
 
 /// Adds what operations refer to.
-pub(super) fn add_shared(components: &mut Components, limits: &HttpLimits) {
+pub(super) fn add_shared(components: &mut Components, settings: &HttpSettings) {
     for (name, description, kind) in HEADERS {
         components.headers.insert(name.to_owned(), header(description, kind).into());
     }
@@ -279,7 +279,7 @@ pub(super) fn add_shared(components: &mut Components, limits: &HttpLimits) {
         let mut failures = failures();
         for (_, failure) in &mut failures {
             if let ApiError::BodyTooLarge { most } = failure {
-                *most = limits.max_body_bytes;
+                *most = settings.max_body_bytes;
             }
         }
         let mut response = response(description, &failures);

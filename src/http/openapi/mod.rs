@@ -19,18 +19,8 @@ use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi as Document, Ref, RefOr, Required, Schema, Server};
 
-use super::{Http, HttpLimits};
-
-/// The settings of a service that its document depends on.
-#[derive(Debug, Clone)]
-pub struct Described {
-    /// Where callers reach it; `None`: where they got the document from.
-    pub public_url: Option<String>,
-    /// Its bounds on requests.
-    pub limits: HttpLimits,
-    /// Whether there is the page `/docs`.
-    pub docs: bool,
-}
+use super::Http;
+use crate::config::HttpSettings;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -61,18 +51,18 @@ struct Api;
 ///
 /// # Errors
 /// When it cannot be written as JSON, which would be a mistake in it.
-pub fn document(of: &Described) -> Result<String, serde_json::Error> {
+pub fn document(settings: &HttpSettings) -> Result<String, serde_json::Error> {
     let mut document = Api::openapi();
     document.info.version = String::from(env!("CARGO_PKG_VERSION"));
     document.info.description = Some(texts::ABOUT.to_owned());
-    document.servers = Some(vec![Server::new(of.public_url.as_deref().unwrap_or("/"))]);
-    if !of.docs {
+    document.servers = Some(vec![Server::new(settings.public_url.as_deref().unwrap_or("/"))]);
+    if !settings.docs {
         document.paths.paths.retain(|path, _| !path.starts_with("/docs"));
     }
     let components = document.components.get_or_insert_default();
-    security::add_schemes(components, of.public_url.as_deref().unwrap_or_default());
-    failures::add_shared(components, &of.limits);
-    schemas::bound(components, &of.limits);
+    security::add_schemes(components, settings.public_url.as_deref().unwrap_or_default());
+    failures::add_shared(components, settings);
+    schemas::bound(components, settings);
     add_to_every_operation(&mut document);
     examples::add_refusals(&mut document);
     document.to_pretty_json().map(|json| json + "\n")

@@ -13,7 +13,7 @@ use utoipa::{Number, PartialSchema, ToSchema};
 
 use super::object;
 use crate::auth::{LONGEST_NAME, SCOPE};
-use crate::http::HttpLimits;
+use crate::config::HttpSettings;
 use crate::model::{MOBILE_MARKS, Source, TargetType};
 
 /// Whatever Unicode calls white space.
@@ -183,10 +183,10 @@ described!(
 );
 
 /// Sets the bounds of this service, and what a customer must have.
-pub(super) fn bound(components: &mut Components, limits: &HttpLimits) {
+pub(super) fn bound(components: &mut Components, settings: &HttpSettings) {
     let request = object(components, "IssueRequest");
     if let Some(RefOr::T(Schema::Array(ids))) = request.and_then(|request| request.properties.get_mut("seriesIds")) {
-        ids.max_items = Some(limits.max_series_ids);
+        ids.max_items = Some(settings.max_series_ids);
     }
     if let Some(customer) = object(components, "Customer") {
         let blank: Value = json!({"type": ["string", "null"], "pattern": format!("^{BLANK}*$")});

@@ -1,6 +1,3 @@
-//! Connections: how many there may be at once, and how long one may not take what it is sent.
-//! Knows nothing of what is spoken over them.
-
 use std::future::{Ready, ready};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,35 +6,38 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum_server::accept::Accept;
+use metrics::{Counter, counter};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
-use super::counts;
+use crate::telemetry::metrics as metric;
 use crate::telemetry::throttle::Throttle;
 
 static TOO_MANY: Throttle = Throttle::new();
 
-/// Takes connections as long as there is a place for them.
-#[derive(Debug, Clone)]
-pub struct Connections {
-    places: Arc<Semaphore>,
+/// Takes connections while fewer than the maximum are open.
+#[derive(Clone)]
+pub(super) struct Connections {
+    slots: Arc<Semaphore>,
     most: usize,
     write_timeout: Duration,
+    refused: Counter,
 }
 
 impl Connections {
     /// Takes up to so many. One that takes nothing of its answers for so long is cut.
     #[must_use]
-    pub fn new(most: usize, write_timeout: Duration) -> Self {
-        Self { places: Arc::new(Semaphore::new(most)), most, write_timeout }
+    pub(super) fn new(most: usize, write_timeout: Duration) -> Self {
+        let refused = counter!(metric::TURNED_AWAY.name, "reason" => "connections");
+        Self { slots: Arc::new(Semaphore::new(most)), most, write_timeout, refused }
     }
 
     /// How many there are, and how many there may be.
     #[must_use]
-    pub fn use_now(&self) -> (usize, usize) {
-        (self.most.saturating_sub(self.places.available_permits()), self.most)
+    pub(super) fn use_now(&self) -> (usize, usize) {
+        (self.most.saturating_sub(self.slots.available_permits()), self.most)
     }
 }
 
@@ -47,8 +47,8 @@ impl<S> Accept<TcpStream, S> for Connections {
     type Future = Ready<io::Result<(Connection, S)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            counts::TOO_MANY_CONNECTIONS.increment(1);
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            self.refused.increment(1);
             TOO_MANY.log(|suppressed| {
                 tracing::warn!(suppressed, "connections were closed: there are too many (http.max_connections)");
             });
@@ -58,15 +58,15 @@ impl<S> Accept<TcpStream, S> for Connections {
         let no_delay = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
-        ready(no_delay.map(|()| (Connection { stream: Box::pin(stream), _place: place }, service)))
+        ready(no_delay.map(|()| (Connection { stream: Box::pin(stream), _slot: slot }, service)))
     }
 }
 
-/// A connection, in its place.
+/// A connection. Its slot is free again when it is dropped.
 #[derive(Debug)]
-pub struct Connection {
+pub(super) struct Connection {
     stream: Pin<Box<TimeoutStream<TcpStream>>>,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl AsyncRead for Connection {
@@ -99,4 +99,23 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.as_mut().poll_shutdown(cx)
     }
+}
+
+/// Open files besides callers' connections: those to the database, the listeners, the log.
+const OTHER_FILES: usize = 200;
+
+/// Raises the limit on open files, whose soft value is often a thousand by tradition, and returns the connections that it allows.
+pub(super) fn raise_fd_limit(wanted: usize) -> usize {
+    let needed = u64::try_from(wanted + OTHER_FILES).unwrap_or(u64::MAX);
+    let had = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
+    if had >= needed {
+        return wanted;
+    }
+    let allowed = usize::try_from(had).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES).max(1);
+    tracing::warn!(
+        allowed,
+        wanted,
+        "the limit on open files (ulimit -n) allows fewer connections than http.max_connections"
+    );
+    allowed
 }

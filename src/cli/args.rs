@@ -1,14 +1,15 @@
-//! The arguments of each command, as `--help` tells them, and the settings that go with them.
-//! What a command does is in `main.rs`.
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
-use coupon_issuer::config::Settings;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
+
+use crate::auth::KeySource;
+use crate::config::{Settings, SettingsError};
+use crate::db::DbError;
+use crate::db::migrations::{self, SchemaError};
 
 /// The version, with the release of the zone data that is built in: the last day of a coupon depends on it.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -281,7 +282,33 @@ impl Common {
         Ok(Settings::shown(self.config.as_deref(), self.database_url.as_ref())?)
     }
 
+    /// The settings that `serve` runs with, and the database if one is named. Unlike [`Common::settings`] this fails unless the files
+    /// that the settings name can be used.
+    pub(super) fn to_serve(&self) -> anyhow::Result<(Settings, Option<PgConnectOptions>)> {
+        let settings = self.settings()?;
+        KeySource::of(&settings.auth).check()?;
+        let connect = match settings.database.connect_options(self.database_url.as_ref()) {
+            Err(SettingsError::NoDatabase) => None,
+            connect => Some(connect?),
+        };
+        Ok((settings, connect))
+    }
+
     pub(super) fn connect_options(&self) -> anyhow::Result<PgConnectOptions> {
         Ok(self.settings()?.database.connect_options(self.database_url.as_ref())?)
+    }
+
+    /// A database whose schema this version can work on.
+    pub(super) async fn database(&self) -> anyhow::Result<PgConnectOptions> {
+        let connect = self.connect_options()?;
+        require_schema(&connect).await?;
+        Ok(connect)
+    }
+}
+
+pub(super) async fn require_schema(connect: &PgConnectOptions) -> anyhow::Result<()> {
+    match migrations::require(connect).await {
+        Err(SchemaError::Unavailable(error)) => Err(DbError::from(error).into()),
+        checked => Ok(checked?),
     }
 }

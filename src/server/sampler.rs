@@ -1,8 +1,3 @@
-//! What no request tells is looked at now and then, for the metrics: connections, the queue, whether the service is ready, and
-//! what series have left.
-//!
-//! Nothing depends on it. It asks the database little, and never waits for long.
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +6,10 @@ use jiff::tz::TimeZone;
 use metrics::gauge;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::connections::Connections;
 use crate::db::migrations::SchemaError;
 use crate::db::{Db, DbError, LimitKind, SeriesRemaining};
-use crate::http::{Connections, Readiness};
+use crate::http::Readiness;
 use crate::issuance::Issuer;
 use crate::model::Clock;
 use crate::telemetry::metrics::{self as metric, Metric};
@@ -29,24 +25,24 @@ const COUNT_EVERY: Duration = Duration::from_secs(30);
 const COUNT_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is looked at.
-pub struct Watch {
+pub(super) struct Sampler {
     /// What reads.
-    pub db: Db,
+    pub(super) db: Db,
     /// What issues, and waits to be written.
-    pub issuer: Arc<Issuer>,
+    pub(super) issuer: Arc<Issuer>,
     /// Whether a stop is under way.
-    pub readiness: Arc<Readiness>,
+    pub(super) readiness: Arc<Readiness>,
     /// Those of callers.
-    pub connections: Connections,
+    pub(super) connections: Connections,
     /// What day it is.
-    pub clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     /// Of so many series it is told what they have left.
-    pub series: u32,
+    pub(super) series: u32,
 }
 
-impl Watch {
+impl Sampler {
     /// Looks, for as long as it is polled.
-    pub async fn run(self) {
+    pub(super) async fn run(self) {
         tokio::join!(self.look(), self.ask(), self.count());
     }
 
