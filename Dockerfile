@@ -1,10 +1,9 @@
-# The image of coupon-issuer: the binary, its settings for production, and the libraries that it links. There is no shell and no
-# package manager in it. Plain syntax, which BuildKit and the classic builder take alike.
+# Builds with BuildKit and with the classic builder, so it uses no syntax that only one of them has.
 #
 #   docker build -t coupon-issuer --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
 
-# The dependencies, built once for as long as Cargo.lock stays the same: with sources that hold nothing, which are forgotten
-# afterwards, since cargo goes by dates and those of the real ones are older.
+# A layer for the dependencies: Docker rebuilds it only when Cargo.toml or Cargo.lock changes. `cargo clean` removes what was built from
+# the empty sources. Otherwise cargo would not rebuild: the real sources have older dates.
 FROM rust:1.95-slim-bookworm AS dependencies
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
@@ -20,8 +19,8 @@ ARG REVISION=unknown
 ENV COUPON_ISSUER_REVISION=$REVISION
 RUN cargo build --release --locked
 
-# The binary links glibc, libgcc and libm, nothing else, and trusts the authorities of ca-certificates when it fetches an outside
-# issuer's keys: what this image has. Its glibc is that of the stage above: change both together.
+# The binary links only glibc, libgcc and libm, and needs certificate authorities to fetch the keys of external issuers. This image has
+# them. Its glibc must be that of the stage above: change the Debian release in both.
 FROM gcr.io/distroless/cc-debian12:nonroot
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -35,11 +34,11 @@ LABEL org.opencontainers.image.title="coupon-issuer" \
 COPY --from=build /build/target/release/coupon-issuer /usr/local/bin/coupon-issuer
 COPY config/production.toml /etc/coupon-issuer/production.toml
 ENV COUPON_ISSUER_CONFIG=/etc/coupon-issuer/production.toml
-# By number, so that an orchestrator can tell that it is not root.
+# A number, because Kubernetes (runAsNonRoot) cannot tell whether a name is root.
 USER 65532:65532
 EXPOSE 8080 9090
-# /readyz, by the binary itself. Where what is unhealthy is killed (Swarm), set COUPON_ISSUER_HEALTHCHECK_URL to
-# http://127.0.0.1:8080/healthz: a replica that waits for its database is not cured by a restart.
+# Asks /readyz. Where the orchestrator kills unhealthy containers (Swarm), set COUPON_ISSUER_HEALTHCHECK_URL to
+# http://127.0.0.1:8080/healthz: a restart does not help a replica whose database is down.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=40s --retries=3 CMD ["/usr/local/bin/coupon-issuer", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/coupon-issuer"]

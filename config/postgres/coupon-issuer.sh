@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run by the postgres image once, when its volume is new: the database and the role that owns it, which is no superuser. The
-# password is read inside psql, so that no list of processes shows it.
+# The postgres image runs this once, when its volume is new. psql reads the password itself: as an argument, the list of processes would
+# show it.
 psql --no-psqlrc --quiet -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres <<'SQL'
 \set password `cat /run/secrets/coupon-issuer-password`
 create role coupon_issuer login password :'password';
