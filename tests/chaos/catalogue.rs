@@ -1,27 +1,27 @@
-//! What there is to be issued: one series of each kind, as the file of `apply` that changes during a run, and its codes.
-//! The limits that the verdict holds it to are said here, too.
+//! The series of a run, one of each kind, their limits and their codes. The file of `apply` changes during a run.
 
 use std::fmt::Write as _;
 
 use crate::history::Series;
 
-/// Without a limit: what shows that the service works.
+/// Has no limit. Probes ask for it.
 pub const UNLIMITED: i64 = 1;
-/// Whose cap is never reached.
+/// Has a cap that is never reached.
 pub const CAPPED: i64 = 2;
-/// Of which each customer may have one, or three, or one a day; and one that is sent again.
+/// Has a cap that is reached, and raised again and again.
+pub const HOT: i64 = 3;
 pub const ONE_EACH: i64 = 5;
 pub const THREE_EACH: i64 = 6;
-pub const SENT_AGAIN: i64 = 7;
+/// Resends the coupon that the customer holds.
+pub const RESENT: i64 = 7;
 pub const ONE_A_DAY: i64 = 8;
-/// Of uploaded codes: enough of them, and not enough.
+/// Has more uploaded codes than a run needs.
 pub const PLENTY: i64 = 9;
+/// Runs out of uploaded codes.
 pub const SCARCE: i64 = 10;
-/// With one code for all.
+/// Has one code for all coupons.
 pub const GENERIC: i64 = 11;
-/// Whose cap is reached, and which everyone waits for.
-pub const HOT: i64 = 3;
-/// Its codes are as short as the settings allow. A tenth of them is taken before the run ([`take_codes`]), so that new ones collide.
+/// Has codes as short as the settings allow. A tenth of them is taken before the run ([`take_codes`]), so that new codes collide.
 pub const NARROW: i64 = 15;
 pub const ALL: [i64; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -30,13 +30,13 @@ pub const COLLECTOR: &str = "collector";
 
 pub const TIME_ZONE: &str = "UTC";
 
-/// Series with a cap, and the cap at this version of the file. That of [`HOT`] rises: it is reached again and again.
+/// The series with a cap, and their caps at this version of the settings.
 pub fn caps(version: u32) -> [(i64, i64); 5] {
     // The cap of `NARROW` keeps most codes free. If ten draws in a row collided, the answer would be 786.
     [(CAPPED, 1_000_000_000), (HOT, 200 + 40 * i64::from(version)), (4, 60), (14, 1_500), (NARROW, 5_000)]
 }
 
-/// The rules of every series at this version of the file.
+/// The rules of every series at this version of the settings.
 pub fn rules(version: u32) -> Vec<Series> {
     let caps = caps(version);
     let cap = |id| caps.iter().find(|(capped, _)| *capped == id).map_or(-1, |(_, cap)| *cap);
@@ -57,7 +57,7 @@ fn rule(id: i64, max_create: i64) -> Series {
         max_create,
         is_multiple_vouchers_per_user_allowed: id != ONE_EACH,
         max_vouchers_per_user: if id == THREE_EACH { 3 } else { -1 },
-        do_not_resend_existing_voucher: id != SENT_AGAIN,
+        do_not_resend_existing_voucher: id != RESENT,
         min_days_between_vouchers: if id == ONE_A_DAY { 1 } else { -1 },
         mutual_exclusive_series_ids: match id {
             12 => vec![13],
@@ -67,7 +67,7 @@ fn rule(id: i64, max_create: i64) -> Series {
     }
 }
 
-/// The file of `apply`. Each version has other descriptions and another cap.
+/// The file of `apply`. Each version has its own descriptions and caps.
 pub fn file(version: u32) -> String {
     let mut file = format!(
         "[[orgs]]\nid = 1\nname = \"Test Retail\"\ntime_zone = \"{TIME_ZONE}\"\ncustomer_policy = \"open\"\n\
@@ -102,8 +102,8 @@ fn section(series: &Series, version: u32) -> String {
     section
 }
 
-/// The statement that takes every tenth code of [`NARROW`]: by requests of [`COLLECTOR`] for coupons of [`UNLIMITED`], since a
-/// code is one coupon's in all of the organisation.
+/// The statement that takes every tenth code of [`NARROW`]. Its coupons are of the series [`UNLIMITED`] and belong to [`COLLECTOR`]:
+/// a code is unique within the whole organisation, whatever the series.
 pub fn take_codes() -> String {
     format!(
         "do $$ declare
@@ -122,7 +122,7 @@ pub fn take_codes() -> String {
     )
 }
 
-/// A file of uploaded codes, one a line; each version has other ones.
+/// A file of codes to upload, one on each line. Each version has its own codes.
 pub fn codes(prefix: &str, version: u32, count: u32) -> String {
     (0..count).fold(String::new(), |mut file, number| {
         writeln!(file, "{prefix}-{version}-{number}").unwrap();

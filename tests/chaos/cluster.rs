@@ -1,5 +1,5 @@
-//! What is made to fail: a Postgres of the test's own, the network to it, and two processes of the service.
-//! Whatever is started here is stopped when it is dropped.
+//! The system under test: a private Postgres, the network to it, and two processes of the service.
+//! Dropping a part stops it.
 
 use coupon_issuer::db::migrations;
 use std::fs::File;
@@ -19,16 +19,16 @@ use tokio::time::{Instant, sleep};
 use crate::installation::Installation;
 use crate::network::Network;
 
-/// So few that its connection table can be filled.
-const MOST_CONNECTIONS: &str = "60";
-/// What the services log in as. No superuser: the places kept for those are the test's.
+/// Few enough that a fault can take all of them.
+const MAX_CONNECTIONS: &str = "60";
+/// The role of the services. It is no superuser: the test uses the connections that Postgres reserves for superusers.
 const ROLE: &str = "service";
 const DATABASE: &str = "chaos";
-/// For what must succeed once a fault is over.
-const PATIENCE: Duration = Duration::from_mins(1);
-const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// How long a statement of the test may take to succeed, since it may have to wait for the end of a fault.
+const POSTGRES_TIMEOUT: Duration = Duration::from_mins(1);
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// How long a service may be at work on a request: the time-out in the settings below, and 6 seconds of the lease.
+/// How long a service may work on a request: the time-out in the settings below, and the 6 seconds of the lease.
 pub const LONGEST_CALL: Duration = Duration::from_secs(3 + 6);
 
 const SETTINGS: [(&str, &str); 7] = [
@@ -45,14 +45,14 @@ pub struct Cluster {
     pub replicas: [Replica; 2],
     pub network: Network,
     pub directory: PathBuf,
-    /// What Postgres runs from. An error says why it is no copy.
+    /// The copy of the installation that Postgres runs from. An error explains why there is no copy.
     pub installation: Result<Installation, String>,
     postgres: Arc<Mutex<PrivatePostgres>>,
     superuser: PgConnectOptions,
 }
 
 impl Cluster {
-    /// Starts Postgres, with the schema, and the network. The services are started by whoever has filled the database.
+    /// Starts Postgres, migrates its schema, and starts the network. The caller fills the database and then starts the services.
     pub async fn start(directory: PathBuf) -> Self {
         if directory.exists() {
             std::fs::remove_dir_all(&directory).unwrap();
@@ -76,43 +76,44 @@ impl Cluster {
         Self { replicas, network, directory, installation, postgres: Arc::new(Mutex::new(postgres)), superuser }
     }
 
-    /// How the services would connect without the network.
+    /// Connects as the services do, but not through the network.
     pub fn as_service(&self) -> PgConnectOptions {
         self.superuser.clone().username(ROLE).application_name("beside the services")
     }
 
-    /// A connection of a superuser, which goes past the network. Waits until there is one to be had.
+    /// A superuser's connection, not through the network. Waits until Postgres accepts one.
     pub async fn admin(&self) -> PgConnection {
         let started = Instant::now();
         loop {
             match self.try_admin().await {
                 Ok(connection) => return connection,
-                Err(error) if started.elapsed() > PATIENCE => panic!("Postgres does not come back: {error}"),
+                Err(error) if started.elapsed() > POSTGRES_TIMEOUT => panic!("Postgres does not come back: {error}"),
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
     }
 
-    /// As [`Cluster::admin`], if there is one to be had at this moment.
+    /// As [`Cluster::admin`], without waiting.
     pub async fn try_admin(&self) -> sqlx::Result<PgConnection> {
         self.superuser.connect().await
     }
 
-    /// As [`Cluster::admin`], for queries with joins. A crash loses the statistics, and without them such a query takes minutes.
+    /// As [`Cluster::admin`], for queries with joins. A crash loses the planner's statistics, and without them such a query takes
+    /// minutes.
     pub async fn admin_with_statistics(&self) -> PgConnection {
         let mut admin = self.admin().await;
         sqlx::raw_sql("analyze").execute(&mut admin).await.unwrap();
         admin
     }
 
-    /// Has this done, over another connection if one breaks.
+    /// Executes a statement, and retries it on a new connection if one breaks.
     pub async fn execute(&self, statement: &str) {
         let started = Instant::now();
         loop {
             let mut connection = self.admin().await;
             match sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await {
                 Ok(_) => return drop(connection.close().await),
-                Err(error) if started.elapsed() > PATIENCE => panic!("{statement}: {error}"),
+                Err(error) if started.elapsed() > POSTGRES_TIMEOUT => panic!("{statement}: {error}"),
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
@@ -122,25 +123,25 @@ impl Cluster {
         self.postgres.lock().unwrap().postmaster_pid()
     }
 
-    /// Stops Postgres (fast), unless it is dead already, and starts it.
+    /// Stops Postgres in its mode "fast", unless it is dead already, and starts it.
     pub async fn restart_postgres(&self) {
         let postgres = Arc::clone(&self.postgres);
         spawn_blocking(move || postgres.lock().unwrap().restart().unwrap()).await.unwrap();
     }
 
-    /// A command of the binary, told of this database by a way past the network.
+    /// A command of the service's binary, with a connection to this database that does not go through the network.
     pub fn command(&self) -> Command {
         let url = self.superuser.clone().username(ROLE).to_url_lossy();
-        let mut command = binary(url.as_str());
+        let mut command = service_command(url.as_str());
         command.stdin(Stdio::null());
         command
     }
 }
 
-/// Starts Postgres from a copy of its installation, or from the installation itself where that cannot be.
+/// Starts Postgres from a copy of its installation, or from the installation itself if it cannot be copied.
 fn start_postgres(directory: &Path) -> Result<(PrivatePostgres, Result<Installation, String>), PrivatePostgresError> {
-    // The verdict compares the time of a commit with that of an answer. The history reads the order of the commits from the log.
-    let settings = [("max_connections", MOST_CONNECTIONS), ("track_commit_timestamp", "on"), ("wal_level", "logical")];
+    // The verdict compares the time of a commit with that of a call. The history takes the order of the commits from the log.
+    let settings = [("max_connections", MAX_CONNECTIONS), ("track_commit_timestamp", "on"), ("wal_level", "logical")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let options = Options { data_dir: directory.join("postgres"), durable: true, settings };
     let started = Installation::copy_into(&directory.join("installation")).and_then(|copy| {
@@ -153,7 +154,7 @@ fn start_postgres(directory: &Path) -> Result<(PrivatePostgres, Result<Installat
     }
 }
 
-fn binary(database_url: &str) -> Command {
+fn service_command(database_url: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.env_remove("DATABASE_URL").env("COUPON_ISSUER__DATABASE__URL", database_url);
     for (name, value) in SETTINGS {
@@ -162,10 +163,10 @@ fn binary(database_url: &str) -> Command {
     command
 }
 
-/// One process of the service, always at the same address.
+/// A process of the service. A new process gets the same addresses.
 pub struct Replica {
     pub address: SocketAddr,
-    /// Where its metrics are.
+    /// The address of its metrics.
     pub metrics: SocketAddr,
     pub log: PathBuf,
     database_url: String,
@@ -180,19 +181,19 @@ impl Replica {
 
     pub fn start(&self) {
         let log = File::options().append(true).create(true).open(&self.log).unwrap();
-        let mut command = binary(&self.database_url);
+        let mut command = service_command(&self.database_url);
         command.arg("serve").env("COUPON_ISSUER__HTTP__LISTEN", self.address.to_string());
         command.env("COUPON_ISSUER__METRICS__LISTEN", self.metrics.to_string());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         *self.child.lock().unwrap() = Some(command.spawn().unwrap());
     }
 
-    /// Whether it was started and has not ended.
+    /// Whether the process was started and has not exited.
     pub fn is_running(&self) -> bool {
         self.child.lock().unwrap().as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
-    /// As `kill -9` does.
+    /// Sends SIGKILL, and waits for the exit.
     pub fn kill(&self) {
         if let Some(mut child) = self.child.lock().unwrap().take() {
             let _ = child.kill();
@@ -200,12 +201,13 @@ impl Replica {
         }
     }
 
-    /// As an orchestrator does: SIGTERM, and some time. `None`: it did not end in that time, and was killed.
+    /// Stops the process as an orchestrator does: SIGTERM, then a grace period. `None`: the process did not exit in time and was
+    /// killed.
     pub async fn stop(&self) -> Option<ExitStatus> {
         let pid = self.child.lock().unwrap().as_ref().map(Child::id).unwrap();
         signal("-TERM", &[pid]);
         let started = Instant::now();
-        while started.elapsed() < STOP_LIMIT {
+        while started.elapsed() < STOP_TIMEOUT {
             if let Some(exit) = self.child.lock().unwrap().as_mut().and_then(|child| child.try_wait().unwrap()) {
                 return Some(exit);
             }
@@ -222,39 +224,39 @@ impl Drop for Replica {
     }
 }
 
-/// A port that nobody has now, and that the system gives to no outgoing connection while the service is down: those it takes
-/// from 32768 upwards.
+/// A free port below 32768. The system picks the ports of outgoing connections above that, so none takes this one while the service
+/// is down.
 fn free_address() -> SocketAddr {
     let begin = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let port = (begin..32_768).filter(|port| not_handed_out(*port)).find(free).unwrap();
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = (begin..32_768).filter(|port| reserve_port(*port)).find(is_free).unwrap();
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// Whether it is the first time that this process asks for this port.
-fn not_handed_out(port: u16) -> bool {
-    static HANDED_OUT: Mutex<Vec<u16>> = Mutex::new(Vec::new());
-    let mut handed_out = HANDED_OUT.lock().unwrap();
-    let is_new = !handed_out.contains(&port);
-    handed_out.push(port);
+/// Reserves a port within this process. False: it was reserved before.
+fn reserve_port(port: u16) -> bool {
+    static RESERVED: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+    let mut reserved = RESERVED.lock().unwrap();
+    let is_new = !reserved.contains(&port);
+    reserved.push(port);
     is_new
 }
 
-/// Sends a signal to these processes. That one of them has gone is no failure.
+/// Sends a signal to these processes. A process that has exited is ignored.
 pub fn signal(signal: &str, pids: &[u32]) {
     let pids = pids.iter().map(ToString::to_string);
     let _ = Command::new("kill").arg(signal).args(pids).stderr(Stdio::null()).status();
 }
 
-/// A process and its children.
-pub fn family(parent: u32) -> Vec<u32> {
+/// A process and its children, in that order.
+pub fn process_tree(parent: u32) -> Vec<u32> {
     let output = Command::new("pgrep").args(["-P", &parent.to_string()]).output().unwrap();
     let children = String::from_utf8(output.stdout).unwrap();
-    // The parent first: what is frozen makes no more children.
+    // The parent is frozen first, so that it starts no more children.
     std::iter::once(parent).chain(children.lines().map(|pid| pid.parse().unwrap())).collect()
 }
 
-/// Freezes these processes for a time. A shell thaws them, even if this process dies meanwhile.
+/// Freezes these processes for a time. A shell resumes them even if this process dies meanwhile.
 pub fn freeze(pids: &[u32], time: Duration) {
     let script = r#"seconds=$1; shift; kill -STOP "$@"; sleep "$seconds"; kill -CONT "$@""#;
     let mut shell = Command::new("sh");
@@ -262,13 +264,13 @@ pub fn freeze(pids: &[u32], time: Duration) {
     let _ = shell.args(pids.iter().map(ToString::to_string)).stderr(Stdio::null()).status();
 }
 
-/// Everything that the services have logged.
+/// The logs of both services.
 pub fn logs(cluster: &Cluster) -> String {
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     cluster.replicas.iter().map(|replica| read(&replica.log)).collect()
 }
 
-/// How many calls that write wait for a lock.
+/// How many of the writers' calls wait for a lock.
 pub async fn waiting_calls(admin: &mut PgConnection) -> sqlx::Result<i64> {
     let waiting = "select count(*) from pg_stat_activity
          where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";

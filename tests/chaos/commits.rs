@@ -1,5 +1,5 @@
-//! What Postgres committed, in order: read from its write-ahead log by logical decoding, with the plug-in that every server has.
-//! The position of a commit in the log orders the commits, and nothing that a crash lost is there.
+//! Reads the commits of a run from Postgres' write-ahead log, by logical decoding with the plug-in `pgoutput`.
+//! The log gives the order of the commits, and has no commit that a crash lost.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,49 +14,48 @@ use crate::history::{Codes, Commit, Coupon, History, Line, Lsn, Mark, Recorder, 
 use crate::natural;
 use crate::verdict::{self, ENTITIES};
 
-/// Changes that are read at a time, so that neither side holds a whole run in memory.
-const AT_ONCE: i32 = 50_000;
+/// How many changes are read at a time, so that neither side holds a whole run in memory.
+const DECODE_BATCH_SIZE: i32 = 50_000;
 
-/// Before anything is stored that the history is to have.
+/// Executed before the first coupon that the history must contain.
 pub const SET_UP: [&str; 2] = [
     "create publication history for table coupon, series, pool_code with (publish = 'insert, update')",
     "select pg_create_logical_replication_slot('history', 'pgoutput')",
 ];
 
-/// How often the position in the log is written down.
-const MARK_EVERY: Duration = Duration::from_millis(20);
+/// How often a mark is recorded.
+const MARK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Writes down where the log is, again and again, until it is aborted.
-pub async fn mark_always(world: Arc<World>) {
+/// Records marks until it is aborted.
+pub async fn mark_continuously(world: Arc<World>) {
     loop {
         if let Ok(mut admin) = world.cluster.try_admin().await {
-            while let Ok(mark) = mark(&mut admin, &world.shop.recorder).await {
-                world.shop.recorder.write(&Line::Mark(mark));
-                sleep(MARK_EVERY).await;
+            while let Ok(mark) = mark(&mut admin, &world.tills.recorder).await {
+                world.tills.recorder.write(&Line::Mark(mark));
+                sleep(MARK_INTERVAL).await;
             }
         }
-        sleep(MARK_EVERY).await;
+        sleep(MARK_INTERVAL).await;
     }
 }
 
-/// Writes down once where the log is.
 pub async fn mark_once(world: &World) {
-    let mark = mark(&mut world.cluster.admin().await, &world.shop.recorder).await.unwrap();
-    world.shop.recorder.write(&Line::Mark(mark));
+    let mark = mark(&mut world.cluster.admin().await, &world.tills.recorder).await.unwrap();
+    world.tills.recorder.write(&Line::Mark(mark));
 }
 
 /// Adds all commits since [`SET_UP`] to the history, and returns the whole.
 pub async fn complete(world: &World) -> History {
-    let recorder = &world.shop.recorder;
+    let recorder = &world.tills.recorder;
     recorder.flush();
     let mut history = History::read(&recorder.path).unwrap();
     let mut admin = world.cluster.admin_with_statistics().await;
     let called: HashSet<&str> = history.issues.iter().map(|call| call.key.as_str()).collect();
     let keys = verdict::keys(&mut admin, called.into_iter()).await;
-    // After a crash the slot may start at an older position: what the file has is skipped.
-    let known = history.commits.last().map_or(0, Commit::lsn);
-    let mut commits = read(&mut admin, known).await;
-    // After the commits were read: a coupon of a call that is still at work must be found, too.
+    // After a crash the slot may start at an older position. Commits that the file has are skipped.
+    let last_known = history.commits.last().map_or(0, Commit::lsn);
+    let mut commits = read(&mut admin, last_known).await;
+    // Queried after the commits: a call may have committed its coupon in the meantime, and every commit needs its coupon.
     let issued = issued(&mut admin, &keys).await;
     for commit in &mut commits {
         name_entity(commit, &issued);
@@ -67,16 +66,16 @@ pub async fn complete(world: &World) -> History {
     history
 }
 
-/// The commits after one that is known.
-async fn read(admin: &mut PgConnection, known: Lsn) -> Vec<Commit> {
-    let mut decoder = Decoder { latest: known, ..Decoder::default() };
+/// The commits after this position.
+async fn read(admin: &mut PgConnection, last_known: Lsn) -> Vec<Commit> {
+    let mut decoder = Decoder { latest: last_known, ..Decoder::default() };
     loop {
-        // Looked at, and only then passed: what is read and lost on its way to here is read again.
+        // Peeked first, and consumed only when they are here: changes that were lost on the way would be lost for good.
         let changes: Vec<Vec<u8>> = sqlx::query_scalar(
             "select data from pg_logical_slot_peek_binary_changes(
                  'history', null, $1, 'proto_version', '1', 'publication_names', 'history')",
         )
-        .bind(AT_ONCE)
+        .bind(DECODE_BATCH_SIZE)
         .fetch_all(&mut *admin)
         .await
         .unwrap();
@@ -84,10 +83,10 @@ async fn read(admin: &mut PgConnection, known: Lsn) -> Vec<Commit> {
             return decoder.commits;
         }
         for change in changes {
-            decoder.take(Bytes::from(change));
+            decoder.decode(Bytes::from(change));
         }
-        let passed = format!("select pg_replication_slot_advance('history', '0/0'::pg_lsn + {})", decoder.latest);
-        sqlx::raw_sql(AssertSqlSafe(passed)).execute(&mut *admin).await.unwrap();
+        let consume = format!("select pg_replication_slot_advance('history', '0/0'::pg_lsn + {})", decoder.latest);
+        sqlx::raw_sql(AssertSqlSafe(consume)).execute(&mut *admin).await.unwrap();
     }
 }
 
@@ -102,7 +101,7 @@ async fn mark(admin: &mut PgConnection, recorder: &Recorder) -> sqlx::Result<Mar
     Ok(Mark { start, end: recorder.now(), inserted: position("inserted"), flushed: position("flushed") })
 }
 
-/// For which entity a coupon was issued, and the code that is shown of it.
+/// The entity of a coupon, and the code that answers show.
 struct Issued {
     key: Option<String>,
     entity: usize,
@@ -121,7 +120,7 @@ async fn issued(admin: &mut PgConnection, keys: &HashMap<String, String>) -> Has
     let rows = sqlx::query(AssertSqlSafe(query)).fetch_all(admin).await.unwrap();
     let issued = |row: sqlx::postgres::PgRow| {
         let (id, code) = (row.get("coupon_id"), row.get("code"));
-        // A natural key is its customer's only one, and has each series once.
+        // In this test each customer has one natural key, whose request has each series once.
         if let Some(key) = row.get("natural_key") {
             let entity = natural::SERIES.iter().position(|series| *series == row.get::<i64, _>("series_id")).unwrap();
             return (id, Issued { key: Some(key), entity, code });
@@ -133,7 +132,7 @@ async fn issued(admin: &mut PgConnection, keys: &HashMap<String, String>) -> Has
     rows.into_iter().map(issued).collect()
 }
 
-/// Says of a coupon for which entity it was issued, and the code that is shown. A deleted coupon keeps the code that it was stored with.
+/// Adds to a coupon its entity and the code that answers show. A deleted coupon keeps the code of its commit.
 fn name_entity(commit: &mut Commit, issued: &HashMap<i64, Issued>) {
     if let Commit::Coupon(coupon) = commit
         && let Some(Issued { key, entity, code }) = issued.get(&coupon.id)
@@ -144,11 +143,11 @@ fn name_entity(commit: &mut Commit, issued: &HashMap<i64, Issued>) {
     }
 }
 
-/// Reads the messages of `pgoutput` (version 1 of its protocol), one transaction after the other.
+/// Decodes the messages of `pgoutput`, version 1 of its protocol.
 #[derive(Default)]
 struct Decoder {
     tables: HashMap<i32, Table>,
-    /// The changes of the transaction at hand, without the position of its commit.
+    /// The changes of the current transaction. The position of its commit comes last in the log.
     open: Vec<Commit>,
     commits: Vec<Commit>,
     latest: Lsn,
@@ -161,7 +160,7 @@ struct Table {
 }
 
 impl Decoder {
-    fn take(&mut self, mut message: Bytes) {
+    fn decode(&mut self, mut message: Bytes) {
         match message.get_u8() {
             b'B' => self.open.clear(),
             b'R' => {
@@ -176,7 +175,7 @@ impl Decoder {
                     self.commits.extend(self.open.drain(..).map(|change| change.at(end)));
                 }
             }
-            // Types and origins, which say nothing of rows.
+            // Types and origins.
             _ => {}
         }
     }
@@ -184,40 +183,54 @@ impl Decoder {
     fn change(&mut self, mut message: Bytes) {
         let table = &self.tables[&message.get_i32()];
         if message.get_u8() != b'N' {
-            // What the row was before.
+            // The row before the update.
             row(&mut message, &table.columns);
             message.get_u8();
         }
         let row = row(&mut message, &table.columns);
-        let number = |column: &str| row[column].parse::<i64>().unwrap();
         match table.name.as_str() {
-            "coupon" => self.open.push(Commit::Coupon(Coupon {
-                commit: 0,
-                id: number("coupon_id"),
-                key: None,
-                entity: 0,
-                customer: row["customer_id"].clone(),
-                series: number("series_id"),
-                code: row.get("uploaded_code").or(row.get("code")).cloned().unwrap_or_default(),
-                issued_at: instant(&row["issued_at"]),
-            })),
-            "series" => {
-                let max_create = row.get("max_create").map_or(-1, |cap| cap.parse().unwrap());
-                let settings = Settings { commit: 0, series: number("series_id"), max_create };
-                // A change takes two statements: only what the second one leaves is committed.
-                self.open
-                    .retain(|change| !matches!(change, Commit::Settings(before) if before.series == settings.series));
-                self.open.push(Commit::Settings(settings));
-            }
-            "pool_code" => {
-                let (series, code) = (number("series_id"), row.get("uploaded_code").unwrap_or(&row["code"]).clone());
-                match self.open.last_mut() {
-                    Some(Commit::Codes(codes)) if codes.series == series => codes.codes.push(code),
-                    _ => self.open.push(Commit::Codes(Codes { commit: 0, series, codes: vec![code] })),
-                }
-            }
+            "coupon" => self.open.push(Commit::Coupon(coupon(&row))),
+            "series" => self.set_cap(&row),
+            "pool_code" => self.upload(&row),
             other => panic!("{other} is not published"),
         }
+    }
+
+    /// `apply` updates a series in two statements. Only the result of the second is committed.
+    fn set_cap(&mut self, row: &ChangedRow) {
+        let max_create = row.get("max_create").map_or(-1, |cap| cap.parse().unwrap());
+        let settings = Settings { commit: 0, series: number(row, "series_id"), max_create };
+        self.open.retain(|change| !matches!(change, Commit::Settings(before) if before.series == settings.series));
+        self.open.push(Commit::Settings(settings));
+    }
+
+    fn upload(&mut self, row: &ChangedRow) {
+        let (series, code) = (number(row, "series_id"), row.get("uploaded_code").unwrap_or(&row["code"]).clone());
+        match self.open.last_mut() {
+            Some(Commit::Codes(codes)) if codes.series == series => codes.codes.push(code),
+            _ => self.open.push(Commit::Codes(Codes { commit: 0, series, codes: vec![code] })),
+        }
+    }
+}
+
+/// The columns of a row that are not null, as text.
+type ChangedRow = HashMap<String, String>;
+
+fn number(row: &ChangedRow, column: &str) -> i64 {
+    row[column].parse().unwrap()
+}
+
+/// The key and the entity of a coupon are not in its row.
+fn coupon(row: &ChangedRow) -> Coupon {
+    Coupon {
+        commit: 0,
+        id: number(row, "coupon_id"),
+        key: None,
+        entity: 0,
+        customer: row["customer_id"].clone(),
+        series: number(row, "series_id"),
+        code: row.get("uploaded_code").or(row.get("code")).cloned().unwrap_or_default(),
+        issued_at: instant(&row["issued_at"]),
     }
 }
 
@@ -232,7 +245,7 @@ fn table(message: &mut Bytes) -> Table {
     Table { name, columns: (0..count).map(column).collect() }
 }
 
-/// Up to a zero byte.
+/// Text that a zero byte terminates.
 fn text(message: &mut Bytes) -> String {
     let length = message.iter().position(|byte| *byte == 0).unwrap();
     let text = message.split_to(length);
@@ -240,13 +253,12 @@ fn text(message: &mut Bytes) -> String {
     String::from_utf8(text.to_vec()).unwrap()
 }
 
-/// The columns that are not null, as text.
-fn row(message: &mut Bytes, columns: &[String]) -> HashMap<String, String> {
+fn row(message: &mut Bytes, columns: &[String]) -> ChangedRow {
     let count = usize::try_from(message.get_i16()).unwrap();
     assert_eq!(count, columns.len());
     let mut row = HashMap::new();
     for column in columns {
-        // The others are null, or long and unchanged: no column that is read here.
+        // Other kinds are nulls and long values that did not change. No column that is needed here is of the latter.
         if message.get_u8() == b't' {
             let length = usize::try_from(message.get_i32()).unwrap();
             let value = message.split_to(length);
@@ -256,7 +268,7 @@ fn row(message: &mut Bytes, columns: &[String]) -> HashMap<String, String> {
     row
 }
 
-/// As Postgres writes an instant, with the offset in hours, or hours and minutes.
+/// Parses an instant as Postgres writes it: its offset has hours, or hours and minutes.
 fn instant(text: &str) -> jiff::Timestamp {
     let (local, offset) = text.split_at(text.rfind(['+', '-']).unwrap());
     let offset = if offset.len() == 3 { format!("{offset}:00") } else { offset.to_owned() };

@@ -1,5 +1,4 @@
-//! The faults: each breaks something for a time, and has mended it when it returns.
-//! What the services make of it is none of its business.
+//! The faults. Each lasts for a while and is repaired when the call returns.
 
 use coupon_issuer::codes;
 use coupon_issuer::model::OrgId;
@@ -22,83 +21,85 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
-use crate::cluster::{Cluster, family, freeze, signal, waiting_calls};
+use crate::cluster::{Cluster, freeze, process_tree, signal, waiting_calls};
 use crate::history::{Apply, Import, Issue, Line};
 use crate::natural::NaturalKeys;
-use crate::network::Weather;
-use crate::tills::{Shop, Wrong};
+use crate::network::NetworkState;
+use crate::tills::{Tills, ViolationKind};
 
-/// What Postgres says when the fault is its own, or its machine's: disk full, out of memory, an I/O error, an internal error,
-/// corrupted data.
-const SERVER_ERRORS: [&str; 5] = ["53100", "53200", "58030", "XX000", "XX001"];
-/// The customer of [`Fault::Hostile`], whom no till serves.
+/// Errors of Postgres or its machine: disk full, out of memory, an I/O error, an internal error, corrupted data.
+const POSTGRES_ERRORS: [&str; 5] = ["53100", "53200", "58030", "XX000", "XX001"];
+/// The customer of the calls of [`Fault::Hostile`]. No till serves this customer.
 pub const HOSTILE: &str = "hostile";
 const HOSTILE_SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::CAPPED];
-/// Who applies files and uploads codes, in the history.
+/// The process, in the history, that applies files and uploads codes.
 const OPERATOR: &str = "operator";
-/// How long a service may take to notice that nothing can be written.
-const NOT_READY_WITHIN: Duration = Duration::from_secs(20);
+/// How long a service may take to notice that the database accepts no writes.
+const UNREADY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Callers of a service that is about to be killed, and what is locked then: a series with a cap, or the settings.
-const RUSH: u64 = 150;
-const LOCKS: [&str; 2] =
-    ["begin; select pg_advisory_xact_lock(hashint8extended(2, 1))", "begin; select lock_organisation_1(1)"];
-const END_WAITING: &str = "select pg_terminate_backend(pid, 2000) from pg_stat_activity
+/// Callers of the service that [`Fault::Takeover`] kills or [`Fault::Doubt`] cuts off.
+const RUSH_CALLERS: u64 = 150;
+/// Lock a series with a cap, and the settings of the organisation.
+const LOCK_SERIES: &str = "begin; select pg_advisory_xact_lock(hashint8extended(2, 1))";
+const LOCK_SETTINGS: &str = "begin; select lock_organisation_1(1)";
+const LOCKS: [&str; 2] = [LOCK_SERIES, LOCK_SETTINGS];
+const END_WAITING_SESSIONS: &str = "select pg_terminate_backend(pid, 2000) from pg_stat_activity
      where application_name = 'coupon-issuer writer' and wait_event_type = 'Lock'";
-/// How long the network must be cut until a writer gives up: the time of a request (3 s), the time for finding out what is stored
-/// (2 s), and some more for a busy machine.
-const IN_DOUBT_AFTER: Duration = Duration::from_secs(6);
+/// How long the network must be cut until a writer gives up: the time-out of a request (3 s), the time in which the writer tries to
+/// find out what its call has stored (2 s), and a margin for a busy machine.
+const IN_DOUBT_CUT: Duration = Duration::from_secs(6);
 
-/// Requests for one customer, and for how long the settings are locked.
+/// Requests for one customer in [`Fault::Race`].
 const RACERS: u64 = 40;
-const START_AFTER: Duration = Duration::from_millis(300);
+/// How long [`Fault::Race`] locks the settings.
+const RACE_LOCK_TIME: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// Postgres is restarted (fast).
+    /// Postgres is restarted in its mode "fast".
     Restart,
-    /// Postgres is killed, and started again after a time.
+    /// Postgres is killed, and started again later.
     Crash,
-    /// A server process of Postgres is killed: it recovers by itself.
+    /// A backend process of Postgres is killed. Postgres recovers by itself.
     Backend,
-    /// The services' sessions are ended, several times.
+    /// The services' sessions are terminated several times.
     Sessions,
-    /// Others have all of Postgres' connections.
+    /// Other clients take all of Postgres' connections.
     Connections,
-    /// Somebody holds a lock.
+    /// Another session holds a lock.
     Lock,
     /// Every flush takes 100 ms.
     SlowDisk,
-    /// Postgres does nothing at all.
+    /// All processes of Postgres are frozen.
     HungDisk,
     Cut,
     BlackHole,
     Stall,
     SlowNetwork,
-    /// The database is one that nothing can be written to, as in the middle of a failover.
+    /// The database accepts no writes, as during a failover.
     ReadOnly,
-    /// Postgres refuses some of the coupons, for reasons of its own.
+    /// Postgres fails the insert of some coupons, with an error of the server.
     CouponErrors,
-    /// Postgres refuses every call that writes, for a reason of its own.
+    /// Postgres fails every call of the writer, with an error of the server.
     CallErrors,
-    /// The package was upgraded under the running server: new sessions cannot load its libraries.
+    /// The package of Postgres is upgraded under the running server: new sessions cannot load its libraries.
     Libraries,
-    /// A service is killed, and started again after a time.
+    /// A service is killed, and started again later.
     Kill,
-    /// A service is killed in the middle of many requests, whose callers turn to the other at once.
+    /// A service is killed in the middle of many requests. Their callers turn to the other service at once.
     Takeover,
     /// A service is stopped with SIGTERM, and started again.
     Stop,
-    /// The configuration is changed, and codes are uploaded.
+    /// The settings change, and codes are uploaded.
     Apply,
-    /// Callers that occupy connections.
+    /// Misbehaving callers occupy connections.
     Hostile,
-    /// 200 callers that hang up at once.
+    /// 200 callers hang up at once.
     HangUps,
-    /// Many requests for one customer wait for settings that are locked, and then all are decided at once.
+    /// Many requests for one customer wait for the lock of the settings, and are then decided at once.
     Race,
-    /// The network is cut while calls that write are waiting for a lock, and stays cut until the writers give up finding out what
-    /// those calls have stored.
+    /// The network is cut while calls of the writer wait for a lock, and stays cut until the writers give up finding out what those
+    /// calls have stored.
     Doubt,
 }
 
@@ -130,7 +131,7 @@ impl Fault {
         Self::Doubt,
     ];
 
-    /// As `CHAOS_SKIP` and the table call it.
+    /// The name in `CHAOS_SKIP` and in the printed table.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Restart => "restart",
@@ -160,20 +161,21 @@ impl Fault {
         }
     }
 
-    /// Whether it concerns the services and their callers. Any such can strike together with any other.
-    const fn is_of_services(self) -> bool {
+    /// Whether the fault hits the services or their callers. The others hit Postgres, its disk or the network.
+    const fn hits_services(self) -> bool {
         matches!(
             self,
             Self::Kill | Self::Takeover | Self::Stop | Self::Apply | Self::Hostile | Self::HangUps | Self::Race
         )
     }
 
-    pub fn goes_with(self, other: Self) -> bool {
-        self.is_of_services() != other.is_of_services()
+    /// Two faults are injected at once only if exactly one of them hits the services.
+    pub fn can_combine_with(self, other: Self) -> bool {
+        self.hits_services() != other.hits_services()
     }
 }
 
-/// A procedure, and the statement that makes it.
+/// A stored procedure, and the statement that creates it.
 #[derive(Debug, PartialEq, Eq, sqlx::FromRow)]
 struct Procedure {
     name: String,
@@ -182,8 +184,8 @@ struct Procedure {
 }
 
 impl Procedure {
-    /// The statement that makes it one that always fails.
-    fn that_raises(&self, error: &str) -> String {
+    /// The statement that replaces the procedure by one that always fails.
+    fn failing_definition(&self, error: &str) -> String {
         let Self { name, arguments, .. } = self;
         format!(
             "create or replace procedure {name}({arguments}) language plpgsql as $$ begin
@@ -193,19 +195,19 @@ impl Procedure {
     }
 }
 
-/// What the faults strike.
+/// The whole system under test, and its callers.
 pub struct World {
     pub cluster: Cluster,
-    pub shop: Arc<Shop>,
-    /// The version of the file that was applied last, or at least tried.
+    pub tills: Arc<Tills>,
+    /// The version of the settings that a run has last tried to apply.
     pub version: AtomicU32,
-    /// The callers without a key of their own.
+    /// The callers without an `Idempotency-Key`.
     pub natural_keys: NaturalKeys,
 }
 
 impl World {
-    /// Breaks something for about so long, and mends it.
-    pub async fn strike(&self, fault: Fault, time: Duration, random: &mut StdRng) {
+    /// Injects a fault for about this time, and repairs it.
+    pub async fn inject(&self, fault: Fault, time: Duration, random: &mut StdRng) {
         match fault {
             Fault::Restart => self.cluster.restart_postgres().await,
             Fault::Crash => {
@@ -213,30 +215,30 @@ impl World {
                 sleep(time).await;
                 self.cluster.restart_postgres().await;
             }
-            Fault::Backend => self.kill_a_backend().await,
+            Fault::Backend => self.kill_backend().await,
             Fault::Sessions => self.end_sessions(time).await,
             Fault::Connections => self.take_connections(time).await,
             Fault::Lock => self.hold_a_lock(time, random).await,
             Fault::SlowDisk => self.slow_down_flushes(time).await,
             Fault::HungDisk => {
-                let pids = family(self.cluster.postmaster());
+                let pids = process_tree(self.cluster.postmaster());
                 spawn_blocking(move || freeze(&pids, time)).await.unwrap();
             }
-            Fault::Cut => self.turn_the_weather(Weather::Cut, time).await,
-            Fault::BlackHole => self.turn_the_weather(Weather::BlackHole, time).await,
-            Fault::Stall => self.turn_the_weather(Weather::Stalled, time).await,
-            Fault::SlowNetwork => self.turn_the_weather(Weather::Slow, time).await,
+            Fault::Cut => self.degrade_network(NetworkState::Cut, time).await,
+            Fault::BlackHole => self.degrade_network(NetworkState::BlackHole, time).await,
+            Fault::Stall => self.degrade_network(NetworkState::Stalled, time).await,
+            Fault::SlowNetwork => self.degrade_network(NetworkState::Slow, time).await,
             Fault::ReadOnly => self.refuse_writes(time).await,
             Fault::CouponErrors => self.refuse_some_coupons(time).await,
             Fault::CallErrors => self.refuse_calls(time, random).await,
-            Fault::Libraries => self.spoil_libraries(time).await,
-            Fault::Kill => self.kill_a_service(time, random).await,
+            Fault::Libraries => self.replace_libraries(time).await,
+            Fault::Kill => self.kill_service(time, random).await,
             Fault::Takeover => self.kill_between_coupons(time, random).await,
-            Fault::Stop => self.stop_a_service(random).await,
+            Fault::Stop => self.stop_service(random).await,
             Fault::Apply => self.apply(time).await,
-            Fault::Hostile => self.occupy(time).await,
+            Fault::Hostile => self.occupy_connections(time).await,
             Fault::HangUps => {
-                self.shop.burst(random, 200);
+                self.tills.burst(random, 200);
                 sleep(time).await;
             }
             Fault::Race => self.race(time, random).await,
@@ -244,12 +246,12 @@ impl World {
         }
     }
 
-    /// Kills one, and waits until Postgres has recovered: it ends all the others first.
-    async fn kill_a_backend(&self) {
+    /// Kills a backend process, and waits until Postgres has recovered, for which it terminates all other sessions.
+    async fn kill_backend(&self) {
         let mut admin = self.cluster.admin().await;
         let writers =
             "select pid from pg_stat_activity where application_name = 'coupon-issuer writer' order by random()";
-        // One that has ended by itself meanwhile is followed by another.
+        // Repeated until no writer has a session: a session may have ended before the signal came.
         while let Ok(Some(pid)) = sqlx::query_scalar::<_, i32>(writers).fetch_optional(&mut admin).await {
             signal("-9", &[pid.cast_unsigned()]);
             sleep(Duration::from_millis(200)).await;
@@ -270,7 +272,7 @@ impl World {
         self.cluster.execute(all).await;
     }
 
-    /// Takes every place, and those of the services when they are torn from them.
+    /// Takes every free connection, then terminates the services' sessions and takes theirs.
     async fn take_connections(&self, time: Duration) {
         let greedy = self.cluster.as_service();
         let until = Instant::now() + time;
@@ -298,7 +300,7 @@ impl World {
             2 => "begin; select lock_organisation_1(1)".to_owned(),
             _ => format!("begin; select pg_advisory_xact_lock(hashint8extended({series}, 1))"),
         };
-        self.shop.say(&format!("lock: {lock}"));
+        self.tills.set_phase(&format!("lock: {lock}"));
         let mut holder = self.cluster.admin().await;
         sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut holder).await.unwrap();
         sleep(time).await;
@@ -326,7 +328,7 @@ impl World {
         self.cluster.execute("select pg_reload_conf()").await;
     }
 
-    /// Always the same coupons: those that are sent again alone are refused again.
+    /// The coupon id decides, so that a coupon that the writer retries alone fails again.
     async fn refuse_some_coupons(&self, time: Duration) {
         let refuse = format!(
             "create function refuse() returns trigger language plpgsql as $$ begin
@@ -334,31 +336,31 @@ impl World {
              end $$;
              create trigger refuse before insert on coupon for each row
                  when (hashint8extended(new.coupon_id, 0) & 7 = 0) execute function refuse()",
-            SERVER_ERRORS.join(","),
-            SERVER_ERRORS.len(),
+            POSTGRES_ERRORS.join(","),
+            POSTGRES_ERRORS.len(),
         );
         self.cluster.execute(&refuse).await;
         sleep(time).await;
         self.cluster.execute("drop function if exists refuse() cascade").await;
     }
 
-    /// Even those that write nothing: that shows that it is no coupon's fault.
+    /// Empty calls fail, too. By that the writer learns that no coupon causes the error.
     async fn refuse_calls(&self, time: Duration, random: &mut StdRng) {
-        let error = SERVER_ERRORS[random.random_range(0..SERVER_ERRORS.len())];
-        self.shop.say(&format!("{}: {error}", Fault::CallErrors.name()));
+        let error = POSTGRES_ERRORS[random.random_range(0..POSTGRES_ERRORS.len())];
+        self.tills.set_phase(&format!("{}: {error}", Fault::CallErrors.name()));
         let procedures = self.writers_procedures().await;
         assert!(!procedures.is_empty(), "the writer calls procedures of another name now");
         for procedure in &procedures {
-            self.cluster.execute(&procedure.that_raises(error)).await;
+            self.cluster.execute(&procedure.failing_definition(error)).await;
         }
         self.without_database(time).await;
         for procedure in &procedures {
             self.cluster.execute(&procedure.definition).await;
         }
-        assert!(self.writers_procedures().await == procedures, "they are not what they were before");
+        assert!(self.writers_procedures().await == procedures, "the procedures were not restored");
     }
 
-    /// Of every version that there is.
+    /// The writer's procedures, in all versions.
     async fn writers_procedures(&self) -> Vec<Procedure> {
         let all = "select quote_ident(proname) as name, pg_get_function_arguments(oid) as arguments,
                           pg_get_functiondef(oid) as definition
@@ -366,57 +368,58 @@ impl World {
         sqlx::query_as(all).fetch_all(&mut self.cluster.admin().await).await.unwrap()
     }
 
-    async fn spoil_libraries(&self, time: Duration) {
-        // Where it is no copy, this fault does not strike.
+    async fn replace_libraries(&self, time: Duration) {
+        // Without a copy of the installation, this fault is skipped.
         let Ok(installation) = &self.cluster.installation else { return };
-        installation.spoil();
+        installation.corrupt_plpgsql();
         self.end_all_sessions().await;
         self.without_database(time).await;
-        installation.mend();
+        installation.restore_plpgsql();
     }
 
-    /// Waits for so long while nothing can be written, and until both services have said that they are not ready.
+    /// Waits until the time is over and both services have reported that they are not ready.
     async fn without_database(&self, time: Duration) {
-        let ((), first, second) = tokio::join!(sleep(time), self.says_not_ready(0), self.says_not_ready(1));
-        for (replica, says_so) in [first, second].into_iter().enumerate() {
-            if !says_so {
-                let address = self.cluster.replicas[replica].address;
-                self.shop.complain_about(Wrong::Ready, format!("the service at {address} is ready, and cannot write"));
+        let ((), first, second) = tokio::join!(sleep(time), self.becomes_unready(0), self.becomes_unready(1));
+        for (replica, is_unready) in self.cluster.replicas.iter().zip([first, second]) {
+            if !is_unready {
+                let violation =
+                    format!("the service at {} reports that it is ready, but cannot write", replica.address);
+                self.tills.report_as(ViolationKind::FalseReady, violation);
             }
         }
     }
 
-    /// Whether a replica says within a time that it is not ready, or says nothing at all. Once is not enough: whoever has just lost
-    /// his connections says so as well.
-    async fn says_not_ready(&self, replica: usize) -> bool {
-        let until = Instant::now() + NOT_READY_WITHIN;
+    /// Whether a replica reports that it is not ready, or does not answer, ten times in a row. A single report proves nothing: a
+    /// replica that has just lost its connections is not ready either.
+    async fn becomes_unready(&self, replica: usize) -> bool {
+        let until = Instant::now() + UNREADY_TIMEOUT;
         let mut in_a_row = 0;
         while in_a_row < 10 {
             if Instant::now() > until {
                 return false;
             }
-            in_a_row = if self.shop.is_ready(replica).await { 0 } else { in_a_row + 1 };
+            in_a_row = if self.tills.is_ready(replica).await { 0 } else { in_a_row + 1 };
             sleep(Duration::from_millis(50)).await;
         }
         true
     }
 
-    async fn turn_the_weather(&self, weather: Weather, time: Duration) {
-        self.cluster.network.turn(weather);
+    async fn degrade_network(&self, state: NetworkState, time: Duration) {
+        self.cluster.network.set(state);
         sleep(time).await;
-        self.cluster.network.turn(Weather::Clear);
+        self.cluster.network.set(NetworkState::Healthy);
     }
 
-    async fn kill_a_service(&self, time: Duration, random: &mut StdRng) {
+    async fn kill_service(&self, time: Duration, random: &mut StdRng) {
         let replica = &self.cluster.replicas[random.random_range(0..2)];
         replica.kill();
         sleep(time).await;
         replica.start();
     }
 
-    /// While somebody holds a lock coupons wait, and of some requests the first ones are issued: then the service is killed, and
-    /// in every other case its calls with it, as a server does that looks after its connections. Of what else is broken
-    /// meanwhile it makes the best.
+    /// A lock makes coupons wait, so that some requests are issued in part. Then the service is killed. In half of the cases the
+    /// waiting calls are terminated as well, as by a server that notices closed connections. The lock may fail, since another fault
+    /// may be active.
     async fn kill_between_coupons(&self, time: Duration, random: &mut StdRng) {
         let number = random.random_range(0..2);
         let replica = &self.cluster.replicas[number];
@@ -424,69 +427,69 @@ impl World {
         if let Err(error) = sqlx::raw_sql(LOCKS[random.random_range(0..LOCKS.len())]).execute(&mut holder).await {
             eprintln!("takeover: {error}");
         }
-        self.shop.rush(random, number, RUSH);
+        self.tills.rush(random, number, RUSH_CALLERS);
         sleep(Duration::from_millis(random.random_range(200..600))).await;
         replica.kill();
         if random.random_ratio(1, 2) {
-            let _ = sqlx::raw_sql(END_WAITING).execute(&mut holder).await;
+            let _ = sqlx::raw_sql(END_WAITING_SESSIONS).execute(&mut holder).await;
         }
         let _ = holder.close().await;
         sleep(time).await;
         replica.start();
     }
 
-    /// Coupons of one customer, coupons under one natural key, and codes of which many are taken. The lock may fail, since another
-    /// fault may strike meanwhile.
+    /// Requests for one customer, requests under one natural key, and random codes of which many are taken. The lock may fail, since
+    /// another fault may be active.
     async fn race(&self, time: Duration, random: &mut StdRng) {
         let mut holder = self.cluster.admin().await;
-        if let Err(error) = sqlx::raw_sql(LOCKS[1]).execute(&mut holder).await {
+        if let Err(error) = sqlx::raw_sql(LOCK_SETTINGS).execute(&mut holder).await {
             eprintln!("race: {error}");
         }
-        self.shop.race(random, RACERS, &[catalogue::THREE_EACH, catalogue::NARROW]);
-        self.natural_keys.race(&self.shop);
-        sleep(START_AFTER).await;
+        self.tills.race(random, RACERS, &[catalogue::THREE_EACH, catalogue::NARROW]);
+        self.natural_keys.race(&self.tills);
+        sleep(RACE_LOCK_TIME).await;
         let _ = holder.close().await;
         sleep(time).await;
     }
 
-    /// In half of the cases the calls get their lock after the cut, and store their coupons.
+    /// In half of the cases the lock is released during the cut: the calls store their coupons, and nobody receives the answer.
     async fn cut_off_calls(&self, random: &mut StdRng) {
         let mut holder = self.cluster.admin().await;
-        if let Err(error) = sqlx::raw_sql(LOCKS[0]).execute(&mut holder).await {
+        if let Err(error) = sqlx::raw_sql(LOCK_SERIES).execute(&mut holder).await {
             eprintln!("doubt: {error}");
         }
         let replica = random.random_range(0..2);
-        self.shop.rush(random, replica, RUSH);
-        let until = Instant::now() + IN_DOUBT_AFTER;
+        self.tills.rush(random, replica, RUSH_CALLERS);
+        let until = Instant::now() + IN_DOUBT_CUT;
         while Instant::now() < until && matches!(waiting_calls(&mut holder).await, Ok(0)) {
             sleep(Duration::from_millis(10)).await;
         }
-        self.cluster.network.turn(Weather::Cut);
+        self.cluster.network.set(NetworkState::Cut);
         if random.random_ratio(1, 2) {
             let _ = holder.close().await;
-            sleep(IN_DOUBT_AFTER).await;
+            sleep(IN_DOUBT_CUT).await;
         } else {
-            sleep(IN_DOUBT_AFTER).await;
+            sleep(IN_DOUBT_CUT).await;
             let _ = holder.close().await;
         }
-        self.cluster.network.turn(Weather::Clear);
+        self.cluster.network.set(NetworkState::Healthy);
     }
 
-    async fn stop_a_service(&self, random: &mut StdRng) {
+    async fn stop_service(&self, random: &mut StdRng) {
         let replica = &self.cluster.replicas[random.random_range(0..2)];
         match replica.stop().await {
             Some(exit) if exit.success() => {}
-            exit => self.shop.complain(format!("after SIGTERM a service ended with {exit:?}")),
+            exit => self.tills.report(format!("after SIGTERM a service exited with {exit:?}")),
         }
         replica.start();
     }
 
-    /// Applies one version of the file after the other, and uploads codes.
+    /// Applies one version of the settings after the other, and uploads codes.
     async fn apply(&self, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
             let version = 1 + self.version.fetch_add(1, Ordering::Relaxed);
-            // That it did not succeed while something else is broken is no failure; whether it did may not even be known.
+            // Another fault may make it fail, or lose its answer. Neither is a violation.
             if let Err(error) = self.apply_version(version).await {
                 eprintln!("apply: {error}");
             }
@@ -496,7 +499,7 @@ impl World {
     }
 
     pub async fn apply_version(&self, version: u32) -> anyhow::Result<()> {
-        let recorder = &self.shop.recorder;
+        let recorder = &self.tills.recorder;
         let start = recorder.now();
         let applied = provisioning::apply_text(&self.cluster.as_service(), &catalogue::file(version)).await;
         let end = applied.is_ok().then(|| recorder.now());
@@ -508,7 +511,7 @@ impl World {
     pub async fn upload(&self, series: i64, prefix: &str, version: u32, count: u32) {
         let file = self.cluster.directory.join("codes.csv");
         std::fs::write(&file, catalogue::codes(prefix, version, count)).unwrap();
-        let recorder = &self.shop.recorder;
+        let recorder = &self.tills.recorder;
         let start = recorder.now();
         let imported = codes::import(&self.cluster.as_service(), OrgId(1), SeriesId(series), &file, &mut |_| {}).await;
         let end = imported.is_ok().then(|| recorder.now());
@@ -518,30 +521,30 @@ impl World {
         recorder.write(&Line::Import(Import { process: OPERATOR.to_owned(), start, end, series, count }));
     }
 
-    /// Connections that say nothing, that stop in the middle of a head, and that ask and never listen.
-    async fn occupy(&self, time: Duration) {
-        let mut held = Vec::new();
+    /// Opens connections that send nothing, that send half a request, and that send many requests but read no answer.
+    async fn occupy_connections(&self, time: Duration) {
+        let mut connections = Vec::new();
         for number in 0..720_usize {
             let address = self.cluster.replicas[number % 2].address;
-            let words = match number {
+            let bytes = match number {
                 0..500 => String::new(),
                 500..700 => "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nAuthor".to_owned(),
                 _ => self.pipelined(number, 200),
             };
-            held.extend(hold(address, &words).await);
+            connections.extend(open_and_send(address, &bytes).await);
         }
         sleep(time).await;
     }
 
-    /// Many requests in a row, each under a key of its own that no till has. Nobody reads the answers.
+    /// Requests in a row on one connection, each under a key that no till uses.
     fn pipelined(&self, caller: usize, count: usize) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let body = json!({"seriesIds": HOSTILE_SERIES, "customer": {"id": HOSTILE}}).to_string();
         let credentials = STANDARD.encode("store.server:server123");
-        let one = |_| {
+        let request = |_| {
             let key = format!("{HOSTILE}-{caller}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-            let (recorder, series) = (&self.shop.recorder, HOSTILE_SERIES.to_vec());
-            let call = Issue::asked(recorder.now(), key.clone(), key.clone(), HOSTILE.to_owned(), series);
+            let (recorder, series) = (&self.tills.recorder, HOSTILE_SERIES.to_vec());
+            let call = Issue::unanswered(recorder.now(), key.clone(), key.clone(), HOSTILE.to_owned(), series);
             recorder.write(&Line::Issue(call));
             format!(
                 "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Basic \
@@ -549,13 +552,13 @@ impl World {
                 body.len()
             )
         };
-        (0..count).map(one).collect()
+        (0..count).map(request).collect()
     }
 }
 
-/// A connection on which this was said, as far as anybody listened.
-async fn hold(address: SocketAddr, words: &str) -> Option<TcpStream> {
+/// Opens a connection and sends these bytes, or as many as the service reads within 100 ms.
+async fn open_and_send(address: SocketAddr, bytes: &str) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(address).await.ok()?;
-    let _ = timeout(Duration::from_millis(100), stream.write_all(words.as_bytes())).await;
+    let _ = timeout(Duration::from_millis(100), stream.write_all(bytes.as_bytes())).await;
     Some(stream)
 }

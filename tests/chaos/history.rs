@@ -1,5 +1,5 @@
 //! The history of a run: every call with its answer, and every commit in order, as JSON lines.
-//! `docs/history.md` is the format.
+//! docs/history.md describes the format.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs::File;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 pub const FORMAT: u32 = 1;
 
-/// Nanoseconds on the one monotonic clock of a run, from its start.
+/// Nanoseconds since the start of the run, on its monotonic clock.
 pub type Nanos = u64;
 /// A position in the write-ahead log, in bytes.
 pub type Lsn = u64;
@@ -40,26 +40,26 @@ pub enum Line {
 pub struct Run {
     pub format: u32,
     pub seed: u64,
-    /// The instant 0 of the monotonic clock by the system's clock.
+    /// The start of the run by the system's clock.
     pub began: Timestamp,
     pub time_zone: String,
-    /// How long a call that got no answer may be at work, in nanoseconds.
+    /// How long the service may work on a call that got no answer.
     pub longest_call: Nanos,
 }
 
-/// The most by which the clocks of a service and of the test differ: around midnight a service may be on another day.
-const CLOCKS_DIFFER_BY: SignedDuration = SignedDuration::from_secs(1);
+/// The greatest difference between the clocks of a service and of the test. Around midnight a service may be on another day.
+const MAX_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(1);
 
 impl Run {
-    /// The first and the last day, in this zone, on which a service may have been between these instants.
+    /// The first and the last day in this zone that a service's clock may have shown between these instants.
     pub fn days(&self, zone: &TimeZone, start: Nanos, end: Nanos) -> (Date, Date) {
         let at = |nanos: Nanos| self.began + SignedDuration::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX));
         let day = |instant: Timestamp| zone.to_datetime(instant).date();
-        (day(at(start) - CLOCKS_DIFFER_BY), day(at(end) + CLOCKS_DIFFER_BY))
+        (day(at(start) - MAX_CLOCK_DIFFERENCE), day(at(end) + MAX_CLOCK_DIFFERENCE))
     }
 }
 
-/// A change of the settings, as the operator asked for it.
+/// A call of `apply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apply {
     pub process: String,
@@ -69,7 +69,7 @@ pub struct Apply {
     pub series: Vec<Series>,
 }
 
-/// The rules of a series, named as in the contract; -1 is unlimited.
+/// The rules of a series under the names of the contract. A limit of -1 means unlimited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Series {
@@ -97,7 +97,7 @@ pub struct Import {
     pub count: u32,
 }
 
-/// One attempt of a request for coupons, or the look at its receipt.
+/// A call that issues coupons or fetches their receipt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Issue {
     pub process: String,
@@ -109,31 +109,30 @@ pub struct Issue {
     pub series: Vec<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// One for each series, in order, if the status is 200.
+    /// One answer for each series, in order, if the status is 200.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Vec<Answer>>,
 }
 
 impl Issue {
-    /// A call that began at this instant and has no answer yet.
-    pub fn asked(start: Nanos, process: String, key: String, customer: String, series: Vec<i64>) -> Self {
+    pub fn unanswered(start: Nanos, process: String, key: String, customer: String, series: Vec<i64>) -> Self {
         Self { process, start, end: None, key, customer, series, status: None, answer: None }
     }
 
-    /// When it was answered, and what. `None`: nothing that settles an entity.
+    /// The end of the call and its answers. `None`: the call settles no entity.
     pub fn answered(&self) -> Option<(Nanos, &[Answer])> {
         (self.status == Some(200)).then_some((self.end?, self.answer.as_deref()?))
     }
 }
 
-/// What an answer says of one entity.
+/// The answer for one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Answer {
     Issued {
         code: String,
         valid_till: Date,
-        /// A hash of the whole entity: equal as long as the same is shown.
+        /// A hash of the whole entity in the answer.
         shown: String,
     },
     Resent {
@@ -148,17 +147,18 @@ pub enum Answer {
     },
 }
 
-/// 748: the coupon may be issued or not. 786: the database could not store it.
-const UNKNOWN: u64 = 748;
+/// The coupon may be issued or not.
+const IN_DOUBT: u64 = 748;
+/// The database could not store the coupon.
 const NOT_STORED: u64 = 786;
 
 impl Answer {
-    /// Whether it says what became of the entity.
+    /// Whether the answer decides the entity.
     pub const fn settles(&self) -> bool {
-        !matches!(self, Self::Refused { error: UNKNOWN, .. })
+        !matches!(self, Self::Refused { error: IN_DOUBT, .. })
     }
 
-    /// Whether it says that there is no coupon, whatever the limits are.
+    /// Whether the answer refuses the coupon for a reason that no limit has to explain.
     pub const fn is_not_stored(&self) -> bool {
         matches!(self, Self::Refused { error: NOT_STORED, .. })
     }
@@ -177,7 +177,7 @@ impl Display for Answer {
     }
 }
 
-/// Where the log was between two instants.
+/// The position of the write-ahead log at some moment between two instants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     pub start: Nanos,
@@ -186,22 +186,22 @@ pub struct Mark {
     pub flushed: Lsn,
 }
 
-/// A coupon that was committed.
+/// A committed coupon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coupon {
     pub commit: Lsn,
     pub id: i64,
-    /// `None`: no call asked for it.
+    /// `None`: no call of the history asked for the coupon.
     pub key: Option<String>,
     pub entity: usize,
     pub customer: String,
     pub series: i64,
-    /// As it is shown.
+    /// The code as answers show it.
     pub code: String,
     pub issued_at: Timestamp,
 }
 
-/// The caps of series, as they were committed.
+/// A committed cap of a series.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     pub commit: Lsn,
@@ -210,7 +210,7 @@ pub struct Settings {
     pub max_create: i64,
 }
 
-/// Uploaded codes, as they were committed.
+/// Committed uploaded codes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::struct_field_names, reason = "the fields are named as in the file")]
 pub struct Codes {
@@ -219,17 +219,17 @@ pub struct Codes {
     pub codes: Vec<String>,
 }
 
-/// A whole history, as it is read from its file.
+/// A whole history, read from its file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     pub run: Run,
     pub applies: Vec<Apply>,
     pub imports: Vec<Import>,
-    /// In order of their start.
+    /// In the order of their starts.
     pub issues: Vec<Issue>,
     pub receipts: Vec<Issue>,
     pub marks: Vec<Mark>,
-    /// What was committed, in order.
+    /// In the order of the log.
     pub commits: Vec<Commit>,
 }
 
@@ -249,7 +249,7 @@ impl Commit {
         }
     }
 
-    /// The same at this position.
+    /// Sets the position.
     pub fn at(mut self, lsn: Lsn) -> Self {
         match &mut self {
             Self::Coupon(Coupon { commit, .. })
@@ -269,12 +269,12 @@ impl Commit {
 }
 
 impl History {
-    /// An error names the line.
+    /// An error names the malformed line.
     pub fn read(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let line = |(number, text): (usize, std::io::Result<String>)| {
-            let wrong = |error: &dyn Display| format!("{}, line {}: {error}", path.display(), number + 1);
-            serde_json::from_str(&text.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+            let malformed = |error: &dyn Display| format!("{}, line {}: {error}", path.display(), number + 1);
+            serde_json::from_str(&text.map_err(|error| malformed(&error))?).map_err(|error| malformed(&error))
         };
         Self::of(BufReader::new(file).lines().enumerate().map(line).collect::<Result<_, _>>()?)
     }
@@ -296,9 +296,10 @@ impl History {
                 Line::Codes(codes) => commits.push(Commit::Codes(codes)),
             }
         }
-        let [run] = <[Run; 1]>::try_from(runs).map_err(|runs| format!("{} lines of type run, not one", runs.len()))?;
+        let [run] =
+            <[Run; 1]>::try_from(runs).map_err(|runs| format!("{} lines of type run instead of one", runs.len()))?;
         if run.format != FORMAT {
-            return Err(format!("format {}, not {FORMAT}", run.format));
+            return Err(format!("format {} instead of {FORMAT}", run.format));
         }
         issues.sort_by_key(|issue: &Issue| issue.start);
         receipts.sort_by_key(|receipt: &Issue| receipt.start);
@@ -308,7 +309,7 @@ impl History {
     }
 }
 
-/// Writes a history while it happens.
+/// Writes the history during the run.
 pub struct Recorder {
     pub path: PathBuf,
     began: Instant,

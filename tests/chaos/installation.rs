@@ -1,5 +1,4 @@
 //! A copy of Postgres' installation. A server that runs from it can lose its libraries, as in an upgrade of the package.
-//! Postgres finds its libraries by where its executable is, so a copy that keeps the layout uses its own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,21 +11,21 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// Copies the machine's into this directory. An error says why that is impossible.
+    /// Copies the machine's installation into this directory. An error explains why that is impossible.
     ///
-    /// Postgres looks for its files at the place that they have relative to its executable, so the copy keeps that layout.
+    /// Postgres looks for its files relative to its executable, so the copy keeps the layout.
     pub fn copy_into(directory: &Path) -> Result<Self, String> {
-        let places = places(&programs()?)?;
-        let [bin_dir, share_dir, library_dir] = &places;
-        let root = bin_dir.ancestors().find(|root| places.iter().all(|place| place.starts_with(root)));
-        let root = root.ok_or("its directories have none in common")?;
-        let copy_of = |place: &Path| place.strip_prefix(root).map(|place| directory.join(place)).unwrap();
-        for place in [bin_dir, share_dir, library_dir] {
-            copy(place, &copy_of(place))?;
+        let sources = layout(&installed_bin_dir()?)?;
+        let [bin_dir, share_dir, library_dir] = &sources;
+        let root = bin_dir.ancestors().find(|root| sources.iter().all(|source| source.starts_with(root)));
+        let root = root.ok_or("the directories of the installation have no common parent")?;
+        let copy_of = |source: &Path| source.strip_prefix(root).map(|relative| directory.join(relative)).unwrap();
+        for source in [bin_dir, share_dir, library_dir] {
+            copy(source, &copy_of(source))?;
         }
         let bin_dir = copy_of(bin_dir);
-        if let Some(elsewhere) = self::places(&bin_dir)?.iter().find(|place| !place.starts_with(directory)) {
-            return Err(format!("from its copy, it still finds {}", elsewhere.display()));
+        if let Some(outside) = layout(&bin_dir)?.iter().find(|found| !found.starts_with(directory)) {
+            return Err(format!("the copy still uses {}", outside.display()));
         }
         let plpgsql = ["plpgsql.so", "plpgsql.dylib"].map(|name| copy_of(library_dir).join(name));
         let plpgsql = plpgsql.into_iter().find(|library| library.is_file()).ok_or("it has no library of PL/pgSQL")?;
@@ -37,39 +36,38 @@ impl Installation {
         &self.bin_dir
     }
 
-    /// Puts a file that is no library in PL/pgSQL's place. Whoever has loaded the library keeps it.
-    pub fn spoil(&self) {
-        let (aside, spoilt) = (self.aside(), self.plpgsql.with_extension("spoilt"));
-        std::fs::hard_link(&self.plpgsql, aside).unwrap();
-        std::fs::write(&spoilt, "of another version\n").unwrap();
-        std::fs::rename(spoilt, &self.plpgsql).unwrap();
+    /// Replaces the library of PL/pgSQL by a file that is no library. Sessions that have loaded the library keep it.
+    pub fn corrupt_plpgsql(&self) {
+        let corrupt = self.plpgsql.with_extension("corrupt");
+        std::fs::hard_link(&self.plpgsql, self.backup()).unwrap();
+        std::fs::write(&corrupt, "of another version\n").unwrap();
+        std::fs::rename(corrupt, &self.plpgsql).unwrap();
     }
 
-    /// Puts the library back.
-    pub fn mend(&self) {
-        std::fs::rename(self.aside(), &self.plpgsql).unwrap();
+    pub fn restore_plpgsql(&self) {
+        std::fs::rename(self.backup(), &self.plpgsql).unwrap();
     }
 
-    fn aside(&self) -> PathBuf {
-        self.plpgsql.with_extension("aside")
+    fn backup(&self) -> PathBuf {
+        self.plpgsql.with_extension("backup")
     }
 }
 
-/// Where the machine's programs really are: in a directory of the path there may be no more than links to them.
-fn programs() -> Result<PathBuf, String> {
+/// The real directory of the machine's programs: the directory in `PATH` may only have links to them.
+fn installed_bin_dir() -> Result<PathBuf, String> {
     let postgres = find_binaries().map_err(|error| error.to_string())?.join("postgres");
     let postgres = postgres.canonicalize().map_err(|error| format!("{}: {error}", postgres.display()))?;
     postgres.parent().map(Path::to_path_buf).ok_or_else(|| "it is in no directory".to_owned())
 }
 
-/// Where the installation of these binaries has its programs, its data and its libraries.
-fn places(bin_dir: &Path) -> Result<[PathBuf; 3], String> {
+/// The directories of the programs, the data and the libraries, as these programs report them.
+fn layout(bin_dir: &Path) -> Result<[PathBuf; 3], String> {
     let pg_config = bin_dir.join("pg_config");
-    let ask = |what: &str| {
-        let cannot = |why: &str| format!("its layout is unknown: {} {what}: {why}", pg_config.display());
-        let output = Command::new(&pg_config).arg(what).output().map_err(|error| cannot(&error.to_string()))?;
-        let place = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if place.is_dir() { Ok(place) } else { Err(cannot("names no directory")) }
+    let ask = |option: &str| {
+        let unknown = |why: &str| format!("its layout is unknown: {} {option}: {why}", pg_config.display());
+        let output = Command::new(&pg_config).arg(option).output().map_err(|error| unknown(&error.to_string()))?;
+        let directory = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        if directory.is_dir() { Ok(directory) } else { Err(unknown("the output is not a directory")) }
     };
     Ok([ask("--bindir")?, ask("--sharedir")?, ask("--pkglibdir")?])
 }

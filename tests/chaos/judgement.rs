@@ -1,5 +1,5 @@
 //! Both verdicts on a history: that of the replay against the model, and that of the public checker.
-//! A run, the tests of broken builds and `make history` all judge by this.
+//! A chaos run, the tests of broken builds and `make history` use it.
 
 use std::fmt;
 use std::path::Path;
@@ -9,20 +9,20 @@ use crate::history::History;
 use crate::linearizability::{Checked, check};
 use crate::replay::{Replayed, replay};
 
-/// Findings of each kind that are printed.
-const MOST_SHOWN: usize = 20;
+/// How many findings of each kind are printed.
+const MAX_SHOWN: usize = 20;
 
 pub struct Judgement {
     pub replay: Replayed,
     pub checked: Checked,
-    replayed_in: Duration,
+    replay_time: Duration,
 }
 
 impl Judgement {
     pub fn of(history: &History) -> Self {
         let began = Instant::now();
         let replay = replay(history);
-        Self { replay, replayed_in: began.elapsed(), checked: check(history) }
+        Self { replay, replay_time: began.elapsed(), checked: check(history) }
     }
 
     pub fn acquits(&self) -> bool {
@@ -46,7 +46,7 @@ impl fmt::Display for Judgement {
             "replay: duplicates {}, divergence {}; {coupons} coupons, {operations} operations, {answers} answers in {:.1} s",
             duplicates.len(),
             divergences.len(),
-            self.replayed_in.as_secs_f32()
+            self.replay_time.as_secs_f32()
         )?;
         write!(
             f,
@@ -55,7 +55,7 @@ impl fmt::Display for Judgement {
             took.as_secs_f32()
         )?;
         for (kind, findings) in self.findings() {
-            for finding in findings.iter().take(MOST_SHOWN) {
+            for finding in findings.iter().take(MAX_SHOWN) {
                 write!(f, "\n{kind}: {finding}")?;
             }
         }
@@ -65,7 +65,7 @@ impl fmt::Display for Judgement {
 
 /// `make history`: judges a file.
 #[test]
-#[ignore = "wants a file: make history FILE=..."]
+#[ignore = "needs a file: make history FILE=..."]
 fn a_history_holds() {
     let path = std::env::var("HISTORY").unwrap();
     let judgement = Judgement::of(&History::read(Path::new(&path)).unwrap());

@@ -1,6 +1,6 @@
-//! Judges the answers of a history alone: they must be those of one register for each customer and each group of series that exclude
-//! each other, and of one counter for each series with a cap. A published checker searches for the order; `docs/history.md`
-//! says what an operation is. What Postgres committed is not looked at.
+//! Judges the answers of a history alone, without the commits. They must be those of one register for each customer and each group of
+//! series that exclude each other, and of one counter for each series with a cap. A published checker searches for an order of the
+//! operations. docs/history.md defines the operations.
 
 mod cap;
 mod customer;
@@ -20,13 +20,12 @@ use self::rules::Settings;
 use self::search::{LIMITS, Object, Timed, Verdict, judge};
 use crate::history::{Answer, History};
 
-/// What the check has found.
 #[derive(Debug)]
 pub struct Checked {
     pub partitions: usize,
-    /// Of entities. One that concerns a customer and a cap counts once.
+    /// An operation that concerns both a customer and a cap counts once.
     pub operations: usize,
-    /// Each begins with the name of the partition. One that says "not checked" is no proof of a fault, and no acquittal.
+    /// Each begins with the name of its partition, or with "not checked": that proves no fault, but does not acquit.
     pub violations: Vec<String>,
     pub checker: &'static str,
     pub took: Duration,
@@ -42,8 +41,8 @@ pub fn check(history: &History) -> Checked {
         checker: "todc-utils 0.1.1 WGLChecker",
         took: Duration::ZERO,
     };
-    if let Err(wrong) = checked.judge_all(history) {
-        checked.violations.push(format!("not checked: {wrong}"));
+    if let Err(why) = checked.judge_all(history) {
+        checked.violations.push(format!("not checked: {why}"));
     }
     checked.took = began.elapsed();
     checked
@@ -52,8 +51,8 @@ pub fn check(history: &History) -> Checked {
 impl Checked {
     fn judge_all(&mut self, history: &History) -> Result<(), String> {
         let settings = rules::settings(history)?;
-        let (operations, wrong) = operations::of(history);
-        self.violations.extend(wrong);
+        let (operations, malformed) = operations::of(history);
+        self.violations.extend(malformed);
         self.operations = operations.len();
         self.judge_customers(history, &settings, &operations)?;
         self.judge_caps(&settings, &operations);
@@ -76,11 +75,11 @@ impl Checked {
         let last = customer::last_instant(operations);
         for (group, customers) in partitions {
             let others = group_of.iter().filter(|(id, of)| **of == group && **id != group).map(|(id, _)| *id);
-            // A group is named after its smallest series.
+            // The key of a group is its smallest series.
             let ids: Vec<i64> = std::iter::once(group).chain(others).collect();
             let group = Rc::new(Group::new(&history.run, settings, &ids, last)?);
             for (customer, operations) in customers {
-                let is_known = |one: &Operation, code: &str| codes.is_known(one, code);
+                let is_known = |operation: &Operation, code: &str| codes.is_known(operation, code);
                 let (name, steps) = group.history(customer, &operations, &is_known);
                 self.judge::<Customer>(&name, Holding::default(), steps);
             }
@@ -92,23 +91,26 @@ impl Checked {
         let all = settings.iter().flat_map(|settings| settings.series.values());
         let capped: BTreeSet<i64> = all.filter(|series| series.max_create >= 0).map(|series| series.id).collect();
         let mut steps: BTreeMap<i64, Vec<Timed<cap::Step>>> = capped.iter().map(|id| (*id, Vec::new())).collect();
-        for one in operations {
-            if let (Some(steps), Some(step)) = (steps.get_mut(&one.series), cap::step(one)) {
-                steps.push(Timed { start: one.start, end: one.end, step, label: one.label() });
+        for operation in operations {
+            if let (Some(steps), Some(step)) = (steps.get_mut(&operation.series), cap::step(operation)) {
+                let Operation { start, end, .. } = *operation;
+                steps.push(Timed { start, end, step, label: operation.label() });
             }
         }
         for (series, mut steps) in steps {
-            let (begin, changes) = cap::caps(settings, series);
+            let (initial, changes) = cap::caps(settings, series);
             steps.extend(changes);
-            self.judge::<Cap>(&format!("cap of series {series}"), begin, steps);
+            self.judge::<Cap>(&format!("cap of series {series}"), initial, steps);
         }
     }
 
-    fn judge<O: Object>(&mut self, name: &str, begin: O::State, steps: Vec<Timed<O::Step>>) {
+    fn judge<O: Object>(&mut self, name: &str, initial: O::State, steps: Vec<Timed<O::Step>>) {
         self.partitions += 1;
-        match judge::<O>(begin, steps, LIMITS) {
+        match judge::<O>(initial, steps, LIMITS) {
             Verdict::Linearizable => {}
-            Verdict::Not(lines) => self.violations.push(format!("{name}: not linearizable\n  {}", lines.join("\n  "))),
+            Verdict::NotLinearizable(lines) => {
+                self.violations.push(format!("{name}: not linearizable\n  {}", lines.join("\n  ")));
+            }
             Verdict::TooLong(length) => self.violations.push(format!(
                 "{name}: not checked: too long, {length} operations without a moment at which none is in flight"
             )),
@@ -116,10 +118,10 @@ impl Checked {
     }
 }
 
-/// Who received each code, according to the answers.
+/// The receivers of each code, according to the answers.
 struct Codes<'a> {
     issued: HashSet<&'a str>,
-    /// Customer and series; `None`: several.
+    /// The customer and series. `None`: several of them.
     shown_to: HashMap<&'a str, Option<(&'a str, i64)>>,
 }
 
@@ -142,10 +144,10 @@ impl<'a> Codes<'a> {
         codes
     }
 
-    /// Whether an answer has issued the code, or another customer or series was shown it. If not, an operation that nothing
-    /// settled may have issued it to this customer.
-    fn is_known(&self, one: &Operation, code: &str) -> bool {
-        let receiver = Some((one.customer.as_str(), one.series));
+    /// Whether an answer has issued the code, or has shown it for another customer or series. Otherwise an unsettled operation may have
+    /// issued it to this customer.
+    fn is_known(&self, operation: &Operation, code: &str) -> bool {
+        let receiver = Some((operation.customer.as_str(), operation.series));
         self.issued.contains(code) || self.shown_to.get(code).is_some_and(|shown_to| *shown_to != receiver)
     }
 }

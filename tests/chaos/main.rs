@@ -1,8 +1,9 @@
-//! Faults on purpose: two processes of the service, a Postgres, a network that is made to fail, and tills that go on asking.
-//! Whatever breaks, no coupon is lost or doubled, no answer is taken back, and the service recovers by itself.
+//! A chaos run: two processes of the service, a Postgres and the network between them fail on purpose while tills keep calling.
+//! Whatever fails, no coupon may be lost or issued twice, no answer may be contradicted later, and the service must recover without
+//! help.
 //!
-//! The short form runs with the other tests, the long one by `make chaos`. A run is repeated, as far as time allows, by
-//! `CHAOS_SEED`; `CHAOS_ROUNDS` says how often each fault strikes, `CHAOS_SKIP` which do not.
+//! The short run is part of `make test`, the long one is `make chaos`. `CHAOS_SEED` repeats the random choices of a run, though not
+//! its timing. `CHAOS_ROUNDS` sets how often each fault is injected, `CHAOS_SKIP` lists faults to skip.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -17,21 +18,20 @@ mod judgement;
 mod linearizability;
 mod natural;
 mod network;
+mod plan;
 mod rare_paths;
 mod replay;
+mod sale;
+mod summary;
 mod tills;
 mod verdict;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
 
@@ -40,149 +40,166 @@ use crate::faults::{Fault, World};
 use crate::history::Recorder;
 use crate::judgement::Judgement;
 use crate::natural::NaturalKeys;
+use crate::plan::{Injection, Plan, variable};
 use crate::rare_paths::RarePaths;
-use crate::tills::{Counts, Shop, Wrong};
-use crate::verdict::Totals;
+use crate::summary::InjectionStats;
+use crate::tills::{CallStats, Tills, ViolationKind};
 
 /// How long the services may take to recover from a fault.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(15);
-
-/// Complaints after which a run ends, and those of each kind that are told again at its end.
-const ENOUGH: usize = 1000;
-const TOLD: usize = 20;
-
-/// The most faults that strike because a rare path was not met.
-const MOST_BESIDES: usize = 10;
-
-/// What a run does.
-struct Plan {
-    name: &'static str,
-    /// How often each fault strikes.
-    rounds: usize,
-    /// How long a fault lasts, and how long it is quiet afterwards, in milliseconds.
-    lasts: Range<u64>,
-    quiet: Range<u64>,
-    /// Whether faults also strike two at a time, and a lock is held for a minute.
-    is_long: bool,
-    /// Codes uploaded for the series that has plenty.
-    codes: u32,
-}
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
+/// A run that has found more violations stops injecting faults.
+const MAX_VIOLATIONS: usize = 1000;
+/// How many faults a run injects in addition, to reach the rare paths it has missed.
+const MAX_EXTRA_INJECTIONS: usize = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fault_once() {
-    run(&Plan { name: "chaos", rounds: 1, lasts: 600..1200, quiet: 100..300, is_long: false, codes: 20_000 }).await;
+    let plan = Plan {
+        name: "chaos",
+        rounds: 1,
+        fault_millis: 600..1200,
+        pause_millis: 100..300,
+        is_long: false,
+        plenty_codes: 20_000,
+    };
+    run(&plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes 40 minutes; make chaos"]
 async fn every_fault_many_times() {
-    let rounds = variable("CHAOS_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
-    let plan = Plan { name: "chaos-long", rounds, lasts: 1000..8000, quiet: 300..1500, is_long: true, codes: 400_000 };
+    let plan = Plan {
+        name: "chaos-long",
+        rounds: variable("CHAOS_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap()),
+        fault_millis: 1000..8000,
+        pause_millis: 300..1500,
+        is_long: true,
+        plenty_codes: 400_000,
+    };
     run(&plan).await;
 }
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 async fn run(plan: &Plan) {
-    let seed =
-        variable("CHAOS_SEED").map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |seed| seed.parse().unwrap());
+    let random_seed = || uuid::Uuid::new_v4().as_u64_pair().0;
+    let seed = variable("CHAOS_SEED").map_or_else(random_seed, |seed| seed.parse().unwrap());
     println!("CHAOS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let world = Arc::new(set_up(plan.name, seed).await);
-    world.upload(catalogue::PLENTY, "PLENTY", 0, plan.codes).await;
+    let world = Arc::new(start_world(plan.name, seed).await);
+    world.upload(catalogue::PLENTY, "PLENTY", 0, plan.plenty_codes).await;
     world.upload(catalogue::SCARCE, "SCARCE", 0, 300).await;
-    let marks = tokio::spawn(commits::mark_always(Arc::clone(&world)));
+    let marks = tokio::spawn(commits::mark_continuously(Arc::clone(&world)));
     let started = Instant::now();
-    let mut struck = Struck::default();
-    if let Err(why) = &world.cluster.installation {
-        println!("{}: skipped, Postgres' installation cannot be copied: {why}", Fault::Libraries.name());
-        struck.skipped = Some(Fault::Libraries);
-    }
     let rare_paths = RarePaths::start(world.cluster.replicas.each_ref().map(|replica| replica.metrics));
-    world.shop.open();
-    for one in strikes(plan, struck.skipped, &mut random) {
-        let recovery = strike(&world, &one, &mut random, &mut struck).await;
-        // The rest would only tell the same again.
-        if recovery > RECOVERED_WITHIN || world.shop.complaints().len() > ENOUGH {
-            break;
-        }
-        world.shop.say("a quiet moment");
-        sleep(Duration::from_millis(random.random_range(plan.quiet.clone()))).await;
-    }
-    meet_rare_paths(&world, plan, &rare_paths, &mut random, &mut struck).await;
-    world.shop.say("the end");
-    let sales = world.shop.all_sales().await;
-    let counts = world.shop.take_counts();
-    let met = rare_paths.counts().await;
+    world.tills.open();
+    let mut injected = InjectionStats::default();
+    inject_all(&world, plan, &mut random, &mut injected).await;
+    inject_for_rare_paths(&world, plan, &rare_paths, &mut random, &mut injected).await;
+    world.tills.set_phase("the final checks");
+    let sales = world.tills.all_sales().await;
+    let calls = world.tills.take_call_stats();
+    let path_counts = rare_paths.counts().await;
     drop(rare_paths);
-    let totals = verdict::reach(&world, sales, &mut random).await;
-    complain_of_errors(&world, &counts);
+    let totals = verdict::check_all(&world, sales, &mut random).await;
+    report_wrong_errors(&world, &calls);
     marks.abort();
-    let history = commits::complete(&world).await;
-    let judgement = Judgement::of(&history);
-    println!("history: {}\n{judgement}", world.shop.recorder.path.display());
-    for (kind, findings) in judgement.findings() {
-        for finding in findings {
-            world.shop.complain(format!("{kind}: {finding}"));
-        }
-    }
-    println!("{}\n{met}", table(&struck, &counts, &totals, started.elapsed()));
+    judge_history(&world).await;
+    println!("{}\n{path_counts}", summary::table(&injected, &calls, &totals, started.elapsed()));
     if variable("CHAOS_SKIP").is_none() {
-        met.missing().iter().for_each(|path| world.shop.complain(format!("did not test: {path}")));
+        path_counts.missing().iter().for_each(|path| world.tills.report(format!("rare path not reached: {path}")));
     }
-    let complaints = world.shop.complaints();
-    let kept = world.cluster.directory.display();
-    assert!(complaints.is_empty(), "CHAOS_SEED={seed}, logs in {kept}:\n{}", by_kind(&complaints));
+    let violations = world.tills.violations();
+    let logs = world.cluster.directory.display();
+    assert!(violations.is_empty(), "CHAOS_SEED={seed}, logs in {logs}:\n{}", summary::by_kind(&violations));
 }
 
-/// Lets the faults strike that lead to the rare paths that were not met yet. A run that skips faults is not held to them, and one that
-/// has failed needs no more.
-async fn meet_rare_paths(world: &World, plan: &Plan, rare_paths: &RarePaths, random: &mut StdRng, struck: &mut Struck) {
+/// Injects every fault of the plan. Ends early once the services do not recover, or the violations repeat themselves.
+async fn inject_all(world: &World, plan: &Plan, random: &mut StdRng, injected: &mut InjectionStats) {
+    if let Err(why) = &world.cluster.installation {
+        println!("{}: skipped, the Postgres installation cannot be copied: {why}", Fault::Libraries.name());
+        injected.skipped = Some(Fault::Libraries);
+    }
+    for injection in plan.injections(injected.skipped, random) {
+        let recovery = inject(world, &injection, random, injected).await;
+        if recovery > RECOVERY_TIMEOUT || world.tills.violations().len() > MAX_VIOLATIONS {
+            break;
+        }
+        world.tills.set_phase("no fault");
+        sleep(Duration::from_millis(random.random_range(plan.pause_millis.clone()))).await;
+    }
+}
+
+/// Injects the faults that lead to the rare paths the run has not reached yet. Does nothing in a run that skips faults, which need not
+/// reach them, or that has failed already.
+async fn inject_for_rare_paths(
+    world: &World,
+    plan: &Plan,
+    rare_paths: &RarePaths,
+    random: &mut StdRng,
+    injected: &mut InjectionStats,
+) {
     if variable("CHAOS_SKIP").is_some() {
         return;
     }
-    for _ in 0..MOST_BESIDES {
+    for _ in 0..MAX_EXTRA_INJECTIONS {
         let Some(fault) = rare_paths.counts().await.fault_of_first_missing() else { break };
-        if !world.shop.complaints().is_empty() {
+        if !world.tills.violations().is_empty() {
             break;
         }
-        strike(world, &Strike { faults: vec![fault], lasts: plan.lasts.clone() }, random, struck).await;
+        let injection = Injection { faults: vec![fault], millis: plan.fault_millis.clone() };
+        inject(world, &injection, random, injected).await;
     }
 }
 
-/// Complains once about each fault during which an error of Postgres' own was answered as what it is not.
-fn complain_of_errors(world: &World, counts: &Counts) {
-    for (during, times) in &counts.failed {
-        world.shop.complain_about(Wrong::Failed, format!("500 was answered {times} times, asked during {during}"));
+/// Injects one fault or two at once, and returns how long the services took to recover.
+async fn inject(world: &World, injection: &Injection, random: &mut StdRng, injected: &mut InjectionStats) -> Duration {
+    let Injection { faults, millis } = injection;
+    let names = faults.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(" and ");
+    world.tills.set_phase(&names);
+    let [first, second] = [0, 1].map(|_| Duration::from_millis(random.random_range(millis.clone())));
+    let began = Instant::now();
+    match faults.as_slice() {
+        [one, two] => {
+            let mut other = StdRng::from_rng(random);
+            tokio::join!(world.inject(*one, first, random), world.inject(*two, second, &mut other));
+            injected.pairs += 1;
+        }
+        alone => world.inject(alone[0], first, random).await,
     }
-    for (during, times) in &counts.denied {
-        world.shop.complain_about(Wrong::Denied, format!("786 was told {times} times, asked during {during}"));
+    let lasted = began.elapsed();
+    world.tills.set_phase(&format!("recovery from {names}"));
+    let recovery = wait_for_recovery(world).await;
+    println!("{names}: lasted {:.1} s, recovered in {:.2} s", lasted.as_secs_f32(), recovery.as_secs_f32());
+    if recovery > RECOVERY_TIMEOUT {
+        world.tills.report(format!("{names}: recovered in {recovery:?}, more than {RECOVERY_TIMEOUT:?}"));
     }
+    for fault in faults {
+        injected.add(*fault, recovery);
+    }
+    recovery
 }
 
-/// The first complaints of each kind, and how many there are.
-fn by_kind(complaints: &[(Wrong, String)]) -> String {
-    let mut kinds: BTreeMap<Wrong, Vec<&str>> = BTreeMap::new();
-    for (kind, wrong) in complaints {
-        kinds.entry(*kind).or_default().push(wrong);
+/// Waits until both services issue coupons, and returns how long that took. Gives up after a minute.
+async fn wait_for_recovery(world: &World) -> Duration {
+    for replica in &world.cluster.replicas {
+        if !replica.is_running() {
+            world.tills.report(format!("the service at {} exited by itself", replica.address));
+            // As an orchestrator would.
+            replica.start();
+        }
     }
-    let told = |(kind, wrong): (&Wrong, &Vec<&str>)| {
-        format!("{kind:?}, {} times:\n{}", wrong.len(), wrong[..wrong.len().min(TOLD)].join("\n"))
-    };
-    kinds.iter().map(told).collect::<Vec<_>>().join("\n")
+    let (first, second) = tokio::join!(world.tills.probe(0), world.tills.probe(1));
+    first.max(second)
 }
 
-/// Everything, running, with the organisation and no codes yet.
-async fn set_up(name: &str, seed: u64) -> World {
+/// Starts everything, with the organisation and without uploaded codes.
+async fn start_world(name: &str, seed: u64) -> World {
     let cluster = Cluster::start(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)).await;
     let path = cluster.directory.join("history.jsonl");
     let recorder = Recorder::start(path, seed, catalogue::TIME_ZONE, LONGEST_CALL);
     let addresses = cluster.replicas.each_ref().map(|replica| replica.address);
     let world = World {
         cluster,
-        shop: Arc::new(Shop::new(seed, addresses, recorder)),
+        tills: Arc::new(Tills::new(seed, addresses, recorder)),
         version: AtomicU32::new(0),
         natural_keys: NaturalKeys::new(addresses),
     };
@@ -194,118 +211,32 @@ async fn set_up(name: &str, seed: u64) -> World {
     for replica in &world.cluster.replicas {
         replica.start();
     }
-    assert!(recovered(&world).await < RECOVERED_WITHIN, "the services do not start");
+    assert!(wait_for_recovery(&world).await < RECOVERY_TIMEOUT, "the services do not start");
     world
 }
 
-/// One fault, or two at a time, and for how long at least and at most, in milliseconds.
-struct Strike {
-    faults: Vec<Fault>,
-    lasts: Range<u64>,
+/// Reports one violation for each phase in which an error of Postgres itself got a wrong answer.
+fn report_wrong_errors(world: &World, calls: &CallStats) {
+    for (phase, times) in &calls.internal_errors {
+        world
+            .tills
+            .report_as(ViolationKind::InternalError, format!("answer 500, {times} times, to calls during {phase}"));
+    }
+    for (phase, times) in &calls.denied_in_doubt {
+        world
+            .tills
+            .report_as(ViolationKind::DeniedInDoubt, format!("answer 786, {times} times, to calls during {phase}"));
+    }
 }
 
-/// All strikes in their order. A long run has one lock of a minute besides.
-fn strikes(plan: &Plan, without: Option<Fault>, random: &mut StdRng) -> Vec<Strike> {
-    let skipped = variable("CHAOS_SKIP").unwrap_or_default();
-    let skipped: Vec<&str> = skipped.split(',').collect();
-    let mut left: Vec<Fault> = Fault::ALL
-        .into_iter()
-        .filter(|fault| !skipped.contains(&fault.name()) && Some(*fault) != without)
-        .flat_map(|fault| std::iter::repeat_n(fault, plan.rounds))
-        .collect();
-    left.shuffle(random);
-    let mut strikes = Vec::new();
-    while let Some(fault) = left.pop() {
-        let partner = left.iter().rposition(|other| fault.goes_with(*other));
-        let partner = partner.filter(|_| plan.is_long && random.random_ratio(1, 3));
-        let faults = std::iter::once(fault).chain(partner.map(|at| left.remove(at))).collect();
-        strikes.push(Strike { faults, lasts: plan.lasts.clone() });
-    }
-    if plan.is_long && !skipped.contains(&Fault::Lock.name()) {
-        strikes.insert(strikes.len() / 2, Strike { faults: vec![Fault::Lock], lasts: 60_000..60_001 });
-    }
-    strikes
-}
-
-/// What has struck.
-#[derive(Default)]
-struct Struck {
-    /// How often each fault, and how long the services took to recover at worst.
-    faults: BTreeMap<Fault, (usize, Duration)>,
-    /// How often two at a time.
-    pairs: usize,
-    /// One that cannot strike here.
-    skipped: Option<Fault>,
-}
-
-/// Lets it strike, waits until the services have recovered, and returns how long that took.
-async fn strike(world: &World, strike: &Strike, random: &mut StdRng, struck: &mut Struck) -> Duration {
-    let Strike { faults, lasts } = strike;
-    let names = faults.iter().map(|fault| fault.name()).collect::<Vec<_>>().join(" and ");
-    world.shop.say(&names);
-    let [first, second] = [0, 1].map(|_| Duration::from_millis(random.random_range(lasts.clone())));
-    let began = Instant::now();
-    match faults.as_slice() {
-        [one, two] => {
-            let mut other = StdRng::from_rng(random);
-            tokio::join!(world.strike(*one, first, random), world.strike(*two, second, &mut other));
-            struck.pairs += 1;
-        }
-        alone => world.strike(alone[0], first, random).await,
-    }
-    let lasted = began.elapsed();
-    world.shop.say(&format!("recovery from {names}"));
-    let recovery = recovered(world).await;
-    println!("{names}: {:.1} s, recovered in {:.2} s", lasted.as_secs_f32(), recovery.as_secs_f32());
-    if recovery > RECOVERED_WITHIN {
-        world.shop.complain(format!("{names}: recovered in {recovery:?}, more than {RECOVERED_WITHIN:?}"));
-    }
-    for fault in faults {
-        let (times, worst) = struck.faults.entry(*fault).or_default();
-        *times += 1;
-        *worst = (*worst).max(recovery);
-    }
-    recovery
-}
-
-/// How long it takes until both services issue. What takes more than a minute is given up.
-async fn recovered(world: &World) -> Duration {
-    for replica in &world.cluster.replicas {
-        if !replica.is_running() {
-            world.shop.complain(format!("the service at {} has ended by itself", replica.address));
-            // So would whoever runs it.
-            replica.start();
+/// Adds the commits to the history, prints both verdicts on it, and reports their findings.
+async fn judge_history(world: &World) {
+    let history = commits::complete(world).await;
+    let judgement = Judgement::of(&history);
+    println!("history: {}\n{judgement}", world.tills.recorder.path.display());
+    for (kind, findings) in judgement.findings() {
+        for finding in findings {
+            world.tills.report(format!("{kind}: {finding}"));
         }
     }
-    let (one, other) = tokio::join!(world.shop.probe(0), world.shop.probe(1));
-    one.max(other)
-}
-
-/// What is printed at the end.
-fn table(struck: &Struck, counts: &Counts, totals: &Totals, took: Duration) -> String {
-    let mut table = format!("\n{:<14}{:>6}{:>18}\n", "fault", "times", "worst recovery");
-    for (fault, (times, worst)) in &struck.faults {
-        writeln!(table, "{:<14}{times:>6}{:>16.2} s", fault.name(), worst.as_secs_f32()).unwrap();
-    }
-    if let Some(fault) = struck.skipped {
-        writeln!(table, "{:<14}{:>6}{:>18}", fault.name(), 0, "skipped").unwrap();
-    }
-    let faults: usize = struck.faults.values().map(|(times, _)| times).sum();
-    let Counts { attempts, hang_ups, broken, timed_out, asked_again, statuses, undecided, longest, .. } = counts;
-    let Totals { requests, coupons, resent, refused, interrupted, logged } = totals;
-    let (longest, meanwhile) = (longest.0.as_secs_f32(), &longest.1);
-    let lines = [
-        format!("{faults} faults in {} s, {} times two together", took.as_secs(), struck.pairs),
-        format!("{requests} requests, {attempts} attempts, {asked_again} asked again much later"),
-        format!("{coupons} coupons, {resent} sent again, refused {refused:?}"),
-        format!("answered {statuses:?}, of that undecided {undecided:?}"),
-        format!("{hang_ups} hang-ups, {broken} broken connections, {timed_out} without an answer in 12 s"),
-        format!("longest answer {longest:.2} s, asked during {meanwhile}"),
-        format!("receipts that did not know of the answer: {interrupted} of {}", requests.min(&verdict::SAMPLE)),
-    ];
-    table += &lines.join("\n");
-    for (what, times) in logged {
-        write!(table, "\nlogged {times:>5} {what}").unwrap();
-    }
-    table
 }

@@ -1,5 +1,5 @@
-//! Callers without an `Idempotency-Key` who ask under one natural key at the same time: all of them get the same coupons.
-//! The other tills all have a key of their own, so their requests never meet an entity that somebody else has issued.
+//! Callers without an `Idempotency-Key` that call under one natural key at the same time: all of them must get the same coupons.
+//! Every till has a key of its own, so only these callers meet an entity that another request has issued.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,21 +14,20 @@ use tokio::time::{Instant, sleep};
 
 use crate::catalogue;
 use crate::history::{Issue, Line};
-use crate::tills::{CLIENT_TIMEOUT, Shop, exchange};
+use crate::tills::{CLIENT_TIMEOUT, Tills, exchange};
 
 const CALLERS: usize = 20;
-/// One coupon of each for each natural key.
+/// Under each natural key, one coupon of each series is asked for.
 pub const SERIES: [i64; 2] = [catalogue::UNLIMITED, catalogue::NARROW];
-const RETRY_EVERY: Duration = Duration::from_millis(100);
-/// How long a caller tries. Two faults together may last for so long.
-const PATIENCE: Duration = Duration::from_mins(3);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a caller retries: as long as two faults may last together.
+const DECISION_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// A coupon: its customer, its series and its code. `None`: the series refused it.
 type Coupon = (String, i64, Option<String>);
-/// What a caller was answered in the end. An error: what was wrong.
+/// The final answer to a caller. An error explains what is wrong.
 type Answered = Result<Vec<Coupon>, String>;
 
-/// All of these callers, and what they were answered.
 pub struct NaturalKeys {
     client: reqwest::Client,
     addresses: [SocketAddr; 2],
@@ -42,8 +41,8 @@ impl NaturalKeys {
         Self { client, addresses, races: AtomicU64::new(0), callers: Mutex::default() }
     }
 
-    /// Lets callers of both replicas ask for the same.
-    pub fn race(&self, shop: &Arc<Shop>) {
+    /// Starts callers of both replicas under one natural key.
+    pub fn race(&self, tills: &Arc<Tills>) {
         let customer = format!("natural-{}", self.races.fetch_add(1, Ordering::Relaxed));
         for caller in 0..CALLERS {
             let url = format!("http://{}/v2/coupon/bulk/issue", self.addresses[caller % 2]);
@@ -51,49 +50,49 @@ impl NaturalKeys {
                               "metadata": {"sourceType": "BILL", "sourceId": customer}});
             let request = self.client.post(url).basic_auth("store.server", Some("server123")).json(&body);
             let process = format!("{customer}, caller {caller}");
-            let asked = ask_until_decided(Arc::clone(shop), process, request, customer.clone());
-            self.callers.lock().unwrap().push(tokio::spawn(asked));
+            let calls = call_until_decided(Arc::clone(tills), process, request, customer.clone());
+            self.callers.lock().unwrap().push(tokio::spawn(calls));
         }
     }
 
-    /// Waits for all callers. Returns what is wrong: with an answer, or with what is stored.
-    pub async fn verdict(&self, admin: &mut PgConnection) -> Vec<String> {
+    /// Waits for all callers. Returns what is wrong with their answers or the stored coupons.
+    pub async fn check(&self, admin: &mut PgConnection) -> Vec<String> {
         let callers = std::mem::take(&mut *self.callers.lock().unwrap());
-        let (mut answered, mut wrong) = (BTreeSet::new(), Vec::new());
+        let (mut answered, mut violations) = (BTreeSet::new(), Vec::new());
         for caller in callers {
             match caller.await.unwrap() {
                 Ok(coupons) => answered.extend(coupons),
-                Err(why) => wrong.push(why),
+                Err(violation) => violations.push(violation),
             }
         }
         let one_each: BTreeSet<_> = answered.iter().map(|(customer, series, _)| (customer, series)).collect();
         if one_each.len() != answered.len() {
-            wrong.push(format!("callers with one natural key were answered differently: {answered:?}"));
+            violations.push(format!("callers with one natural key got different answers: {answered:?}"));
         }
         let stored = "select customer_id, series_id, code from issued_coupon where customer_id like 'natural-%'";
         let stored: Vec<Coupon> = sqlx::query_as(stored).fetch_all(admin).await.unwrap();
         let count = stored.len();
         let issued: BTreeSet<_> = answered.iter().filter(|(.., code)| code.is_some()).cloned().collect();
-        if wrong.is_empty() && (count != issued.len() || BTreeSet::from_iter(stored.clone()) != issued) {
-            wrong.push(format!("under natural keys {issued:?} was answered, and {stored:?} is stored"));
+        if violations.is_empty() && (count != issued.len() || BTreeSet::from_iter(stored.clone()) != issued) {
+            violations.push(format!("the answers under natural keys show {issued:?}, but {stored:?} is stored"));
         }
-        wrong
+        violations
     }
 }
 
-/// Asks until each entity is decided. An error says what was answered last.
-async fn ask_until_decided(
-    shop: Arc<Shop>,
+/// Retries until each entity is decided. An error shows the last answer.
+async fn call_until_decided(
+    tills: Arc<Tills>,
     process: String,
     request: reqwest::RequestBuilder,
     customer: String,
 ) -> Answered {
     let (started, mut last) = (Instant::now(), String::new());
-    while started.elapsed() < PATIENCE {
-        let (key, start) = (customer.clone(), shop.recorder.now());
-        let call = Issue::asked(start, process.clone(), key, customer.clone(), SERIES.to_vec());
+    while started.elapsed() < DECISION_TIMEOUT {
+        let (key, start) = (customer.clone(), tills.recorder.now());
+        let call = Issue::unanswered(start, process.clone(), key, customer.clone(), SERIES.to_vec());
         let answered = exchange(request.try_clone().unwrap()).await;
-        shop.record(Line::Issue, call, answered.as_ref().ok());
+        tills.record(Line::Issue, call, answered.as_ref().ok());
         match answered {
             Ok((200, answer)) => {
                 if let Some(coupons) = decided(&answer, &customer) {
@@ -105,12 +104,12 @@ async fn ask_until_decided(
             Ok((status, answer)) => return Err(format!("{customer}: {status} {answer}")),
             Err(error) => last = error.to_string(),
         }
-        sleep(RETRY_EVERY).await;
+        sleep(RETRY_INTERVAL).await;
     }
-    Err(format!("{customer}: not decided in {PATIENCE:?}, and answered last {last}"))
+    Err(format!("{customer}: not decided within {DECISION_TIMEOUT:?}; last answer: {last}"))
 }
 
-/// `None`: an entity is to be asked for again.
+/// `None`: an entity must be retried.
 fn decided(answer: &Value, customer: &str) -> Option<Vec<Coupon>> {
     let entities = answer["response"].as_array()?;
     let coupon = |entity: &Value| match entity["errors"][0]["code"].as_u64() {

@@ -1,5 +1,4 @@
-//! The way from the services to Postgres: a TCP port that passes everything on to Postgres' socket, in whatever weather
-//! the test asks for. Knows nothing of what it carries.
+//! The network between the services and Postgres: a TCP port that forwards every byte to Postgres' socket, and can fail.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,75 +9,75 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How long each piece is under way in [`Weather::Slow`].
+/// The delay of each read in [`NetworkState::Slow`].
 const DELAY: Duration = Duration::from_millis(40);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
-    Clear,
-    /// Every connection is cut, and none can be made.
+pub enum NetworkState {
+    Healthy,
+    /// Closes every connection, and every new one at once.
     Cut,
-    /// Every connection there is or that is made is dead for ever, and nobody is told: what is sent is lost.
+    /// Loses everything that is sent, without closing a connection. A connection that was open during this state stays dead.
     BlackHole,
-    /// Nothing arrives for now; what was sent arrives later.
+    /// Delivers nothing. What was sent meanwhile arrives when the state ends.
     Stalled,
-    /// Everything arrives late.
+    /// Delivers everything late.
     Slow,
 }
 
 pub struct Network {
     address: SocketAddr,
-    weather: watch::Sender<Weather>,
+    state: watch::Sender<NetworkState>,
 }
 
 impl Network {
-    /// Carries to this socket for as long as the runtime lives.
+    /// Forwards to this socket until the runtime ends.
     pub async fn start(socket: PathBuf) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (weather, watched) = watch::channel(Weather::Clear);
+        let (state, watched) = watch::channel(NetworkState::Healthy);
         tokio::spawn(async move {
             loop {
                 if let Ok((client, _)) = listener.accept().await {
-                    tokio::spawn(carry(client, socket.clone(), watched.clone()));
+                    tokio::spawn(forward(client, socket.clone(), watched.clone()));
                 }
             }
         });
-        Self { address, weather }
+        Self { address, state }
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn turn(&self, weather: Weather) {
-        self.weather.send_replace(weather);
+    pub fn set(&self, state: NetworkState) {
+        self.state.send_replace(state);
     }
 }
 
-/// Carries one connection until either end closes it, or the weather ends it.
-async fn carry(mut client: TcpStream, socket: PathBuf, weather: watch::Receiver<Weather>) {
-    let (mut cut, mut hole) = (weather.clone(), weather.clone());
-    // Held here, so that Postgres is not told either when the connection dies.
+/// Forwards one connection until either end closes it, or the state does.
+async fn forward(mut client: TcpStream, socket: PathBuf, state: watch::Receiver<NetworkState>) {
+    let (mut cut, mut hole) = (state.clone(), state.clone());
+    // Kept open while the black hole lasts, so that Postgres does not notice either that the connection is dead.
     let mut server = None;
     tokio::select! {
         biased;
-        _ = cut.wait_for(|now| *now == Weather::Cut) => return,
-        _ = hole.wait_for(|now| *now == Weather::BlackHole) => {}
-        () = both_ways(&mut client, &mut server, socket, &weather) => return,
+        _ = cut.wait_for(|now| *now == NetworkState::Cut) => return,
+        _ = hole.wait_for(|now| *now == NetworkState::BlackHole) => {}
+        () = forward_both_ways(&mut client, &mut server, socket, &state) => return,
     }
     tokio::select! {
-        () = swallow(&mut client, weather) => {}
-        _ = cut.wait_for(|now| *now == Weather::Cut) => {}
+        () = swallow(&mut client, state) => {}
+        _ = cut.wait_for(|now| *now == NetworkState::Cut) => {}
     }
     drop(server);
 }
 
-async fn both_ways(
+async fn forward_both_ways(
     client: &mut TcpStream,
     server: &mut Option<UnixStream>,
     socket: PathBuf,
-    weather: &watch::Receiver<Weather>,
+    state: &watch::Receiver<NetworkState>,
 ) {
     let Ok(connected) = UnixStream::connect(socket).await else { return };
     let server = server.insert(connected);
@@ -86,29 +85,29 @@ async fn both_ways(
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
-        () = pass(from_client, to_server, weather.clone()) => {}
-        () = pass(from_server, to_client, weather.clone()) => {}
+        () = pipe(from_client, to_server, state.clone()) => {}
+        () = pipe(from_server, to_client, state.clone()) => {}
     }
 }
 
-/// Loses what the client sends, until it gives up. That it has is learnt at the other end once the hole is no more.
-async fn swallow(client: &mut TcpStream, mut weather: watch::Receiver<Weather>) {
+/// Drops what the client sends until it closes the connection. Postgres learns of that only when the black hole ends.
+async fn swallow(client: &mut TcpStream, mut state: watch::Receiver<NetworkState>) {
     let _ = tokio::io::copy(client, &mut tokio::io::sink()).await;
-    let _ = weather.wait_for(|now| *now != Weather::BlackHole).await;
+    let _ = state.wait_for(|now| *now != NetworkState::BlackHole).await;
 }
 
-async fn pass(
+async fn pipe(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut weather: watch::Receiver<Weather>,
+    mut state: watch::Receiver<NetworkState>,
 ) {
     let mut bytes = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut bytes).await.unwrap_or(0);
-        if weather.wait_for(|now| *now != Weather::Stalled).await.is_err() {
+        if state.wait_for(|now| *now != NetworkState::Stalled).await.is_err() {
             return;
         }
-        if *weather.borrow() == Weather::Slow {
+        if *state.borrow() == NetworkState::Slow {
             sleep(DELAY).await;
         }
         if read == 0 || to.write_all(&bytes[..read]).await.is_err() {

@@ -1,6 +1,6 @@
-//! The rare paths of the services. A run that has not met one has not tested it.
-//! They are counted by the services' metrics, summed over processes. What a process counted just before it was killed is lost, so a
-//! sum may be too low, and is never too high.
+//! The rare code paths of the services. A run that has not reached one has not tested it.
+//! The services' metrics count them; the counts here are sums over all processes. The last counts of a killed process are lost, so a
+//! sum may be too low, but never too high.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display, Formatter};
@@ -14,18 +14,18 @@ use tokio::time::sleep;
 
 use crate::faults::Fault;
 
-const EVERY: Duration = Duration::from_millis(200);
-const SCRAPED_WITHIN: Duration = Duration::from_secs(2);
+const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A path, the counters that count it, as they are in the text of the metrics, and the fault that leads there.
-struct Path {
+/// A rare path, its counters as the text of the metrics writes them, and a fault that leads to it.
+struct RarePath {
     name: &'static str,
     counters: &'static [&'static str],
     fault: Fault,
 }
 
-const PATHS: [Path; 8] = [
-    Path {
+const PATHS: [RarePath; 8] = [
+    RarePath {
         name: "lost race",
         counters: &[
             r#"coupon_issuer_coupon_writes_total{outcome="cap_reached"}"#,
@@ -34,51 +34,51 @@ const PATHS: [Path; 8] = [
         ],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "code collision",
         counters: &[r#"coupon_issuer_coupon_writes_total{outcome="code_taken"}"#],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "locked organisation",
         counters: &[r#"coupon_issuer_coupon_writes_total{outcome="settings_locked"}"#],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "entity already issued",
         counters: &[r#"coupon_issuer_coupon_writes_total{outcome="already_issued"}"#],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "unclaimed key",
         counters: &[r#"coupon_issuer_coupon_writes_total{outcome="key_not_claimed"}"#],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "coupon in doubt",
         counters: &[r#"coupon_issuer_coupon_writes_total{outcome="in_doubt"}"#],
         fault: Fault::Doubt,
     },
-    Path {
+    RarePath {
         name: "resumed request",
         counters: &[r#"coupon_issuer_key_claims_total{outcome="resumed"}"#],
         fault: Fault::Race,
     },
-    Path {
+    RarePath {
         name: "takeover",
         counters: &[r#"coupon_issuer_key_claims_total{outcome="taken_over"}"#],
         fault: Fault::Takeover,
     },
 ];
 
-/// Scrapes the services until it is stopped or dropped.
+/// Scrapes the services until it is dropped.
 pub struct RarePaths {
     scrapers: Vec<Arc<Scraper>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl RarePaths {
-    /// Starts to scrape the services' metrics at these addresses.
+    /// Starts to scrape the metrics at these addresses.
     pub fn start(addresses: [SocketAddr; 2]) -> Self {
         let scrapers = addresses.map(|address| Arc::new(Scraper::new(address))).to_vec();
         let scrape = |scraper: &Arc<Scraper>| {
@@ -86,7 +86,7 @@ impl RarePaths {
             tokio::spawn(async move {
                 loop {
                     scraper.scrape().await;
-                    sleep(EVERY).await;
+                    sleep(SCRAPE_INTERVAL).await;
                 }
             })
         };
@@ -94,17 +94,17 @@ impl RarePaths {
         Self { scrapers, tasks }
     }
 
-    /// How often each path was met up to now.
-    pub async fn counts(&self) -> Counts {
+    /// How often each path was reached so far.
+    pub async fn counts(&self) -> PathCounts {
         let mut times = [0; PATHS.len()];
         for scraper in &self.scrapers {
             scraper.scrape().await;
             let sums = scraper.sums.lock().await;
             for (path, times) in PATHS.iter().zip(&mut times) {
-                *times += path.counters.iter().map(|counter| sums.of(counter)).sum::<u64>();
+                *times += path.counters.iter().map(|counter| sums.total(counter)).sum::<u64>();
             }
         }
-        Counts(times)
+        PathCounts(times)
     }
 }
 
@@ -114,26 +114,26 @@ impl Drop for RarePaths {
     }
 }
 
-/// How often each path was met, in the order of [`PATHS`].
-pub struct Counts([u64; PATHS.len()]);
+/// How often each path was reached, in the order of [`PATHS`].
+pub struct PathCounts([u64; PATHS.len()]);
 
-impl Counts {
-    /// The paths that were not met.
+impl PathCounts {
+    /// The paths that were not reached.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.not_met().map(|path| path.name).collect()
+        self.not_reached().map(|path| path.name).collect()
     }
 
-    /// The fault that leads to the first of those.
+    /// The fault that leads to the first missing path.
     pub fn fault_of_first_missing(&self) -> Option<Fault> {
-        self.not_met().next().map(|path| path.fault)
+        self.not_reached().next().map(|path| path.fault)
     }
 
-    fn not_met(&self) -> impl Iterator<Item = &'static Path> {
+    fn not_reached(&self) -> impl Iterator<Item = &'static RarePath> {
         PATHS.iter().zip(self.0).filter(|(_, times)| *times == 0).map(|(path, _)| path)
     }
 }
 
-impl Display for Counts {
+impl Display for PathCounts {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{:<24}{:>6}", "rare path", "times")?;
         PATHS.iter().zip(self.0).try_for_each(|(path, times)| write!(f, "\n{:<24}{times:>6}", path.name))
@@ -148,13 +148,13 @@ struct Scraper {
 
 impl Scraper {
     fn new(address: SocketAddr) -> Self {
-        let client = reqwest::Client::builder().no_proxy().timeout(SCRAPED_WITHIN).build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().timeout(SCRAPE_TIMEOUT).build().unwrap();
         Self { client, url: format!("http://{address}/metrics"), sums: Mutex::default() }
     }
 
-    /// That a service does not answer is no failure: most faults make it so.
+    /// Ignores a service that does not answer: most faults cause that.
     async fn scrape(&self) {
-        // Held until the reply is added: of two scrapes at once, the older reply would look like a new process.
+        // Locked until the reply is added: with two scrapes at once, the older reply would look like a new process.
         let mut sums = self.sums.lock().await;
         let Ok(answer) = self.client.get(&self.url).send().await else { return };
         if let Ok(text) = answer.text().await {
@@ -174,7 +174,7 @@ struct Sum {
 }
 
 impl Sums {
-    /// Adds what was counted since the last scrape. A counter that went down belongs to a new process.
+    /// Adds the increase since the last scrape. A counter that went down belongs to a new process.
     fn add(&mut self, text: &str) {
         for counter in PATHS.iter().flat_map(|path| path.counters) {
             let value = text.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse().ok());
@@ -185,7 +185,7 @@ impl Sums {
         }
     }
 
-    fn of(&self, counter: &str) -> u64 {
+    fn total(&self, counter: &str) -> u64 {
         self.0.get(counter).map_or(0, |sum| sum.total)
     }
 }
@@ -197,6 +197,6 @@ fn counters_are_summed_over_processes() {
     for value in [2, 5, 1, 1] {
         sums.add(&format!("# TYPE coupon_issuer_coupon_writes_total counter\n{counter} {value}\nother 7\n"));
     }
-    assert_eq!(sums.of(counter), 6);
-    assert_eq!(sums.of(PATHS[0].counters[0]), 0);
+    assert_eq!(sums.total(counter), 6);
+    assert_eq!(sums.total(PATHS[0].counters[0]), 0);
 }

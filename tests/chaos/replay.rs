@@ -1,13 +1,13 @@
-//! A history against the model of the contract: the commits are fed to the model in their order, and each answer must be one that
-//! the model gives while its call ran. `docs/history.md` says what must hold.
+//! Checks a history against the model of the contract: the model is fed the commits in their order, and must give each answer at some
+//! moment while its call ran. docs/history.md defines what must hold.
 //!
-//! It is linear in the length of the history: an answer is looked at again only when a commit touches what it depends on.
+//! The replay is linear in the length of the history: an answer is checked again only when a commit changes what it depends on.
 
 mod bounds;
 #[path = "../model/mod.rs"]
 mod contract_model;
+mod observations;
 mod operations;
-mod readers;
 #[cfg(test)]
 mod tests;
 
@@ -18,27 +18,28 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use self::bounds::{Bounds, Committed};
-use self::contract_model::{Asker, Codes, Expected, Model};
+use self::contract_model::{Codes, Expected, IssueContext, Model};
+use self::observations::{Observation, Observations, Upload};
 use self::operations::{Entities, Entity, Operation, Settled};
-use self::readers::{Reader, Readers, Upload};
-use crate::history::{Answer, Commit, Coupon, History, Issue, Lsn, Mark, Nanos, Series, Settings};
+use crate::history::{
+    Answer, Codes as UploadedCodes, Commit, Coupon, History, Issue, Lsn, Mark, Nanos, Series, Settings,
+};
 
-/// The model wants a store; the series of a history do not care.
+/// The model needs a store. The series of a history allow every store.
 const STORE: i64 = 0;
 
-/// What came of a replay. A history that holds has neither duplicates nor divergences.
+/// The result of a replay. A correct history has neither duplicates nor divergences.
 #[derive(Debug, Default)]
 pub struct Replayed {
     pub duplicates: Vec<String>,
     pub divergences: Vec<String>,
-    /// Commits of coupons that the model was fed.
+    /// Committed coupons.
     pub coupons: usize,
     pub operations: usize,
-    /// Answers of entities, receipts included, that were checked: all that settle something.
+    /// Checked answers, those of receipts included. An answer that settles nothing is not checked.
     pub answers: usize,
 }
 
-/// Checks a whole history.
 pub fn replay(history: &History) -> Replayed {
     let mut replayed = Replayed { duplicates: duplicates(history), ..Replayed::default() };
     match Replay::new(history) {
@@ -48,7 +49,7 @@ pub fn replay(history: &History) -> Replayed {
     replayed
 }
 
-/// What is there twice and may be there only once.
+/// Coupons that share an id, an entity or a code.
 fn duplicates(history: &History) -> Vec<String> {
     let rules = history.applies.iter().flat_map(|apply| &apply.series);
     let generic: HashMap<i64, &str> =
@@ -58,7 +59,7 @@ fn duplicates(history: &History) -> Vec<String> {
     for coupon in coupons_of(history) {
         let mut twice = |before: Option<&Coupon>, what: &str| {
             if let Some(before) = before {
-                wrong.push(format!("{what}: {} and {}", of_coupon(before), of_coupon(coupon)));
+                wrong.push(format!("{what}: {} and {}", describe_coupon(before), describe_coupon(coupon)));
             }
         };
         twice(ids.insert(coupon.id, coupon), "one id");
@@ -77,7 +78,7 @@ fn coupons_of(history: &History) -> impl Iterator<Item = &Coupon> {
     history.commits.iter().filter_map(|commit| if let Commit::Coupon(coupon) = commit { Some(coupon) } else { None })
 }
 
-fn of_coupon(coupon: &Coupon) -> String {
+fn describe_coupon(coupon: &Coupon) -> String {
     let Coupon { commit, id, key, entity, customer, series, code, .. } = coupon;
     let key = key.as_deref().unwrap_or("none");
     format!(
@@ -104,8 +105,8 @@ fn rules(series: &Series) -> Result<contract_model::Series, String> {
         months: None,
         redemption_from: None,
         cap: series.max_create,
-        several: series.is_multiple_vouchers_per_user_allowed,
-        maximum: series.max_vouchers_per_user,
+        allows_several: series.is_multiple_vouchers_per_user_allowed,
+        max_per_customer: series.max_vouchers_per_user,
         resend: !series.do_not_resend_existing_voucher,
         gap: series.min_days_between_vouchers,
         excludes: series.mutual_exclusive_series_ids.clone(),
@@ -114,14 +115,14 @@ fn rules(series: &Series) -> Result<contract_model::Series, String> {
     })
 }
 
-/// A history, and what follows from it before anything is fed to the model.
+/// A history with its indexes, and the model.
 struct Replay<'a> {
     history: &'a History,
     zone: TimeZone,
     entities: Entities<'a>,
     committed: Committed<'a>,
     bounds: Bounds<'a>,
-    /// Every cap of a series that an `apply` has asked for.
+    /// Every pair of a series and its cap in a call of `apply`.
     caps: HashSet<(i64, i64)>,
     model: Model,
 }
@@ -141,29 +142,31 @@ impl<'a> Replay<'a> {
     fn run(mut self, replayed: &mut Replayed) {
         replayed.divergences.append(&mut self.entities.malformed);
         replayed.operations = self.entities.all.values().map(|entity| entity.operations.len()).sum();
-        self.own_transactions(replayed);
-        self.flushed(replayed);
-        let readers = self.readers();
-        replayed.answers += readers.len();
-        self.feed(Readers::new(readers), replayed);
+        self.check_transactions(replayed);
+        self.check_flushes(replayed);
+        let observations = self.observations();
+        replayed.answers += observations.len();
+        self.feed(Observations::new(observations), replayed);
         for coupon in coupons_of(self.history) {
             replayed.coupons += 1;
-            replayed.divergences.extend(self.belongs(coupon).err().map(|why| format!("{}: {why}", of_coupon(coupon))));
+            replayed
+                .divergences
+                .extend(self.check_operation(coupon).err().map(|why| format!("{}: {why}", describe_coupon(coupon))));
         }
         for entity in self.entities.all.values() {
-            self.issued(entity, replayed);
-            later(entity, replayed);
+            self.check_issued(entity, replayed);
+            check_repeats(entity, replayed);
         }
         for receipt in &self.history.receipts {
-            self.receipt(receipt, replayed);
+            self.check_receipt(receipt, replayed);
         }
     }
 
-    fn own_transactions(&self, replayed: &mut Replayed) {
+    fn check_transactions(&self, replayed: &mut Replayed) {
         for pair in self.history.commits.windows(2) {
             let one_is_coupon = pair.iter().any(|commit| matches!(commit, Commit::Coupon(_)));
             if one_is_coupon && pair[0].lsn() == pair[1].lsn() {
-                let [one, other] = [0, 1].map(|place| format!("{:?}", pair[place]));
+                let [one, other] = [0, 1].map(|index| format!("{:?}", pair[index]));
                 replayed
                     .divergences
                     .push(format!("one transaction has a coupon and something else: {one} and {other}"));
@@ -171,8 +174,8 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Nothing is shown before it is on disk. One finding for each commit, not for each mark that shows it.
-    fn flushed(&self, replayed: &mut Replayed) {
+    /// No answer may show a coupon before it is on disk. Reports each commit once, not once for each mark that proves it.
+    fn check_flushes(&self, replayed: &mut Replayed) {
         let mut last = None;
         for mark in &self.history.marks {
             let unflushed = self.bounds.shown_unflushed(mark);
@@ -186,39 +189,43 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Feeds all commits to the model, and looks at the readers when something has changed for them.
-    fn feed(&mut self, mut readers: Readers<'a>, replayed: &mut Replayed) {
+    /// Feeds all commits to the model, and checks the observations again that a commit concerns.
+    fn feed(&mut self, mut observations: Observations<'a>, replayed: &mut Replayed) {
         for commit in &self.history.commits {
             let lsn = commit.lsn();
-            readers.begin_before(lsn, &self.model);
+            observations.start_before(lsn, &self.model);
             match commit {
                 Commit::Coupon(coupon) => {
                     replayed.divergences.extend(self.issue(coupon).err());
-                    readers.look_again_for(&coupon.customer, lsn, &self.model);
+                    observations.recheck_customer(&coupon.customer, lsn, &self.model);
                     if self.bounds.counts(coupon.series) {
-                        readers.look_again_at(coupon.series, lsn, &self.model);
+                        observations.recheck_series(coupon.series, lsn, &self.model);
                     }
                 }
                 Commit::Settings(settings) => {
                     replayed.divergences.extend(self.set_cap(settings).err());
-                    readers.look_again_at(settings.series, lsn, &self.model);
+                    observations.recheck_series(settings.series, lsn, &self.model);
                 }
                 Commit::Codes(codes) => {
-                    for code in &codes.codes {
-                        if !self.model.upload(codes.series, code.clone(), None) {
-                            replayed.divergences.push(format!(
-                                "series {}: the code {code} was uploaded at commit {lsn} and was there before",
-                                codes.series
-                            ));
-                        }
-                    }
+                    self.upload(codes, replayed);
                     let visible_from = self.bounds.visible_from(codes.series, lsn);
-                    readers.upload(codes.series, Upload { codes: codes.codes.len(), visible_from });
-                    readers.look_again_at(codes.series, lsn, &self.model);
+                    observations.upload(codes.series, Upload { codes: codes.codes.len(), visible_from });
+                    observations.recheck_series(codes.series, lsn, &self.model);
                 }
             }
         }
-        replayed.divergences.extend(readers.unexplained(&self.model));
+        replayed.divergences.extend(observations.unexplained(&self.model));
+    }
+
+    fn upload(&mut self, codes: &UploadedCodes, replayed: &mut Replayed) {
+        let UploadedCodes { commit, series, codes } = codes;
+        for code in codes {
+            if !self.model.upload(*series, code.clone(), None) {
+                replayed.divergences.push(format!(
+                    "series {series}: the code {code} was uploaded at commit {commit} and was there before"
+                ));
+            }
+        }
     }
 
     fn set_cap(&mut self, settings: &Settings) -> Result<(), String> {
@@ -238,69 +245,88 @@ impl<'a> Replay<'a> {
         self.zone.to_datetime(instant).date()
     }
 
-    /// The model allows a coupon at its place.
+    /// The model must allow a coupon at its position in the order.
     fn issue(&mut self, coupon: &Coupon) -> Result<(), String> {
-        let asker = Asker { customer: coupon.customer.clone(), store: STORE, today: self.day(coupon.issued_at) };
-        let expected = self.model.expected(&asker, coupon.series);
+        let context =
+            IssueContext { customer: coupon.customer.clone(), store: STORE, today: self.day(coupon.issued_at) };
+        let expected = self.model.expected(&context, coupon.series);
         let why = match expected {
             Expected::New(last_day) => {
-                if self.model.issue(&asker, coupon.series, &coupon.code, last_day).is_some() {
+                if self.model.issue(&context, coupon.series, &coupon.code, last_day).is_some() {
                     return Ok(());
                 }
                 "a code that it may not have".to_owned()
             }
             other => format!("committed, and the model gives {other}"),
         };
-        self.model.issue_anyway(&asker, coupon.series, &coupon.code);
-        Err(format!("{}: {why}", of_coupon(coupon)))
+        self.model.force_issue(&context, coupon.series, &coupon.code);
+        Err(format!("{}: {why}", describe_coupon(coupon)))
     }
 
-    /// Every answer that the model must give while its call ran.
-    fn readers(&self) -> Vec<Reader<'a>> {
-        let mut readers = Vec::new();
+    /// Every answer that shows a state: the model must give it while the call ran.
+    fn observations(&self) -> Vec<Observation<'a>> {
+        let mut observations = Vec::new();
         for entity in self.entities.all.values() {
             for operation in &entity.operations {
-                readers.extend(operation.settled.as_ref().and_then(|settled| self.reader(entity, operation, settled)));
+                observations.extend(
+                    operation.settled.as_ref().and_then(|settled| self.observation(entity, operation, settled)),
+                );
             }
         }
-        readers
+        observations
     }
 
-    /// `None`: the answer does not depend on what others did.
-    fn reader(&self, entity: &Entity<'a>, operation: &Operation, settled: &Settled<'a>) -> Option<Reader<'a>> {
-        let Entity { key, place, customer, series, .. } = *entity;
+    /// `None`: the answer is not an observation.
+    fn observation(
+        &self,
+        entity: &Entity<'a>,
+        operation: &Operation,
+        settled: &Settled<'a>,
+    ) -> Option<Observation<'a>> {
+        let Entity { key, index, customer, series, .. } = *entity;
         let (answer, end) = (settled.answer, settled.end);
         if answer.is_not_stored() {
             return None;
         }
-        let said = readers::said(answer, |instant| self.day(instant))?;
-        // A refusal is of its own attempt. A coupon that is sent again stays so once an attempt of the operation has stored that.
+        let outcome = observations::outcome_of(answer, |instant| self.day(instant))?;
+        // Each attempt may be refused anew. Once an attempt has stored a resend, the later ones repeat it.
         let start = if matches!(answer, Answer::Resent { .. }) { operation.start } else { settled.call_start };
-        let asker = |today| Asker { customer: customer.to_owned(), store: STORE, today };
-        let askers = self.days(start, end).map(asker).collect();
-        let window = (self.bounds.seen(customer, &self.related(series), start), self.bounds.possible(end));
-        let times = (start, end);
-        Some(Reader { key, place, customer, series, answer, said, askers, times, window, given: Vec::new() })
+        let context = |today| IssueContext { customer: customer.to_owned(), store: STORE, today };
+        let contexts = self.days(start, end).map(context).collect();
+        let window = (self.bounds.seen(customer, &self.related(series), start), self.bounds.committed_at_most(end));
+        let span = (start, end);
+        Some(Observation {
+            key,
+            index,
+            customer,
+            series,
+            answer,
+            outcome,
+            contexts,
+            span,
+            window,
+            model_answers: Vec::new(),
+        })
     }
 
-    /// A series, and those that exclude each other with it.
+    /// A series, and all series that exclude each other with it.
     fn related(&self, id: i64) -> Vec<i64> {
         let all = self.model.series();
         let excludes = |other: &&contract_model::Series| all.get(&id).is_some_and(|series| series.excludes(other));
         std::iter::once(id).chain(all.values().filter(excludes).map(|other| other.id)).collect()
     }
 
-    /// The days that it may have been for the service between two instants.
+    /// The days that a service's clock may have shown between two instants.
     fn days(&self, start: Nanos, end: Nanos) -> impl Iterator<Item = Date> + use<> {
         let (first, last) = self.history.run.days(&self.zone, start, end);
         std::iter::successors(Some(first), |day| day.tomorrow().ok()).take_while(move |day| *day <= last)
     }
 
-    /// Whether a coupon belongs to an operation, and its commit lies between the start and the end of it.
+    /// A coupon must belong to an operation of its entity, and its commit must lie between the start and the end of it.
     ///
-    /// Only the last operation of an entity can have issued: those before it have ended otherwise. Or else a call that got no
-    /// answer, for as long as it may have been at work.
-    fn belongs(&self, coupon: &Coupon) -> Result<(), String> {
+    /// Only the last operation can have issued it, since the earlier ones were refused. The exception is a call without an answer: it
+    /// may issue a coupon for as long as the service may have worked on it.
+    fn check_operation(&self, coupon: &Coupon) -> Result<(), String> {
         let key = coupon.key.as_deref().ok_or("no call has asked for it")?;
         let entity = self.entities.all.get(&(key, coupon.entity)).ok_or("no call has asked for it")?;
         if (entity.customer, entity.series) != (&coupon.customer, coupon.series) {
@@ -315,9 +341,9 @@ impl<'a> Replay<'a> {
         }
         let late = |start: &Nanos| {
             let end = start.saturating_add(self.history.run.longest_call);
-            Window { above: self.bounds.surely_before(*start), to: self.bounds.possible(end) }
+            Window { above: self.bounds.committed_before(*start), to: self.bounds.committed_at_most(end) }
         };
-        let is_resent = matches!(entity.last_word(), Some((_, Answer::Resent { .. })));
+        let is_resent = matches!(entity.final_answer(), Some((_, Answer::Resent { .. })));
         if !is_resent && entity.unanswered.iter().any(|start| late(start).contains(coupon.commit)) {
             return Ok(());
         }
@@ -330,14 +356,14 @@ impl<'a> Replay<'a> {
     }
 
     fn window(&self, operation: &Operation) -> Window {
-        let to = operation.settled.as_ref().map_or(Lsn::MAX, |settled| self.bounds.possible(settled.end));
-        Window { above: self.bounds.surely_before(operation.start), to }
+        let to = operation.settled.as_ref().map_or(Lsn::MAX, |settled| self.bounds.committed_at_most(settled.end));
+        Window { above: self.bounds.committed_before(operation.start), to }
     }
 
-    /// The coupon of the entity, which an answer `issued` must show.
-    fn shows_own(&self, key: &str, place: usize, code: &str, valid_till: Date) -> Result<&'a Coupon, String> {
-        let Some(coupon) = self.committed.of_entity(key, place).find(|coupon| coupon.code == code) else {
-            let own: Vec<String> = self.committed.of_entity(key, place).map(of_coupon).collect();
+    /// Finds the coupon that an answer `issued` shows. It must be the entity's own, with the same last day.
+    fn check_shown(&self, key: &str, index: usize, code: &str, valid_till: Date) -> Result<&'a Coupon, String> {
+        let Some(coupon) = self.committed.of_entity(key, index).find(|coupon| coupon.code == code) else {
+            let own: Vec<String> = self.committed.of_entity(key, index).map(describe_coupon).collect();
             return Err(format!("was not committed for it, but {own:?}"));
         };
         let series = self.model.series().get(&coupon.series);
@@ -348,49 +374,49 @@ impl<'a> Replay<'a> {
         Ok(coupon)
     }
 
-    /// The answers `issued` of an entity to its calls.
-    fn issued(&self, entity: &Entity, replayed: &mut Replayed) {
+    /// Each answer `issued` must show the coupon of its entity.
+    fn check_issued(&self, entity: &Entity, replayed: &mut Replayed) {
         let Some(settled) = entity.operations.last().and_then(|operation| operation.settled.as_ref()) else { return };
         for answer in std::iter::once(settled).chain(&entity.later).map(|settled| settled.answer) {
-            // `belongs` has checked that the coupon was committed before the answer ended.
+            // `check_operation` checks that the coupon was committed before the end of the answer.
             if let Answer::Issued { code, valid_till, .. } = answer {
                 replayed.answers += 1;
-                let shown = self.shows_own(entity.key, entity.place, code, *valid_till);
+                let shown = self.check_shown(entity.key, entity.index, code, *valid_till);
                 replayed.divergences.extend(shown.err().map(|why| format!("{entity}: {answer} {why}")));
             }
         }
     }
 
-    /// Checks a receipt. A resend or a refusal in it may be an old one. Once an answer has issued or resent the entity, the receipt
-    /// must show the same.
-    fn receipt(&self, receipt: &Issue, replayed: &mut Replayed) {
-        let Some((end, said)) = receipt.answered() else { return };
-        for (place, answer) in said.iter().enumerate().filter(|(_, answer)| answer.settles()) {
+    /// A receipt may repeat an old resend or refusal. After an answer `issued` or `resent`, it must show the same.
+    fn check_receipt(&self, receipt: &Issue, replayed: &mut Replayed) {
+        let Some((end, answers)) = receipt.answered() else { return };
+        for (index, answer) in answers.iter().enumerate().filter(|(_, answer)| answer.settles()) {
             replayed.answers += 1;
-            let of = || format!("receipt of key {}, entity {place}, from {} to {end}", receipt.key, receipt.start);
+            let name = || format!("receipt of key {}, entity {index}, from {} to {end}", receipt.key, receipt.start);
             if let Answer::Issued { code, valid_till, .. } = answer {
-                let shown = self.shows_own(&receipt.key, place, code, *valid_till).and_then(|coupon| {
-                    let possible = self.bounds.possible(end);
-                    let late = || format!("is commit {}, and up to {possible} was committed by then", coupon.commit);
-                    (coupon.commit <= possible).then_some(()).ok_or_else(late)
+                let shown = self.check_shown(&receipt.key, index, code, *valid_till).and_then(|coupon| {
+                    let last = self.bounds.committed_at_most(end);
+                    let late =
+                        || format!("is commit {}, but by then only commits up to {last} are possible", coupon.commit);
+                    (coupon.commit <= last).then_some(()).ok_or_else(late)
                 });
-                replayed.divergences.extend(shown.err().map(|why| format!("{}: {answer} {why}", of())));
+                replayed.divergences.extend(shown.err().map(|why| format!("{}: {answer} {why}", name())));
             }
-            let entity = self.entities.all.get(&(receipt.key.as_str(), place));
-            let Some((settled_end, last)) = entity.and_then(Entity::last_word) else { continue };
+            let entity = self.entities.all.get(&(receipt.key.as_str(), index));
+            let Some((settled_end, last)) = entity.and_then(Entity::final_answer) else { continue };
             let both_issued = [last, answer].iter().all(|answer| matches!(answer, Answer::Issued { .. }));
             if *answer != *last && (both_issued || settled_end < receipt.start) {
-                replayed.divergences.push(format!("{}: {answer:?}, and its call was answered {last:?}", of()));
+                replayed.divergences.push(format!("{}: {answer:?}, and its call was answered {last:?}", name()));
             }
         }
     }
 }
 
-/// What was answered after an entity was issued or resent shows the same.
-fn later(entity: &Entity, replayed: &mut Replayed) {
-    let Some((_, last)) = entity.last_word() else { return };
+/// Every answer after `issued` or `resent` must show the same.
+fn check_repeats(entity: &Entity, replayed: &mut Replayed) {
+    let Some((_, last)) = entity.final_answer() else { return };
     for later in &entity.later {
-        // Those that are issued are counted where they are compared with their coupon.
+        // `check_issued` counts the answers `issued`.
         replayed.answers += usize::from(!matches!(later.answer, Answer::Issued { .. }));
         if later.answer != last {
             let (start, end, answer) = (later.call_start, later.end, later.answer);
@@ -401,7 +427,7 @@ fn later(entity: &Entity, replayed: &mut Replayed) {
     }
 }
 
-/// The commits that an operation may have made.
+/// The commits that an operation may have caused.
 struct Window {
     above: Lsn,
     to: Lsn,

@@ -1,8 +1,7 @@
-//! The contract once more, in memory and in other words: what a request for a coupon must be answered, given all coupons so far.
-//! The service tests ask it beside the service; the chaos test feeds it what Postgres committed.
+//! The contract, written a second time and kept in memory: given all coupons issued so far, it gives the answer to a request.
+//! The service tests compare it with the service; the chaos test feeds it the coupons that Postgres committed.
 //!
-//! Every question and every change takes constant time, but for the few series of one customer: a long history is fed to it
-//! whole.
+//! A chaos run feeds it hundreds of thousands of coupons, so every query and every change takes constant time in their number.
 
 #![allow(dead_code, reason = "each test binary that includes this file uses a part of it")]
 
@@ -16,28 +15,28 @@ use jiff::civil::Date;
 
 pub use self::pool::{Pool, Uploaded};
 
-pub const UNKNOWN: &str = "707 Coupon Series ID is invalid";
-pub const EXTERNAL: &str = "777 coupon source not valid for issue coupon";
-pub const STORE: &str = "735 Invalid store";
+pub const UNKNOWN_SERIES: &str = "707 Coupon Series ID is invalid";
+pub const EXTERNALLY_MANAGED: &str = "777 coupon source not valid for issue coupon";
+pub const INVALID_STORE: &str = "735 Invalid store";
 pub const EXPIRED: &str = "712 Coupon Series has expired";
 pub const HAS_ONE: &str = "709 Coupon processing failed: user already has a coupon";
-pub const MAXIMUM: &str = "730 Unknown error : MAX_COUPON_ISSUAL_PER_USER_EXCEEDED";
-pub const EXCLUSIVE: &str = "709 Coupon processing failed: coupon present in mutually exclusive series";
-pub const CAP: &str = "5001 Maximum number of series has been created";
-pub const EMPTY: &str = "5005 Queue is empty for series";
+pub const MAX_REACHED: &str = "730 Unknown error : MAX_COUPON_ISSUAL_PER_USER_EXCEEDED";
+pub const HOLDS_EXCLUDED: &str = "709 Coupon processing failed: coupon present in mutually exclusive series";
+pub const CAP_REACHED: &str = "5001 Maximum number of series has been created";
+pub const POOL_EMPTY: &str = "5005 Queue is empty for series";
 pub const GAP: &str =
     "709 Coupon processing failed: days between consecutive issuals for a user less than min days between issuals";
 
 /// Where a series' codes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Codes {
-    /// `None`: what a code looks like is not checked.
+    /// Random codes. `None`: any code is accepted, whatever its form.
     Drawn(Option<Shape>),
     Common(String),
     Uploaded,
 }
 
-/// What drawn codes look like.
+/// The form of random codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     pub prefix: String,
@@ -53,7 +52,7 @@ impl Shape {
     }
 }
 
-/// A series as the contract describes it; -1 is unlimited.
+/// The rules of a series. A limit of -1 means unlimited.
 #[derive(Debug, Clone)]
 pub struct Series {
     pub id: i64,
@@ -63,8 +62,8 @@ pub struct Series {
     pub months: Option<i64>,
     pub redemption_from: Option<Date>,
     pub cap: i64,
-    pub several: bool,
-    pub maximum: i64,
+    pub allows_several: bool,
+    pub max_per_customer: i64,
     pub resend: bool,
     pub gap: i64,
     pub excludes: Vec<i64>,
@@ -73,14 +72,14 @@ pub struct Series {
 }
 
 impl Series {
-    /// The last day of a coupon issued today; one that is past already is none.
+    /// The last day of a coupon issued today. `None`: that day is in the past, so no coupon can be issued.
     pub fn last_day(&self, today: Date) -> Option<Date> {
-        let wished = match (self.days, self.months) {
+        let computed = match (self.days, self.months) {
             (Some(days), _) => today + days.days(),
             (_, Some(months)) => (today.first_of_month() + months.months()).last_of_month(),
             _ => self.valid_till,
         };
-        let last = if wished < self.valid_till { wished } else { self.valid_till };
+        let last = if computed < self.valid_till { computed } else { self.valid_till };
         (last >= today).then_some(last)
     }
 
@@ -98,14 +97,14 @@ pub struct Coupon {
     pub issued_on: Date,
 }
 
-/// What the contract lets happen to one series id of a request.
+/// The answer that the contract prescribes for one series id of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {
-    /// A new coupon, until this day.
+    /// A new coupon with this last day.
     New(Date),
     /// A coupon that the customer holds: one with this last day.
-    Again(Date),
-    /// An error, and the day from which it is none any more.
+    Resent(Date),
+    /// An error, and the day on which it ends.
     Error(&'static str, Option<Date>),
 }
 
@@ -113,50 +112,50 @@ impl Display for Expected {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::New(last_day) => write!(f, "a new coupon until {last_day}"),
-            Self::Again(last_day) => write!(f, "the coupon until {last_day} that the customer holds"),
+            Self::Resent(last_day) => write!(f, "the coupon until {last_day} that the customer holds"),
             Self::Error(message, None) => write!(f, "{message}"),
             Self::Error(message, Some(from)) => write!(f, "{message}, until {from}"),
         }
     }
 }
 
-/// What an answer says of one series id.
+/// The answer that was given for one series id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Outcome {
     New {
         code: String,
         last_day: Date,
     },
-    Again {
+    Resent {
         code: String,
         last_day: Date,
     },
-    /// Code and message, and the day from which it is no error any more.
+    /// Code and message, and the day on which the error ends.
     Error(String, Option<Date>),
 }
 
-/// Who asks, and on which day of the organisation's time zone.
+/// What a decision depends on besides the series. `today` is a day of the organisation's time zone.
 #[derive(Debug, Clone)]
-pub struct Asker {
+pub struct IssueContext {
     pub customer: String,
     pub store: i64,
     pub today: Date,
 }
 
-/// How to take an agreed answer back.
+/// How [`Model::revert`] reverts an accepted answer.
 #[derive(Debug)]
 pub enum Undo {
     Nothing,
     Coupon { uploaded: Option<Uploaded> },
 }
 
-/// One more coupon of a customer and series, with what holds for it and those before it.
+/// A coupon of a customer, and the maxima over it and the customer's earlier coupons of the series.
 #[derive(Debug)]
-struct Held {
+struct HeldCoupon {
     code: String,
     last_day: Date,
-    longest: Date,
-    latest: Date,
+    max_last_day: Date,
+    max_issued_on: Date,
 }
 
 /// An organisation and all of its coupons.
@@ -166,10 +165,9 @@ pub struct Model {
     pools: BTreeMap<i64, Pool>,
     /// In the order in which they were issued.
     coupons: Vec<Coupon>,
-    held: HashMap<String, BTreeMap<i64, Vec<Held>>>,
-    issued: HashMap<i64, usize>,
-    /// How many coupons have a code.
-    codes: HashMap<String, usize>,
+    coupons_by_customer: HashMap<String, BTreeMap<i64, Vec<HeldCoupon>>>,
+    issued_by_series: HashMap<i64, usize>,
+    coupons_by_code: HashMap<String, usize>,
 }
 
 fn reaches(count: usize, limit: i64) -> bool {
@@ -190,165 +188,169 @@ impl Model {
         &self.coupons
     }
 
-    /// The uploaded codes that are left, by series.
+    /// The uploaded codes that remain, by series.
     pub const fn pools(&self) -> &BTreeMap<i64, Pool> {
         &self.pools
     }
 
-    /// False: there is no such series.
+    /// False: the series does not exist.
     pub fn set_cap(&mut self, id: i64, cap: i64) -> bool {
         self.series.get_mut(&id).map(|series| series.cap = cap).is_some()
     }
 
-    /// False: the code is there already, or was given out.
+    /// False: the code is in the pool already, or a coupon has it.
     pub fn upload(&mut self, id: i64, code: String, owner: Option<String>) -> bool {
-        !self.codes.contains_key(&code) && self.pools.entry(id).or_default().add(Uploaded { code, owner })
+        !self.coupons_by_code.contains_key(&code) && self.pools.entry(id).or_default().add(Uploaded { code, owner })
     }
 
-    /// Section 4 of the contract, from top to bottom.
-    pub fn expected(&self, asker: &Asker, id: i64) -> Expected {
-        let today = asker.today;
+    /// The checks of the contract (docs/contract.md), in its order.
+    pub fn expected(&self, context: &IssueContext, id: i64) -> Expected {
+        let today = context.today;
         let error = |message| Expected::Error(message, None);
-        let Some(series) = self.series.get(&id) else { return error(UNKNOWN) };
+        let Some(series) = self.series.get(&id) else { return error(UNKNOWN_SERIES) };
         if series.external {
-            return error(EXTERNAL);
+            return error(EXTERNALLY_MANAGED);
         }
-        if !series.stores.is_empty() && !series.stores.contains(&asker.store) {
-            return error(STORE);
+        if !series.stores.is_empty() && !series.stores.contains(&context.store) {
+            return error(INVALID_STORE);
         }
         let Some(last_day) = series.last_day(today) else { return error(EXPIRED) };
         if series.redemption_from.is_some_and(|from| from > last_day) {
             return error(EXPIRED);
         }
-        let own = self.held_of(&asker.customer, id);
-        if let Some(held) = own.last()
+        let own = self.coupons_of(&context.customer, id);
+        if let Some(latest) = own.last()
             && series.resend
-            && held.longest >= today
+            && latest.max_last_day >= today
         {
-            return Expected::Again(held.longest);
+            return Expected::Resent(latest.max_last_day);
         }
-        if !own.is_empty() && !series.several {
+        if !own.is_empty() && !series.allows_several {
             return error(HAS_ONE);
         }
-        if reaches(own.len(), series.maximum) {
-            return error(MAXIMUM);
+        if reaches(own.len(), series.max_per_customer) {
+            return error(MAX_REACHED);
         }
-        if self.holds_excluded(&asker.customer, series) {
-            return error(EXCLUSIVE);
+        if self.holds_excluded(&context.customer, series) {
+            return error(HOLDS_EXCLUDED);
         }
-        if reaches(self.issued.get(&id).copied().unwrap_or_default(), series.cap) {
-            return error(CAP);
+        if reaches(self.issued_by_series.get(&id).copied().unwrap_or_default(), series.cap) {
+            return error(CAP_REACHED);
         }
-        let has_code = || self.pools.get(&id).is_some_and(|pool| pool.has_code_for(&asker.customer));
+        let has_code = || self.pools.get(&id).is_some_and(|pool| pool.has_code_for(&context.customer));
         if series.codes == Codes::Uploaded && !has_code() {
-            return error(EMPTY);
+            return error(POOL_EMPTY);
         }
-        match own.last().map(|held| held.latest + series.gap.days()) {
+        match own.last().map(|latest| latest.max_issued_on + series.gap.days()) {
             Some(next) if series.gap > 0 && today < next => Expected::Error(GAP, Some(next)),
             _ => Expected::New(last_day),
         }
     }
 
-    fn held_of(&self, customer: &str, id: i64) -> &[Held] {
-        self.held.get(customer).and_then(|held| held.get(&id)).map_or(&[], Vec::as_slice)
+    fn coupons_of(&self, customer: &str, id: i64) -> &[HeldCoupon] {
+        self.coupons_by_customer.get(customer).and_then(|coupons| coupons.get(&id)).map_or(&[], Vec::as_slice)
     }
 
     fn holds_excluded(&self, customer: &str, series: &Series) -> bool {
-        let excludes = |(id, held): (&i64, &Vec<Held>)| {
-            !held.is_empty() && self.series.get(id).is_some_and(|other| other.excludes(series))
+        let excludes = |(id, coupons): (&i64, &Vec<HeldCoupon>)| {
+            !coupons.is_empty() && self.series.get(id).is_some_and(|other| other.excludes(series))
         };
-        self.held.get(customer).is_some_and(|held| held.iter().any(excludes))
+        self.coupons_by_customer.get(customer).is_some_and(|coupons| coupons.iter().any(excludes))
     }
 
-    /// Whether an answer is one that the contract allows; what it did is then part of the model.
-    pub fn agree(&mut self, asker: &Asker, id: i64, said: &Said) -> Option<Undo> {
-        match (self.expected(asker, id), said) {
-            (Expected::New(expected), Said::New { code, last_day }) if expected == *last_day => {
-                self.issue(asker, id, code, *last_day)
+    /// If the contract allows the answer, the model takes over its effect. `None`: the contract does not allow it.
+    pub fn accept(&mut self, context: &IssueContext, id: i64, outcome: &Outcome) -> Option<Undo> {
+        match (self.expected(context, id), outcome) {
+            (Expected::New(expected), Outcome::New { code, last_day }) if expected == *last_day => {
+                self.issue(context, id, code, *last_day)
             }
-            (expected, said) => self.is_allowed(&expected, asker, id, said).then_some(Undo::Nothing),
+            (expected, outcome) => self.is_allowed(&expected, context, id, outcome).then_some(Undo::Nothing),
         }
     }
 
-    /// Whether an answer that changes nothing is the expected one.
-    pub fn is_allowed(&self, expected: &Expected, asker: &Asker, id: i64, said: &Said) -> bool {
-        match (expected, said) {
-            (Expected::Error(message, until), Said::Error(text, from)) => text == message && from == until,
-            (Expected::Again(longest), Said::Again { code, last_day }) => {
-                let is_held = |held: &Held| (held.code.as_str(), held.last_day) == (code, *longest);
-                last_day == longest && self.held_of(&asker.customer, id).iter().any(is_held)
+    /// Whether an answer without effect is the expected one.
+    pub fn is_allowed(&self, expected: &Expected, context: &IssueContext, id: i64, outcome: &Outcome) -> bool {
+        match (expected, outcome) {
+            (Expected::Error(message, until), Outcome::Error(text, from)) => text == message && from == until,
+            (Expected::Resent(expected), Outcome::Resent { code, last_day }) => {
+                let is_held = |held: &HeldCoupon| (held.code.as_str(), held.last_day) == (code, *expected);
+                last_day == expected && self.coupons_of(&context.customer, id).iter().any(is_held)
             }
             _ => false,
         }
     }
 
-    /// Whether an answer says that the pool is empty, and it would be without so many codes for anybody: nothing before the pool refuses.
-    pub fn is_empty_without(&self, codes: usize, expected: &Expected, id: i64, said: &Said) -> bool {
-        let gets_to_the_pool = match expected {
+    /// Whether the answer is "pool empty", would be right if the pool had `codes` fewer codes for all customers, and no check before
+    /// that of the pool refuses.
+    pub fn is_pool_empty_without(&self, codes: usize, expected: &Expected, id: i64, outcome: &Outcome) -> bool {
+        let reaches_pool_check = match expected {
             Expected::New(_) => true,
             Expected::Error(message, _) => *message == GAP,
-            Expected::Again(_) => false,
+            Expected::Resent(_) => false,
         };
-        let left = self.pools.get(&id).map_or(0, Pool::left_for_anybody);
-        gets_to_the_pool && left <= codes && codes > 0 && matches!(said, Said::Error(text, None) if text == EMPTY)
+        let remaining = self.pools.get(&id).map_or(0, Pool::shared_remaining);
+        let is_empty_answer = matches!(outcome, Outcome::Error(text, None) if text == POOL_EMPTY);
+        reaches_pool_check && remaining <= codes && codes > 0 && is_empty_answer
     }
 
-    /// Issues a coupon that is expected, if it may have this code.
-    pub fn issue(&mut self, asker: &Asker, id: i64, code: &str, last_day: Date) -> Option<Undo> {
-        let undo = self.take_code(asker, id, code)?;
-        let (customer, code) = (asker.customer.clone(), code.to_owned());
-        self.store(Coupon { series: id, customer, code, last_day, issued_on: asker.today });
+    /// Issues a coupon that is expected. `None`: the coupon may not have this code.
+    pub fn issue(&mut self, context: &IssueContext, id: i64, code: &str, last_day: Date) -> Option<Undo> {
+        let undo = self.take_code(context, id, code)?;
+        let (customer, code) = (context.customer.clone(), code.to_owned());
+        self.add(Coupon { series: id, customer, code, last_day, issued_on: context.today });
         Some(undo)
     }
 
-    /// Issues a coupon that the contract does not allow: what comes after it is judged as if it did.
-    pub fn issue_anyway(&mut self, asker: &Asker, id: i64, code: &str) {
-        let last_day = self.series.get(&id).and_then(|series| series.last_day(asker.today)).unwrap_or(asker.today);
+    /// Issues a coupon that the contract does not allow. Postgres has committed it, so later answers depend on it.
+    pub fn force_issue(&mut self, context: &IssueContext, id: i64, code: &str) {
+        let last_day = self.series.get(&id).and_then(|series| series.last_day(context.today)).unwrap_or(context.today);
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.remove(code);
         }
-        let (customer, code) = (asker.customer.clone(), code.to_owned());
-        self.store(Coupon { series: id, customer, code, last_day, issued_on: asker.today });
+        let (customer, code) = (context.customer.clone(), code.to_owned());
+        self.add(Coupon { series: id, customer, code, last_day, issued_on: context.today });
     }
 
-    fn store(&mut self, coupon: Coupon) {
+    fn add(&mut self, coupon: Coupon) {
         let Coupon { series, code, last_day, issued_on, .. } = &coupon;
-        let held = self.held.entry(coupon.customer.clone()).or_default().entry(*series).or_default();
-        let (longest, latest) = match held.last() {
-            Some(before) => (before.longest.max(*last_day), before.latest.max(*issued_on)),
+        let by_series = self.coupons_by_customer.entry(coupon.customer.clone()).or_default();
+        let own = by_series.entry(*series).or_default();
+        let (max_last_day, max_issued_on) = match own.last() {
+            Some(before) => (before.max_last_day.max(*last_day), before.max_issued_on.max(*issued_on)),
             None => (*last_day, *issued_on),
         };
-        held.push(Held { code: code.clone(), last_day: *last_day, longest, latest });
-        *self.issued.entry(*series).or_default() += 1;
-        *self.codes.entry(code.clone()).or_default() += 1;
+        own.push(HeldCoupon { code: code.clone(), last_day: *last_day, max_last_day, max_issued_on });
+        *self.issued_by_series.entry(*series).or_default() += 1;
+        *self.coupons_by_code.entry(code.clone()).or_default() += 1;
         self.coupons.push(coupon);
     }
 
-    /// Whether a new coupon may have this code; an uploaded one is taken off the pool.
-    fn take_code(&mut self, asker: &Asker, id: i64, code: &str) -> Option<Undo> {
+    /// Takes an uploaded code off the pool. `None`: a new coupon may not have this code.
+    fn take_code(&mut self, context: &IssueContext, id: i64, code: &str) -> Option<Undo> {
         let series = self.series.get(&id)?;
         match &series.codes {
             Codes::Common(common) => (code == common).then_some(Undo::Coupon { uploaded: None }),
             Codes::Drawn(shape) => {
                 let is_shaped = shape.as_ref().is_none_or(|shape| shape.fits(code));
-                (is_shaped && !self.codes.contains_key(code)).then_some(Undo::Coupon { uploaded: None })
+                let is_new = !self.coupons_by_code.contains_key(code);
+                (is_shaped && is_new).then_some(Undo::Coupon { uploaded: None })
             }
             Codes::Uploaded => {
-                let uploaded = self.pools.get_mut(&id)?.take(code, &asker.customer)?;
+                let uploaded = self.pools.get_mut(&id)?.take(code, &context.customer)?;
                 Some(Undo::Coupon { uploaded: Some(uploaded) })
             }
         }
     }
 
-    /// Takes back what was agreed last.
-    pub fn take_back(&mut self, undo: Undo) {
+    /// Reverts the answer that was accepted last.
+    pub fn revert(&mut self, undo: Undo) {
         let Undo::Coupon { uploaded } = undo else { return };
         let Some(coupon) = self.coupons.pop() else { return };
-        self.held.get_mut(&coupon.customer).and_then(|held| held.get_mut(&coupon.series)?.pop());
-        *self.issued.entry(coupon.series).or_default() -= 1;
-        let with_code = self.codes.remove(&coupon.code).unwrap_or_default();
+        self.coupons_by_customer.get_mut(&coupon.customer).and_then(|coupons| coupons.get_mut(&coupon.series)?.pop());
+        *self.issued_by_series.entry(coupon.series).or_default() -= 1;
+        let with_code = self.coupons_by_code.remove(&coupon.code).unwrap_or_default();
         if with_code > 1 {
-            self.codes.insert(coupon.code, with_code - 1);
+            self.coupons_by_code.insert(coupon.code, with_code - 1);
         }
         if let Some(uploaded) = uploaded {
             self.pools.entry(coupon.series).or_default().add(uploaded);

@@ -1,21 +1,19 @@
-//! The uploaded codes of one series that are left.
-//! How many there are for whom is counted, so that no question goes through them.
-
 use std::collections::{BTreeMap, HashMap};
 
-/// An uploaded code, and whom it is for.
+/// An uploaded code. Without an owner, any customer may get it.
 #[derive(Debug)]
 pub struct Uploaded {
     pub code: String,
     pub owner: Option<String>,
 }
 
-/// Codes that are left, with whom each is for.
+/// The uploaded codes of one series that remain, with their owners.
+/// The counts save a walk through all codes at each decision.
 #[derive(Debug, Default)]
 pub struct Pool {
     codes: BTreeMap<String, Option<String>>,
-    for_anybody: usize,
-    for_customer: HashMap<String, usize>,
+    shared: usize,
+    reserved: HashMap<String, usize>,
 }
 
 impl Pool {
@@ -23,44 +21,45 @@ impl Pool {
         &self.codes
     }
 
-    fn left(&mut self, owner: Option<&String>) -> &mut usize {
+    fn count_mut(&mut self, owner: Option<&String>) -> &mut usize {
         match owner {
-            Some(owner) => self.for_customer.entry(owner.clone()).or_default(),
-            None => &mut self.for_anybody,
+            Some(owner) => self.reserved.entry(owner.clone()).or_default(),
+            None => &mut self.shared,
         }
     }
 
-    /// False: it is there already.
+    /// False: the pool has the code already.
     pub(super) fn add(&mut self, Uploaded { code, owner }: Uploaded) -> bool {
         if self.codes.contains_key(&code) {
             return false;
         }
-        *self.left(owner.as_ref()) += 1;
+        *self.count_mut(owner.as_ref()) += 1;
         self.codes.insert(code, owner);
         true
     }
 
-    pub(super) const fn left_for_anybody(&self) -> usize {
-        self.for_anybody
+    /// How many codes without an owner remain.
+    pub(super) const fn shared_remaining(&self) -> usize {
+        self.shared
     }
 
-    fn has_own(&self, customer: &str) -> bool {
-        self.for_customer.get(customer).is_some_and(|left| *left > 0)
+    fn has_reserved(&self, customer: &str) -> bool {
+        self.reserved.get(customer).is_some_and(|count| *count > 0)
     }
 
     pub(super) fn has_code_for(&self, customer: &str) -> bool {
-        self.for_anybody > 0 || self.has_own(customer)
+        self.shared > 0 || self.has_reserved(customer)
     }
 
-    /// Gives a code out. `None`: the customer may not have it. One of the customer's own goes first.
+    /// Takes a code for a customer. `None`: the customer may not get this code. A customer's reserved codes come before shared ones.
     pub(super) fn take(&mut self, code: &str, customer: &str) -> Option<Uploaded> {
-        let next = self.has_own(customer).then_some(customer);
-        (self.codes.get(code)?.as_deref() == next).then(|| self.remove(code)).flatten()
+        let next_owner = self.has_reserved(customer).then_some(customer);
+        (self.codes.get(code)?.as_deref() == next_owner).then(|| self.remove(code)).flatten()
     }
 
     pub(super) fn remove(&mut self, code: &str) -> Option<Uploaded> {
         let (code, owner) = self.codes.remove_entry(code)?;
-        *self.left(owner.as_ref()) -= 1;
+        *self.count_mut(owner.as_ref()) -= 1;
         Some(Uploaded { code, owner })
     }
 }

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
-use crate::contract_model::{Asker, Codes, Coupon, Expected, Model, Pool, Said, Series, Shape, Undo};
+use crate::contract_model::{Codes, Coupon, Expected, IssueContext, Model, Outcome, Pool, Series, Shape, Undo};
 use crate::support::{NOW, TestApp};
 
 const ORGS: i64 = 10;
@@ -45,8 +45,8 @@ fn random_series(id: i64, random: &mut StdRng) -> Series {
         months: (strategy == 2).then(|| random.random_range(0..3)),
         redemption_from: one_in(random, 5).then(|| day(random, -5, 25)),
         cap: if one_in(random, 3) { random.random_range(0..250) } else { -1 },
-        several: !one_in(random, 3),
-        maximum: if one_in(random, 3) { random.random_range(0..4) } else { -1 },
+        allows_several: !one_in(random, 3),
+        max_per_customer: if one_in(random, 3) { random.random_range(0..4) } else { -1 },
         resend: one_in(random, 3),
         gap: if one_in(random, 3) { random.random_range(0..12) } else { -1 },
         excludes: if one_in(random, 3) { vec![1 + id % 8] } else { Vec::new() },
@@ -60,11 +60,11 @@ fn random_series(id: i64, random: &mut StdRng) -> Series {
 }
 
 fn series_toml(series: &Series) -> String {
-    let Series { id, valid_till, cap, several, maximum, gap, excludes, stores, external, .. } = series;
+    let Series { id, valid_till, cap, allows_several, max_per_customer, gap, excludes, stores, external, .. } = series;
     let mut toml = format!(
         "[[orgs.series]]\nid = {id}\ndescription = \"Series {id}\"\ndiscount_type = \"ABS\"\ndiscount_value = 1\n\
-             valid_till_date = {valid_till}\nmax_create = {cap}\nis_multiple_vouchers_per_user_allowed = {several}\n\
-             max_vouchers_per_user = {maximum}\ndo_not_resend_existing_voucher = {}\nmin_days_between_vouchers = {gap}\n\
+             valid_till_date = {valid_till}\nmax_create = {cap}\nis_multiple_vouchers_per_user_allowed = {allows_several}\n\
+             max_vouchers_per_user = {max_per_customer}\ndo_not_resend_existing_voucher = {}\nmin_days_between_vouchers = {gap}\n\
              mutual_exclusive_series_ids = {excludes:?}\nstore_ids = {stores:?}\nexternally_managed = {external}\n",
         !series.resend,
     );
@@ -130,32 +130,32 @@ impl Organisation {
     }
 
     /// What an answer says. `None`: it contradicts itself, or says nothing.
-    fn said(&self, id: i64, entity: &Value) -> Option<Said> {
+    fn outcome(&self, id: i64, entity: &Value) -> Option<Outcome> {
         assert_eq!(entity["entityId"], id);
         if let Some(error) = entity["errors"].get(0) {
             let text = format!("{} {}", error["code"], error["message"].as_str()?);
             let from = error["nextEligibleAt"].as_str().map(|at| self.day(at.parse().unwrap()));
-            return entity.get("result").is_none().then_some(Said::Error(text, from));
+            return entity.get("result").is_none().then_some(Outcome::Error(text, from));
         }
         let result = &entity["result"];
         let day = |field: &str| result[field].as_str().and_then(|text| text.get(..10)?.parse::<Date>().ok());
         let (code, last_day) = (result["code"].as_str()?.to_owned(), day("validTill")?);
         if entity["warnings"][0]["code"] == 700 {
-            return Some(Said::Again { code, last_day });
+            return Some(Outcome::Resent { code, last_day });
         }
         let is_whole = entity["errors"] == json!([]) && entity["warnings"] == json!([]);
-        (is_whole && day("validTillDateTime") == Some(last_day)).then_some(Said::New { code, last_day })
+        (is_whole && day("validTillDateTime") == Some(last_day)).then_some(Outcome::New { code, last_day })
     }
 
     /// Whether an answer is one that the contract allows; what it did is then part of the model.
-    fn agree(&mut self, asker: &Asker, id: i64, entity: &Value) -> Option<Undo> {
-        let said = self.said(id, entity)?;
-        self.model.agree(asker, id, &said)
+    fn accept(&mut self, context: &IssueContext, id: i64, entity: &Value) -> Option<Undo> {
+        let outcome = self.outcome(id, entity)?;
+        self.model.accept(context, id, &outcome)
     }
 
     /// Whether there is an order of these answers in which the contract allows each. Where two entities of a request
     /// have nothing to do with one another, they may have happened in either order.
-    fn agree_in_some_order(&mut self, answers: &[Answer], done: &mut Vec<(usize, usize)>) -> bool {
+    fn accept_in_some_order(&mut self, answers: &[Answer], done: &mut Vec<(usize, usize)>) -> bool {
         let all = answers.iter().map(|answer| answer.ids.len()).sum::<usize>();
         if done.len() == all {
             return true;
@@ -167,13 +167,13 @@ impl Organisation {
                 if done.contains(&(request, place)) || (0..place).any(waits) {
                     continue;
                 }
-                let Some(undo) = self.agree(&answer.asker, *id, &answer.entities[place]) else { continue };
+                let Some(undo) = self.accept(&answer.context, *id, &answer.entities[place]) else { continue };
                 done.push((request, place));
-                if self.agree_in_some_order(answers, done) {
+                if self.accept_in_some_order(answers, done) {
                     return true;
                 }
                 done.pop();
-                self.model.take_back(undo);
+                self.model.revert(undo);
             }
         }
         false
@@ -204,22 +204,22 @@ impl Organisation {
 /// A request and what came back.
 #[derive(Debug)]
 struct Answer {
-    asker: Asker,
+    context: IssueContext,
     ids: Vec<i64>,
     entities: Vec<Value>,
 }
 
-async fn ask(app: &TestApp, org: i64, asker: Asker, ids: Vec<i64>) -> Answer {
-    let body = json!({"seriesIds": ids, "customer": {"id": asker.customer}});
+async fn ask(app: &TestApp, org: i64, context: IssueContext, ids: Vec<i64>) -> Answer {
+    let body = json!({"seriesIds": ids, "customer": {"id": context.customer}});
     let request = app.client().post(app.url("/v2/coupon/bulk/issue")).json(&body);
-    let answer = request.basic_auth(format!("till-{org}-{}", asker.store), Some("p")).send().await.unwrap();
+    let answer = request.basic_auth(format!("till-{org}-{}", context.store), Some("p")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     let entities = match answer.json::<Value>().await.unwrap()["response"].take() {
         Value::Array(entities) => entities,
         other => panic!("{other}"),
     };
     assert_eq!(entities.len(), ids.len());
-    Answer { asker, ids, entities }
+    Answer { context, ids, entities }
 }
 
 /// Everything is stored as the models have it, and `verify` has nothing to say of it.
@@ -282,13 +282,13 @@ async fn one_request_after_the_other() {
                 app.clock.set(&now.to_string());
                 let customer = format!("c{}", sequence * 2 + random.random_range(0..2_usize));
                 let today = organisation.day(now);
-                let asker = Asker { customer, store: random.random_range(10..12), today };
-                let answer = ask(&app, organisation.id, asker, some_ids(&mut random, 4)).await;
+                let context = IssueContext { customer, store: random.random_range(10..12), today };
+                let answer = ask(&app, organisation.id, context, some_ids(&mut random, 4)).await;
                 for (id, entity) in answer.ids.iter().zip(&answer.entities) {
-                    let expected = organisation.model.expected(&answer.asker, *id);
-                    let agreed = organisation.agree(&answer.asker, *id, entity);
+                    let expected = organisation.model.expected(&answer.context, *id);
+                    let accepted = organisation.accept(&answer.context, *id, entity);
                     assert!(
-                        agreed.is_some(),
+                        accepted.is_some(),
                         "seed {seed}, {answer:?}: {entity}\nis not {expected:?}\n{:?}",
                         organisation.model.series()
                     );
@@ -305,7 +305,7 @@ async fn one_request_after_the_other() {
 fn kind(expected: &Expected) -> String {
     match expected {
         Expected::New(_) => "new".to_owned(),
-        Expected::Again(_) => "again".to_owned(),
+        Expected::Resent(_) => "again".to_owned(),
         Expected::Error(message, _) => (*message).to_owned(),
     }
 }
@@ -323,18 +323,18 @@ async fn several_requests_at_once() {
             let calls: Vec<_> = (0..5)
                 .map(|_| {
                     let customer = format!("c{}", round / 2 * 2 + random.random_range(0..2_usize));
-                    let asker = Asker { customer, store: random.random_range(10..12), today };
+                    let context = IssueContext { customer, store: random.random_range(10..12), today };
                     let (app, org, ids) = (Arc::clone(&app), organisation.id, some_ids(&mut random, 2));
-                    tokio::spawn(async move { ask(&app, org, asker, ids).await })
+                    tokio::spawn(async move { ask(&app, org, context, ids).await })
                 })
                 .collect();
             let mut answers = Vec::new();
             for call in calls {
                 answers.push(call.await.unwrap());
             }
-            let agreed = organisation.agree_in_some_order(&answers, &mut Vec::new());
+            let accepted = organisation.accept_in_some_order(&answers, &mut Vec::new());
             assert!(
-                agreed,
+                accepted,
                 "seed {seed}, round {round}: no order explains {answers:#?}\n{:?}",
                 organisation.model.series()
             );

@@ -1,8 +1,8 @@
-//! The counter of a series with a cap: which answers it allows, and what they do to it.
-//! A refusal for a reason that the contract looks at after the cap says that there was room.
+//! The counter of a series with a cap.
+//! A refusal for a reason that the contract checks after the cap proves that the cap was not reached.
 
 use super::operations::{Operation, Outcome};
-use super::rules::{EMPTY, FULL, GAP, Settings, is};
+use super::rules::{CAP_REACHED, GAP, POOL_EMPTY, Settings, is};
 use super::search::{Object, Timed};
 use crate::history::Answer;
 
@@ -12,9 +12,9 @@ pub struct Cap;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Counter {
     pub issued: i64,
-    /// -1 is unlimited.
+    /// -1 means unlimited.
     pub cap: i64,
-    /// The place of the change of settings that has set the cap.
+    /// The number of the change of settings that has set the cap.
     pub version: usize,
 }
 
@@ -27,11 +27,10 @@ impl Counter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Issued,
-    /// A refusal because of the cap.
-    Full,
-    /// A refusal for a reason that is looked at only if the cap leaves room.
-    Room,
-    /// Nothing says what it did. It issues a coupon if it can. To have no effect is the same as to come last.
+    CapReached,
+    /// A refusal for a reason that is checked only if the cap is not reached.
+    HasRoom,
+    /// An unsettled operation. It issues a coupon if it can: to place it last is the same as no effect.
     Unknown,
     Apply {
         version: usize,
@@ -49,15 +48,15 @@ impl Object for Cap {
         match *step {
             Step::Issued | Step::Unknown if has_room => Some(Counter { issued: issued + 1, ..*counter }),
             Step::Issued => None,
-            Step::Full => (!has_room).then(|| counter.clone()),
-            Step::Room => has_room.then(|| counter.clone()),
+            Step::CapReached => (!has_room).then(|| counter.clone()),
+            Step::HasRoom => has_room.then(|| counter.clone()),
             Step::Apply { version: later, cap } if later > version => Some(Counter { issued, cap, version: later }),
             Step::Unknown | Step::Apply { .. } => Some(counter.clone()),
         }
     }
 
     fn only_reads(step: &Step) -> bool {
-        matches!(step, Step::Full | Step::Room)
+        matches!(step, Step::CapReached | Step::HasRoom)
     }
 
     fn is_unsettled(step: &Step) -> bool {
@@ -65,10 +64,10 @@ impl Object for Cap {
     }
 
     fn may_need_a_coupon(step: &Step) -> bool {
-        matches!(step, Step::Full)
+        matches!(step, Step::CapReached)
     }
 
-    fn are_alike(one: &Step, other: &Step) -> bool {
+    fn are_interchangeable(one: &Step, other: &Step) -> bool {
         one == other && matches!(one, Step::Issued | Step::Unknown)
     }
 
@@ -84,12 +83,12 @@ impl Object for Cap {
     }
 }
 
-/// What an operation does to the counter; `None`: nothing, and it says nothing of it.
+/// The step of an operation. `None`: it neither changes the counter nor shows anything of it.
 pub fn step(operation: &Operation) -> Option<Step> {
     match &operation.outcome {
         Outcome::Answered(Answer::Issued { .. }) => Some(Step::Issued),
-        Outcome::Answered(answer) if is(answer, FULL) => Some(Step::Full),
-        Outcome::Answered(answer) if is(answer, EMPTY) || is(answer, GAP) => Some(Step::Room),
+        Outcome::Answered(answer) if is(answer, CAP_REACHED) => Some(Step::CapReached),
+        Outcome::Answered(answer) if is(answer, POOL_EMPTY) || is(answer, GAP) => Some(Step::HasRoom),
         Outcome::Unknown => Some(Step::Unknown),
         _ => None,
     }
@@ -97,12 +96,12 @@ pub fn step(operation: &Operation) -> Option<Step> {
 
 /// The counter before the first call, and the changes of its cap.
 pub fn caps(settings: &[Settings], series: i64) -> (Counter, Vec<Timed<Step>>) {
-    let cap = |one: &Settings| one.series.get(&series).map_or(-1, |series| series.max_create);
-    let begin = Counter { issued: 0, cap: settings.first().map_or(-1, cap), version: 0 };
-    let change = |one: &Settings| {
-        let (version, cap) = (one.version, cap(one));
+    let cap = |settings: &Settings| settings.series.get(&series).map_or(-1, |series| series.max_create);
+    let initial = Counter { issued: 0, cap: settings.first().map_or(-1, cap), version: 0 };
+    let change = |settings: &Settings| {
+        let (version, cap) = (settings.version, cap(settings));
         let label = format!("apply {version}: cap {cap}");
-        Timed { start: one.start, end: one.end, step: Step::Apply { version, cap }, label }
+        Timed { start: settings.start, end: settings.end, step: Step::Apply { version, cap }, label }
     };
-    (begin, settings.iter().skip(1).map(change).collect())
+    (initial, settings.iter().skip(1).map(change).collect())
 }

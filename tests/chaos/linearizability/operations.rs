@@ -1,5 +1,5 @@
-//! Which operations a history has, by `docs/history.md`: the calls of one entity up to the first answer that settles it.
-//! A later answer of an entity that has its coupon is an operation of its own, which must show the same.
+//! The operations of a history, as docs/history.md defines them: the calls of one entity up to the first answer that settles it.
+//! Each answer for an entity that has its coupon is an operation of its own, which must show the same.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub struct Operation {
     pub customer: String,
     pub series: i64,
     pub start: Nanos,
-    /// [`NEVER`]: nothing settles it.
+    /// [`NEVER`]: the operation is not settled.
     pub end: Nanos,
     pub outcome: Outcome,
 }
@@ -22,7 +22,7 @@ pub struct Operation {
 pub enum Outcome {
     Answered(Answer),
     Unknown,
-    /// An answer of an entity that has its answer already; `None`: one that no attempt can have caused.
+    /// An answer for an entity that is settled already. `None`: no attempt can have caused the answer.
     Again {
         first: Option<Answer>,
         now: Answer,
@@ -30,7 +30,7 @@ pub enum Outcome {
 }
 
 impl Operation {
-    /// What a person reads.
+    /// The text in findings.
     pub fn label(&self) -> String {
         let Self { key, entity, customer, series, outcome, .. } = self;
         let outcome = match outcome {
@@ -43,7 +43,7 @@ impl Operation {
     }
 }
 
-/// All operations, and what is wrong with answers that are no answers to their calls.
+/// All operations, and the calls whose answer does not fit their key.
 pub fn of(history: &History) -> (Vec<Operation>, Vec<String>) {
     let mut keys: BTreeMap<&str, Vec<Call>> = BTreeMap::new();
     for (calls, is_receipt) in [(&history.issues, false), (&history.receipts, true)] {
@@ -51,21 +51,21 @@ pub fn of(history: &History) -> (Vec<Operation>, Vec<String>) {
             keys.entry(&call.key).or_default().push(Call { is_receipt, call });
         }
     }
-    let (mut operations, mut wrong) = (Vec::new(), Vec::new());
+    let (mut operations, mut malformed) = (Vec::new(), Vec::new());
     for (key, mut calls) in keys {
-        calls.sort_by_key(|one| one.call.start);
+        calls.sort_by_key(|attempt| attempt.call.start);
         let asked = calls[0].call;
         for Call { call, .. } in &calls {
             let answered = call.answer.as_ref().map_or(call.series.len(), Vec::len);
             if (&call.customer, &call.series) != (&asked.customer, &asked.series) || answered != asked.series.len() {
-                wrong.push(format!("{key}: not answered what the key asks for: {call:?}"));
+                malformed.push(format!("{key}: not answered what the key asks for: {call:?}"));
             }
         }
         for entity in 0..asked.series.len() {
             operations.append(&mut of_entity(&calls, entity, history.run.longest_call));
         }
     }
-    (operations, wrong)
+    (operations, malformed)
 }
 
 struct Call<'a> {
@@ -74,7 +74,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// When the entity was answered, and what; `None`: nothing that settles it.
+    /// The end of the call and its answer for the entity. `None`: the call does not settle the entity.
     fn settled(&self, entity: usize) -> Option<(Nanos, &Answer)> {
         let (end, answers) = self.call.answered()?;
         answers.get(entity).filter(|answer| answer.settles()).map(|answer| (end, answer))
@@ -93,38 +93,38 @@ fn of_entity(calls: &[Call], entity: usize, longest_call: Nanos) -> Vec<Operatio
         outcome,
     };
     let mut operations = Vec::new();
-    // The first attempt that is not settled, and the coupon that was shown.
+    // The start of the first unsettled attempt, and the answer that shows the coupon.
     let (mut began, mut coupon): (Option<Nanos>, Option<&Answer>) = (None, None);
     let mut unanswered: Option<Nanos> = None;
-    for one in calls {
-        let settled = one.settled(entity);
+    for attempt in calls {
+        let settled = attempt.settled(entity);
         if let Some(first) = coupon {
             let again = |now: &Answer| Outcome::Again { first: Some(first.clone()), now: now.clone() };
-            operations.extend(settled.map(|(end, now)| operation(one.call.start, end, again(now))));
+            operations.extend(settled.map(|(end, now)| operation(attempt.call.start, end, again(now))));
             continue;
         }
-        if !one.is_receipt {
-            // A call without an answer may have waited for its turn while a later one was refused.
-            let late = unanswered.filter(|start| one.call.start <= start.saturating_add(longest_call));
-            began.get_or_insert(late.unwrap_or(one.call.start));
-            if one.call.end.is_none() {
-                unanswered = Some(one.call.start);
+        if !attempt.is_receipt {
+            // A call without an answer may have waited while a later one was refused.
+            let late = unanswered.filter(|start| attempt.call.start <= start.saturating_add(longest_call));
+            began.get_or_insert(late.unwrap_or(attempt.call.start));
+            if attempt.call.end.is_none() {
+                unanswered = Some(attempt.call.start);
             }
         }
         let Some((end, answer)) = settled else { continue };
         let has_coupon = !matches!(answer, Answer::Refused { .. });
-        // A receipt repeats a refusal of any earlier attempt, so it settles none.
-        if one.is_receipt && !has_coupon {
+        // A receipt may repeat the refusal of any earlier attempt, so it settles none.
+        if attempt.is_receipt && !has_coupon {
             continue;
         }
         let outcome = Outcome::Answered(answer.clone());
         match (began.take(), answer) {
-            // It had no effect, whatever the limits are.
+            // The attempt had no effect, and no limit has to explain that.
             (_, answer) if answer.is_not_stored() => {}
             (Some(start), _) => operations.push(operation(start, end, outcome)),
             (None, now) => {
                 let outcome = Outcome::Again { first: None, now: now.clone() };
-                operations.push(operation(one.call.start, end, outcome));
+                operations.push(operation(attempt.call.start, end, outcome));
             }
         }
         coupon = has_coupon.then_some(answer);

@@ -1,16 +1,16 @@
-//! Bounds on the time of a commit, as `docs/history.md` defines them.
-//! All are found once, and looked up in logarithmic time.
+//! Bounds on the time of a commit, as docs/history.md defines them.
+//! They are computed once and looked up in logarithmic time.
 
 use std::collections::{HashMap, HashSet};
 
 use super::operations::Entities;
 use crate::history::{Answer, Apply, Commit, Coupon, History, Issue, Lsn, Mark, Nanos, Series};
 
-/// What an instant is sure to be after: the greatest position of all facts before it.
+/// Each pair says: by this instant, the log had reached this position. Sorted, and each position is the greatest so far.
 #[derive(Debug, Default)]
-struct Rising(Vec<(Nanos, Lsn)>);
+struct LowerBounds(Vec<(Nanos, Lsn)>);
 
-impl FromIterator<(Nanos, Lsn)> for Rising {
+impl FromIterator<(Nanos, Lsn)> for LowerBounds {
     fn from_iter<I: IntoIterator<Item = (Nanos, Lsn)>>(facts: I) -> Self {
         let mut facts: Vec<_> = facts.into_iter().collect();
         facts.sort_unstable();
@@ -23,18 +23,18 @@ impl FromIterator<(Nanos, Lsn)> for Rising {
     }
 }
 
-impl Rising {
+impl LowerBounds {
     fn before(&self, instant: Nanos) -> Lsn {
         let count = self.0.partition_point(|(fact, _)| *fact < instant);
         count.checked_sub(1).map_or(0, |last| self.0[last].1)
     }
 }
 
-/// What an instant is sure to be before: the least position of all facts after it.
+/// Each pair says: at this instant, the log had not passed this position. Sorted, and each position is the least from there on.
 #[derive(Debug, Default)]
-struct Falling(Vec<(Nanos, Lsn)>);
+struct UpperBounds(Vec<(Nanos, Lsn)>);
 
-impl FromIterator<(Nanos, Lsn)> for Falling {
+impl FromIterator<(Nanos, Lsn)> for UpperBounds {
     fn from_iter<I: IntoIterator<Item = (Nanos, Lsn)>>(facts: I) -> Self {
         let mut facts: Vec<_> = facts.into_iter().collect();
         facts.sort_unstable();
@@ -47,17 +47,17 @@ impl FromIterator<(Nanos, Lsn)> for Falling {
     }
 }
 
-impl Falling {
+impl UpperBounds {
     fn after(&self, instant: Nanos) -> Lsn {
         let count = self.0.partition_point(|(fact, _)| *fact <= instant);
         self.0.get(count).map_or(Lsn::MAX, |(_, position)| *position)
     }
 }
 
-/// The committed coupons, to be found by what an answer shows.
+/// The committed coupons, indexed by what an answer shows.
 pub struct Committed<'a> {
     by_key: HashMap<&'a str, Vec<&'a Coupon>>,
-    /// The first one of a customer and series with a code.
+    /// The first commit of a coupon with this customer, series and code.
     by_holder: HashMap<(&'a str, i64, &'a str), Lsn>,
 }
 
@@ -73,31 +73,31 @@ impl<'a> Committed<'a> {
         committed
     }
 
-    pub fn of_entity(&self, key: &str, place: usize) -> impl Iterator<Item = &'a Coupon> {
+    pub fn of_entity(&self, key: &str, index: usize) -> impl Iterator<Item = &'a Coupon> {
         let of_key = self.by_key.get(key).into_iter().flatten().copied();
-        of_key.filter(move |coupon| coupon.entity == place)
+        of_key.filter(move |coupon| coupon.entity == index)
     }
 
-    /// The commit that must have happened before an answer could show what it shows.
-    fn shown(&self, call: &Issue, place: usize, answer: &Answer) -> Option<Lsn> {
+    /// The commit of the coupon that an answer shows.
+    fn shown(&self, call: &Issue, index: usize, answer: &Answer) -> Option<Lsn> {
         if let Answer::Issued { code, .. } = answer {
-            return Some(self.of_entity(&call.key, place).find(|coupon| coupon.code == *code)?.commit);
+            return Some(self.of_entity(&call.key, index).find(|coupon| coupon.code == *code)?.commit);
         }
         let Answer::Resent { code, .. } = answer else { return None };
-        self.by_holder.get(&(&call.customer, *call.series.get(place)?, code)).copied()
+        self.by_holder.get(&(&call.customer, *call.series.get(index)?, code)).copied()
     }
 }
 
-/// What a reader may depend on.
+/// What an observation may depend on.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Subject<'a> {
     /// The coupons of a customer and a series.
     Holding(&'a str, i64),
-    /// The cap of a series, its uploaded codes, and how many of either are used.
+    /// The cap of a series, its uploaded codes, and how many coupons and codes are used.
     Series(i64),
 }
 
-/// A commit that an answer has shown.
+/// An answer that ended at this instant shows this commit.
 struct Shown<'a> {
     by: Nanos,
     commit: Lsn,
@@ -105,14 +105,14 @@ struct Shown<'a> {
 }
 
 pub struct Bounds<'a> {
-    before: Rising,
-    /// Up to where an answer has shown something by an instant.
-    shown: Rising,
-    after: Falling,
-    seen: HashMap<Subject<'a>, Rising>,
+    before: LowerBounds,
+    /// The part of `before` that answers prove. Marks prove the rest.
+    shown: LowerBounds,
+    after: UpperBounds,
+    seen: HashMap<Subject<'a>, LowerBounds>,
     /// Series whose coupons are counted, or whose codes are used up.
     counted: HashSet<i64>,
-    /// By series: up to which commit its codes are sure to be visible, and from when on.
+    /// By series: from the instant on, the codes of all commits up to this one are surely visible.
     imported: HashMap<i64, Vec<(Lsn, Nanos)>>,
 }
 
@@ -151,32 +151,31 @@ impl<'a> Bounds<'a> {
         self.counted.contains(&series)
     }
 
-    /// The instant from which the codes of a commit are surely visible. They become visible after a flush; coupons do so at once.
+    /// The instant from which the codes of a commit are surely visible: after their flush. Coupons become visible without one.
     pub fn visible_from(&self, series: i64, commit: Lsn) -> Nanos {
         let imported = self.imported.get(&series).into_iter().flatten();
         imported.filter(|(shown, _)| *shown >= commit).map(|(_, by)| *by).min().unwrap_or(Nanos::MAX)
     }
 
-    /// A position up to which everything was committed before this instant.
-    pub fn surely_before(&self, instant: Nanos) -> Lsn {
+    /// Every commit up to this position happened before the instant.
+    pub fn committed_before(&self, instant: Nanos) -> Lsn {
         self.before.before(instant)
     }
 
-    /// A commit that was shown before the mark, and was not on disk then.
+    /// A commit that an answer showed before the mark, and that was not on disk at the mark.
     pub fn shown_unflushed(&self, mark: &Mark) -> Option<Lsn> {
         Some(self.shown.before(mark.start)).filter(|shown| *shown > mark.flushed)
     }
 
-    /// A position above which nothing was committed before this instant.
-    pub fn possible(&self, instant: Nanos) -> Lsn {
+    /// No commit above this position happened before the instant.
+    pub fn committed_at_most(&self, instant: Nanos) -> Lsn {
         self.after.after(instant)
     }
 
-    /// The greatest commit that a reader who began at this instant was sure to see, of those that matter to one who asks for the
-    /// first of these series: the others are those that exclude it.
+    /// The last relevant commit that a call which began at this instant has surely seen. The call asks for the first of these series;
+    /// the others exclude it.
     ///
-    /// What does not matter to a reader does not count: two commits that have nothing to do with one another may become visible in
-    /// another order than that of the log.
+    /// Commits that do not concern the call do not count: unrelated commits may become visible in another order than that of the log.
     pub fn seen(&self, customer: &str, series: &[i64], instant: Nanos) -> Lsn {
         let holdings = series.iter().map(|id| Subject::Holding(customer, *id));
         let of_series = series.first().map(|id| Subject::Series(*id));
@@ -185,12 +184,12 @@ impl<'a> Bounds<'a> {
     }
 }
 
-/// What the answer to a call shows of coupons.
+/// The coupons that the answer to a call shows.
 fn shown_by<'a>(call: &'a Issue, committed: &Committed, counted: &HashSet<i64>) -> Vec<Shown<'a>> {
     let Some((by, answers)) = call.answered() else { return Vec::new() };
     let mut shown = Vec::new();
-    for ((place, answer), series) in answers.iter().enumerate().zip(&call.series) {
-        let Some(commit) = committed.shown(call, place, answer) else { continue };
+    for ((index, answer), series) in answers.iter().enumerate().zip(&call.series) {
+        let Some(commit) = committed.shown(call, index, answer) else { continue };
         shown.push(Shown { by, commit, of: Subject::Holding(&call.customer, *series) });
         if counted.contains(series) {
             shown.push(Shown { by, commit, of: Subject::Series(*series) });
@@ -199,8 +198,8 @@ fn shown_by<'a>(call: &'a Issue, committed: &Committed, counted: &HashSet<i64>) 
     shown
 }
 
-/// An `apply` that ended well shows that its caps are committed. Which commits are its own is not known; but a cap that is not the
-/// first one came with the first commit of that cap, or a later one.
+/// An `apply` that succeeded shows that its caps are committed. It is unknown which commits are its own. But a cap that differs from
+/// the initial one came with the first commit of that cap, or a later one.
 fn shown_caps<'a>(history: &History, first: &[Series]) -> Vec<Shown<'a>> {
     let mut commits = HashMap::new();
     for commit in &history.commits {
@@ -221,7 +220,7 @@ fn shown_caps<'a>(history: &History, first: &[Series]) -> Vec<Shown<'a>> {
     history.applies.iter().flat_map(shown).collect()
 }
 
-/// Imports that ended well show that as many codes are committed as they have uploaded together.
+/// Imports that succeeded show that all of their codes together are committed.
 fn shown_codes<'a>(history: &History) -> Vec<Shown<'a>> {
     let mut commits: HashMap<i64, Vec<(usize, Lsn)>> = HashMap::new();
     for commit in &history.commits {
@@ -244,7 +243,7 @@ fn shown_codes<'a>(history: &History) -> Vec<Shown<'a>> {
     imports.into_iter().filter_map(shown).collect()
 }
 
-/// When each commit was asked for first, if that is known.
+/// The first call that may have caused each commit, if it is known.
 fn asked(history: &History, entities: &Entities) -> impl Iterator<Item = (Nanos, Lsn)> {
     let mut caps: HashMap<(i64, i64), Nanos> = HashMap::new();
     for apply in &history.applies {

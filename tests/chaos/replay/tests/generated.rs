@@ -1,5 +1,5 @@
-//! Histories that are drawn: the model answers calls that overlap, each at one moment between its start and its end. Such a history
-//! holds, and no longer does when something in it is changed.
+//! Generated histories: the model answers overlapping calls, each at one moment between its start and its end. The replay must acquit
+//! such a history, and convict it once it is tampered with.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -9,47 +9,48 @@ use jiff::tz::TimeZone;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::super::contract_model::{Asker, Expected, Model};
+use super::super::contract_model::{Expected, IssueContext, Model};
 use super::super::{STORE, model_of};
 use super::*;
 
-/// From one moment to the next; calls reach over some of them.
+/// The time between two moments, and the greatest time between a moment and the start or end of its call.
 const STEP: Nanos = 1000;
-const REACH: Nanos = 20 * STEP;
-const SERIES: [i64; 9] = [CAPPED, ONE_EACH, TWO_EACH, SENT_AGAIN, ONE_A_DAY, UPLOADED, GENERIC, TEA, COFFEE];
+const MAX_OVERLAP: Nanos = 20 * STEP;
+const SERIES: [i64; 9] = [CAPPED, ONE_EACH, TWO_EACH, RESENT, ONE_A_DAY, UPLOADED, GENERIC, TEA, COFFEE];
 const TODAY: &str = "2026-11-22";
 
-struct Drawn {
+struct Generator {
     history: History,
     model: Model,
     random: StdRng,
     moment: Nanos,
     cap: i64,
-    /// Of a hundred calls, those for the series without a limit.
+    /// The percentage of calls for the series without a limit.
     plain: u32,
-    /// What is sent again.
+    /// The code that is resent to each customer.
     held: HashMap<String, String>,
 }
 
-impl Drawn {
-    fn history(seed: u64, steps: usize, plain: u32) -> Story {
-        let (history, random) = (story().0, StdRng::seed_from_u64(seed));
+impl Generator {
+    fn history(seed: u64, steps: usize, plain: u32) -> HistoryBuilder {
+        let (history, random) = (builder().0, StdRng::seed_from_u64(seed));
         let model = model_of(&catalogue(2)).unwrap();
-        let mut drawn = Self { history, model, random, moment: 2 * REACH, cap: 2, plain, held: HashMap::new() };
+        let mut generated =
+            Self { history, model, random, moment: 2 * MAX_OVERLAP, cap: 2, plain, held: HashMap::new() };
         for number in 0..steps {
-            drawn.step(number);
+            generated.step(number);
         }
-        Story(drawn.history)
+        HistoryBuilder(generated.history)
     }
 
-    /// The commit of this moment.
+    /// The commit at this moment.
     const fn commit(&self) -> Lsn {
         self.moment * 2
     }
 
     fn step(&mut self, number: usize) {
         self.moment += STEP;
-        let [before, after] = [0, 1].map(|_| self.random.random_range(1..REACH));
+        let [before, after] = [0, 1].map(|_| self.random.random_range(1..MAX_OVERLAP));
         let (start, end) = (self.moment - before, self.moment + after);
         if number.is_multiple_of(50) {
             self.change(number, start, end);
@@ -61,7 +62,7 @@ impl Drawn {
         }
     }
 
-    /// An operator raises the cap or uploads codes, and may not know whether that ended well.
+    /// An operator raises the cap or uploads codes, and may not get the answer.
     fn change(&mut self, number: usize, start: Nanos, end: Nanos) {
         let (end, commit) = (self.random.random_ratio(1, 2).then_some(end), self.commit());
         let process = "operator".to_owned();
@@ -84,17 +85,17 @@ impl Drawn {
         let is_plain = self.random.random_ratio(self.plain, 100);
         let series = if is_plain { PLAIN } else { SERIES[self.random.random_range(0..SERIES.len())] };
         let answer = match self.random.random_range(0..30) {
-            0 => refused(FAILED),
+            0 => refused(NOT_STORED),
             _ => self.answer(&customer, &key, series),
         };
         let ask = |start: Nanos, end: Option<Nanos>| call(&key, start, end, &[series], std::slice::from_ref(&answer));
         let issued = matches!(answer, Answer::Issued { .. });
         let calls = match self.random.random_range(0..20) {
-            // Cut off, and asked again before or after the moment; or never.
+            // No answer, and a retry before or after the moment, or none.
             0 => vec![ask(start - 10, None), ask(start, Some(end))],
-            1 if issued => vec![ask(start, None), ask(self.moment + 1, Some(self.moment + REACH))],
+            1 if issued => vec![ask(start, None), ask(self.moment + 1, Some(self.moment + MAX_OVERLAP))],
             2 => vec![ask(start, None)],
-            // Asked again later.
+            // Repeated later.
             3 if issued => vec![ask(start, Some(end)), ask(end + 10, Some(end + 20))],
             _ => vec![ask(start, Some(end))],
         };
@@ -104,12 +105,12 @@ impl Drawn {
         }
     }
 
-    /// What the model gives at this moment.
+    /// The answer of the model at this moment.
     fn answer(&mut self, customer: &str, key: &str, series: i64) -> Answer {
-        let asker = Asker { customer: customer.to_owned(), store: STORE, today: TODAY.parse().unwrap() };
-        match self.model.expected(&asker, series) {
-            Expected::New(last_day) => self.issue(&asker, key, series, last_day),
-            Expected::Again(_) => resent(&self.held[customer]),
+        let context = IssueContext { customer: customer.to_owned(), store: STORE, today: TODAY.parse().unwrap() };
+        match self.model.expected(&context, series) {
+            Expected::New(last_day) => self.issue(&context, key, series, last_day),
+            Expected::Resent(_) => resent(&self.held[customer]),
             Expected::Error(text, None) => refused(text),
             Expected::Error(text, Some(from)) => {
                 refused_until(text, &from.to_zoned(TimeZone::UTC).unwrap().timestamp().to_string())
@@ -117,22 +118,22 @@ impl Drawn {
         }
     }
 
-    fn issue(&mut self, asker: &Asker, key: &str, series: i64, last_day: Date) -> Answer {
+    fn issue(&mut self, context: &IssueContext, key: &str, series: i64, last_day: Date) -> Answer {
         let code = match series {
             GENERIC => "FORALL".to_owned(),
             UPLOADED => self.model.pools()[&UPLOADED].codes().keys().next().unwrap().clone(),
             _ => format!("C{key}"),
         };
-        assert!(self.model.issue(asker, series, &code, last_day).is_some());
-        if series == SENT_AGAIN {
-            self.held.insert(asker.customer.clone(), code.clone());
+        assert!(self.model.issue(context, series, &code, last_day).is_some());
+        if series == RESENT {
+            self.held.insert(context.customer.clone(), code.clone());
         }
         self.history.commits.push(Commit::Coupon(Coupon {
             commit: self.commit(),
             id: i64::try_from(self.moment).unwrap(),
             key: Some(key.to_owned()),
             entity: 0,
-            customer: asker.customer.clone(),
+            customer: context.customer.clone(),
             series,
             code: code.clone(),
             issued_at: BEGAN.parse().unwrap(),
@@ -147,29 +148,29 @@ fn letters(number: usize) -> String {
 }
 
 #[test]
-fn drawn_histories_are_acquitted() {
+fn generated_histories_are_acquitted() {
     for seed in 0..20 {
         println!("seed {seed}");
-        Drawn::history(seed, 3000, 20).acquitted();
+        Generator::history(seed, 3000, 20).acquitted();
     }
 }
 
-/// The places in a list that fit, of which one is drawn.
-fn one_of<T>(list: &[T], random: &mut StdRng, fits: impl Fn(&T) -> bool) -> usize {
-    let places: Vec<_> = (0..list.len()).filter(|place| fits(&list[*place])).collect();
-    places[random.random_range(0..places.len())]
+/// A random index among the items that fit.
+fn pick<T>(list: &[T], random: &mut StdRng, fits: impl Fn(&T) -> bool) -> usize {
+    let indices: Vec<_> = (0..list.len()).filter(|index| fits(&list[*index])).collect();
+    indices[random.random_range(0..indices.len())]
 }
 
-/// One that is the only answer under its key.
-fn one_answer<'a>(history: &'a mut History, random: &mut StdRng, fits: impl Fn(&Answer) -> bool) -> &'a mut Answer {
+/// A random answer among those that fit and are the only one under their key.
+fn pick_answer<'a>(history: &'a mut History, random: &mut StdRng, fits: impl Fn(&Answer) -> bool) -> &'a mut Answer {
     let mut calls: HashMap<String, usize> = HashMap::new();
     for call in &history.issues {
         *calls.entry(call.key.clone()).or_default() += 1;
     }
     let fits = |call: &Issue| call.answer.as_ref().is_some_and(|answers| fits(&answers[0]));
     let is_answered = |call: &Issue| calls[&call.key] == 1 && fits(call);
-    let place = one_of(&history.issues, random, is_answered);
-    &mut history.issues[place].answer.as_mut().unwrap()[0]
+    let index = pick(&history.issues, random, is_answered);
+    &mut history.issues[index].answer.as_mut().unwrap()[0]
 }
 
 const fn is_issued(answer: &Answer) -> bool {
@@ -180,73 +181,73 @@ fn is_refused(answer: &Answer) -> bool {
     matches!(answer, Answer::Refused { error, .. } if *error != 786)
 }
 
-/// Changes a history so that it no longer holds.
+/// Changes a correct history so that it is wrong.
 type Tamper = fn(&mut History, &mut StdRng);
 
 const TAMPERS: [(&str, Tamper); 7] = [
     ("another code is answered", |history, random| {
-        let Answer::Issued { code, .. } = one_answer(history, random, is_issued) else { return };
+        let Answer::Issued { code, .. } = pick_answer(history, random, is_issued) else { return };
         code.push('X');
     }),
     ("an issued coupon is answered as refused", |history, random| {
-        *one_answer(history, random, is_issued) = refused(FAILED);
+        *pick_answer(history, random, is_issued) = refused(NOT_STORED);
     }),
     ("another reason is answered", |history, random| {
-        *one_answer(history, random, is_refused) = refused("712 Coupon Series has expired");
+        *pick_answer(history, random, is_refused) = refused("712 Coupon Series has expired");
     }),
     ("a resent coupon is another's", |history, random| {
-        let answer = one_answer(history, random, |answer| matches!(answer, Answer::Resent { .. }));
+        let answer = pick_answer(history, random, |answer| matches!(answer, Answer::Resent { .. }));
         let Answer::Resent { code, .. } = answer else { return };
         code.push('X');
     }),
     ("an answered coupon is lost", |history, random| {
-        let Answer::Issued { code, .. } = one_answer(history, random, is_issued).clone() else { return };
+        let Answer::Issued { code, .. } = pick_answer(history, random, is_issued).clone() else { return };
         let of = |commit: &Commit| matches!(commit, Commit::Coupon(coupon) if coupon.code == code);
         history.commits.retain(|commit| !of(commit));
     }),
     ("a coupon is there twice", |history, random| {
-        let place = one_of(&history.commits, random, |commit| matches!(commit, Commit::Coupon(_)));
-        let Commit::Coupon(coupon) = &history.commits[place] else { return };
+        let index = pick(&history.commits, random, |commit| matches!(commit, Commit::Coupon(_)));
+        let Commit::Coupon(coupon) = &history.commits[index] else { return };
         let twin = Coupon { id: -1, commit: coupon.commit + 1, ..coupon.clone() };
         history.commits.push(Commit::Coupon(twin));
     }),
     ("a coupon came too early", |history, random| {
-        // Earlier: one that nobody saw might well have come later.
-        let away = 10 * REACH;
-        let is_late = |commit: &Commit| matches!(commit, Commit::Coupon(coupon) if coupon.commit > 20 * REACH);
-        let place = one_of(&history.commits, random, is_late);
-        let Commit::Coupon(coupon) = &mut history.commits[place] else { return };
+        // Moved to an earlier position. At a later one it might be right, if no answer has shown it.
+        let away = 10 * MAX_OVERLAP;
+        let is_late = |commit: &Commit| matches!(commit, Commit::Coupon(coupon) if coupon.commit > 20 * MAX_OVERLAP);
+        let index = pick(&history.commits, random, is_late);
+        let Commit::Coupon(coupon) = &mut history.commits[index] else { return };
         coupon.commit -= away + 1;
     }),
 ];
 
 #[test]
-fn drawn_histories_that_were_changed_are_convicted() {
+fn tampered_histories_are_convicted() {
     let mut random = StdRng::seed_from_u64(20_261_129);
     for (what, tamper) in TAMPERS {
         for seed in 0..10 {
-            let mut drawn = Drawn::history(seed, 2000, 20);
-            tamper(&mut drawn.0, &mut random);
-            let replayed = drawn.replayed();
+            let mut generated = Generator::history(seed, 2000, 20);
+            tamper(&mut generated.0, &mut random);
+            let replayed = generated.replayed();
             let wrong = replayed.duplicates.len() + replayed.divergences.len();
-            assert!(wrong > 0, "{what}, and nobody minds: seed {seed}");
+            assert!(wrong > 0, "acquitted although {what}: seed {seed}");
         }
     }
 }
 
-/// For the eye: how long it takes is printed, and asserted nowhere.
+/// Prints the time of the replay for the reader, and asserts nothing about it.
 #[test]
 fn a_hundred_thousand_coupons_are_replayed() {
-    let mut drawn = Drawn::history(1, 138_000, 70);
-    let refused = drawn.history_answers(is_refused);
+    let mut generated = Generator::history(1, 138_000, 70);
+    let refused = generated.history_answers(is_refused);
     let began = Instant::now();
-    let replayed = drawn.replayed();
+    let replayed = generated.replayed();
     println!("{} coupons, {refused} refusals: {:.2} s", replayed.coupons, began.elapsed().as_secs_f32());
     assert!(replayed.coupons > 100_000 && refused > 10_000, "{} coupons, {refused} refusals", replayed.coupons);
     assert_eq!(replayed.duplicates.len() + replayed.divergences.len(), 0, "{replayed:#?}");
 }
 
-impl Story {
+impl HistoryBuilder {
     fn history_answers(&self, fits: fn(&Answer) -> bool) -> usize {
         self.0.issues.iter().filter_map(|call| call.answer.as_ref()).flatten().filter(|answer| fits(answer)).count()
     }
