@@ -80,7 +80,7 @@ fn links(line: &str) -> Vec<String> {
     targets.filter_map(|target| target.split_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// A heading as a reader sees it: of a link its text.
+/// A heading as a reader sees it, with the text of links but not their targets.
 fn visible(heading: &str) -> String {
     let mut text = String::new();
     let mut rest = heading;
@@ -130,7 +130,7 @@ fn broken(from: &Path, target: &str) -> Option<String> {
     (!anchors(&read(&file)).contains(anchor)).then(|| format!("{target}: {} has no such heading", file.display()))
 }
 
-/// Without `..`. The file system would follow `missing/..` nowhere, and a browser does.
+/// Resolves `..` as a browser does. The file system would fail on `missing/..`.
 fn resolved(path: &Path) -> Option<PathBuf> {
     let mut resolved = PathBuf::new();
     for component in path.components() {
@@ -205,7 +205,7 @@ fn documented_metrics_are_those_of_the_code() {
     for path in pages.chain(others) {
         let text = read(&path);
         let unknown = named_metrics(&text).into_iter().filter(|name| !names.contains(*name));
-        complaints.extend(unknown.map(|name| format!("{}: {name} is no metric of the code", path.display())));
+        complaints.extend(unknown.map(|name| format!("{}: {name} is not a metric of the code", path.display())));
     }
     assert_none(&complaints);
 }

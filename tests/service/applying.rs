@@ -1,15 +1,16 @@
-//! Configuration as code: what `apply` changes and tells, what it refuses, and that a running service follows at once.
-//! A file is applied as a whole or not at all, and nothing is ever deleted.
+//! Configuration as code: what `apply` changes, reports and rejects, and how a running service follows. `apply` takes a file as a whole
+//! or not at all, and deletes nothing.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coupon_issuer::provisioning::{self, ApplyError, Report};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
 
-use crate::support::{ORG, TestApp, close, failure, new_database, outcomes, series, tally};
+use crate::support::{ORG, TestApp, close, failure, new_database, outcomes, repeatable_series, tally};
 
 async fn apply(connect: &PgConnectOptions, file: &str) -> Report {
     provisioning::apply_text(connect, file).await.unwrap()
@@ -19,12 +20,12 @@ async fn apply_file(connect: &PgConnectOptions, path: &Path) -> Result<Report, A
     provisioning::apply(connect, &provisioning::read(path)?).await
 }
 
-/// What the file is refused with.
-async fn refused(connect: &PgConnectOptions, file: &str) -> String {
+/// The error of a file that `apply` must reject.
+async fn apply_error(connect: &PgConnectOptions, file: &str) -> String {
     format!("{:#}", provisioning::apply_text(connect, file).await.unwrap_err())
 }
 
-/// All that `apply` writes, as text.
+/// Every row that `apply` may write, as text.
 async fn stored(connect: &PgConnectOptions) -> Vec<String> {
     let mut connection = connect.connect().await.unwrap();
     let mut stored = Vec::new();
@@ -44,7 +45,7 @@ async fn text(connect: &PgConnectOptions, query: &str) -> String {
     text
 }
 
-/// An organisation with a single till, for files whose secrets are beside the point.
+/// A smaller organisation than [`ORG`]: `apply` hashes one password only, and hashing is slow.
 fn small(series: &[String]) -> String {
     let org = r#"
 [[orgs]]
@@ -82,10 +83,11 @@ email = "two@example.com"
 "#;
 
 fn registered() -> String {
-    small(&[series(1, "")]).replace("default_access", "customer_policy = \"registered\"\ndefault_access") + REGISTERED
+    small(&[repeatable_series(1, "")]).replace("default_access", "customer_policy = \"registered\"\ndefault_access")
+        + REGISTERED
 }
 
-/// Tables that set everything about who may issue, for an organisation that has [`ORG`]'s tills.
+/// Every setting of tills, token issuers and OAuth clients. Append it to [`ORG`].
 const CALLERS: &str = r#"
 [[orgs.tills]]
 id = "kiosk"
@@ -112,58 +114,54 @@ disabled = false
 rate_limit_per_minute = -1
 "#;
 
-/// [`ORG`] with [`CALLERS`], and a limit for the rest.
+/// [`ORG`] with [`CALLERS`], and a rate limit for the organisation.
 fn with_callers() -> String {
     ORG.replace("default_access", "rate_limit_per_minute = 600\ndefault_access") + CALLERS
 }
 
-/// What `verify` reports an overrun by. By the database's clock, and for each series of its own.
+/// `verify` needs the time to judge an overrun. Each series has its own, from the database's clock.
 #[tokio::test]
-async fn a_change_of_what_limits_a_series_is_noted_with_its_time() {
+async fn a_change_of_a_limit_of_a_series_is_stored_with_its_time() {
     let connect = new_database().await;
     let clock = async || text(&connect, "select clock_timestamp()::text").await;
-    let noted = async |id: i64| {
+    let limits_changed_at = async |id: i64| {
         text(&connect, &format!("select coalesce(max(limits_changed_at)::text, '') from series where series_id = {id}"))
             .await
     };
-    let plain = "is_multiple_vouchers_per_user_allowed = true";
     let mut before = String::new();
-    for (settings, limits) in [
-        (plain, true),
-        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 5", true),
-        (
-            "is_multiple_vouchers_per_user_allowed = true\nmax_create = 5\nstore_ids = [10]\nrandom_code_length = 12",
-            false,
-        ),
-        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 4", true),
-        ("is_multiple_vouchers_per_user_allowed = true\nmax_create = 4", false),
-        (plain, true),
+    for (settings, changes_limits) in [
+        ("", true),
+        ("max_create = 5", true),
+        ("max_create = 5\nstore_ids = [10]\nrandom_code_length = 12", false),
+        ("max_create = 4", true),
+        ("max_create = 4", false),
+        ("", true),
         ("is_multiple_vouchers_per_user_allowed = false", true),
-        (plain, true),
-        ("is_multiple_vouchers_per_user_allowed = true\nmax_vouchers_per_user = 3", true),
-        (plain, true),
-        ("is_multiple_vouchers_per_user_allowed = true\ndo_not_resend_existing_voucher = false", true),
-        (plain, true),
-        ("is_multiple_vouchers_per_user_allowed = true\nmin_days_between_vouchers = 2", true),
-        (plain, true),
-        ("is_multiple_vouchers_per_user_allowed = true\nmutual_exclusive_series_ids = [2]", true),
+        ("", true),
+        ("max_vouchers_per_user = 3", true),
+        ("", true),
+        ("do_not_resend_existing_voucher = false", true),
+        ("", true),
+        ("min_days_between_vouchers = 2", true),
+        ("", true),
+        ("mutual_exclusive_series_ids = [2]", true),
     ] {
-        let (from, others) = (clock().await, noted(2).await);
-        apply(&connect, &small(&[series(1, settings), series(2, "")])).await;
-        let (now, until) = (noted(1).await, clock().await);
-        if limits {
+        let (from, other_before) = (clock().await, limits_changed_at(2).await);
+        apply(&connect, &small(&[repeatable_series(1, settings), repeatable_series(2, "")])).await;
+        let (now, until) = (limits_changed_at(1).await, clock().await);
+        if changes_limits {
             assert!(from < now && now < until, "{settings}: {from} < {now} < {until}");
         } else {
             assert_eq!(now, before, "{settings}");
         }
-        assert!(others.is_empty() || others == noted(2).await);
+        assert!(other_before.is_empty() || other_before == limits_changed_at(2).await);
         before = now;
     }
 }
 
-/// What answers show of a series is kept, once for each change; a coupon names the version that it showed.
+/// A coupon names the version of its series, so that a retry shows the series as the first response did.
 #[tokio::test]
-async fn a_series_gets_a_version_for_each_change_of_what_answers_show() {
+async fn each_change_of_what_answers_show_of_a_series_makes_a_version() {
     let connect = new_database().await;
     let versions = async || {
         let versions = "select concat_ws(' ', v.series_id, v.version, v.description, v.info, v.discount_code, v.discount_type,
@@ -173,23 +171,27 @@ async fn a_series_gets_a_version_for_each_change_of_what_answers_show() {
         values(&connect, versions).await
     };
     let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"";
-    let first = small(&[series(1, ""), series(2, generic)]);
+    let first = small(&[repeatable_series(1, ""), repeatable_series(2, generic)]);
     apply(&connect, &first).await;
     let (one, two) = ("1 1 Series 1 Info 1 ABS 500 0 UTC", "2 1 Series 2 Info 2 ABS 500 0 SPRING UTC");
     assert_eq!(versions().await, [format!("{one} now"), format!("{two} now")]);
 
-    // What answers do not show makes none.
+    // A change of what no answer shows makes no version.
     let unshown = "max_create = 5\nstore_ids = [10]\nrandom_code_length = 12\nvalid_till_date = \"2027-05-10\"";
-    apply(&connect, &small(&[series(1, unshown), series(2, generic)]).replace("Downtown", "Uptown")).await;
+    apply(
+        &connect,
+        &small(&[repeatable_series(1, unshown), repeatable_series(2, generic)]).replace("Downtown", "Uptown"),
+    )
+    .await;
     assert_eq!(versions().await, [format!("{one} now"), format!("{two} now")]);
 
-    let changed = series(1, "discount_code = \"A\"\ndiscount_upto = 7").replace("\"Series 1\"", "\"One\"");
+    let changed = repeatable_series(1, "discount_code = \"A\"\ndiscount_upto = 7").replace("\"Series 1\"", "\"One\"");
     let changed = changed.replace("\"Info 1\"", "\"\"").replace("\"ABS\"", "\"PERC\"").replace("= 500", "= 5");
-    apply(&connect, &small(&[changed.clone(), series(2, &generic.replace("spring", "summer"))])).await;
+    apply(&connect, &small(&[changed.clone(), repeatable_series(2, &generic.replace("spring", "summer"))])).await;
     let (one_b, two_b) = ("1 2 One  A PERC 5 7 UTC", "2 2 Series 2 Info 2 ABS 500 0 SUMMER UTC");
     assert_eq!(versions().await, [one.to_owned(), format!("{one_b} now"), two.to_owned(), format!("{two_b} now")]);
 
-    // The zone is that of all of them, of the file or not; and another organisation's is nothing to them.
+    // A new time zone makes a version of every series of the organisation, whether the file lists it or not. Another organisation's does not.
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"Europe/Paris\"\n";
     let zone = small(&[changed]).replace("default_access", "time_zone = \"Asia/Kolkata\"\ndefault_access");
     apply(&connect, &format!("{zone}{other}")).await;
@@ -197,7 +199,7 @@ async fn a_series_gets_a_version_for_each_change_of_what_answers_show() {
     assert_eq!(versions().await, [one, one_b, now[0], two, two_b, now[1]]);
     assert_eq!(apply(&connect, &format!("{zone}{other}")).await.changes, [""; 0]);
 
-    // What was shown before is shown again under a number of its own.
+    // A return to earlier values makes a version with a new number.
     apply(&connect, &first.replace("default_access", "time_zone = \"UTC\"\ndefault_access")).await;
     let again = [one.replacen("1 1", "1 4", 1) + " now", two.replacen("2 1", "2 4", 1) + " now"];
     let earlier = |version: &str| version.trim_end_matches(" now").to_owned();
@@ -214,9 +216,9 @@ async fn a_series_gets_a_version_for_each_change_of_what_answers_show() {
     assert_eq!(versions().await, expected);
 }
 
-/// Replicas forget what they remember of credentials when they are notified: once for each file that changes one.
+/// A notification makes the replicas evict cached credentials. A file sends one if it changes a credential, and none otherwise.
 #[tokio::test]
-async fn running_services_are_notified_of_a_file_that_concerns_credentials() {
+async fn a_file_that_changes_credentials_notifies_running_services_once() {
     let connect = new_database().await;
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_lazy_with(connect.clone());
     let mut listener = sqlx::postgres::PgListener::connect_with(&pool).await.unwrap();
@@ -226,7 +228,7 @@ async fn running_services_are_notified_of_a_file_that_concerns_credentials() {
     let steps = [
         (file.clone(), 1),
         (file.clone(), 0),
-        (format!("{file}{REGISTERED}{}", series(1, "")), 0),
+        (format!("{file}{REGISTERED}{}", repeatable_series(1, "")), 0),
         (file.replace("\"Downtown\"", "\"Uptown\""), 1),
         (file.replace("kiosk123", "kiosk124"), 1),
         (file.replace("\"azp\"", "\"client\""), 1),
@@ -236,7 +238,7 @@ async fn running_services_are_notified_of_a_file_that_concerns_credentials() {
     ];
     for (step, expected) in steps {
         assert!(apply(&connect, &step).await.changes.is_empty() == (step == file && expected == 0));
-        // What was sent before comes before.
+        // Notifications arrive in order: this one marks the end.
         let mut connection = connect.connect().await.unwrap();
         sqlx::query("select pg_notify('coupon_issuer_credentials', 'end')").execute(&mut connection).await.unwrap();
         close(connection).await;
@@ -251,7 +253,7 @@ async fn running_services_are_notified_of_a_file_that_concerns_credentials() {
 #[tokio::test]
 async fn the_first_run_creates_and_the_second_changes_nothing() {
     let connect = new_database().await;
-    let file = format!("{}{REGISTERED}{}", with_callers(), series(1, "max_create = 5"));
+    let file = format!("{}{REGISTERED}{}", with_callers(), repeatable_series(1, "max_create = 5"));
     let report = apply(&connect, &file).await;
     let created = [
         "",
@@ -290,10 +292,10 @@ async fn the_demo_applies_and_issues() {
 }
 
 #[tokio::test]
-async fn a_change_is_told_with_the_old_and_the_new_value() {
+async fn a_change_is_reported_with_the_old_and_the_new_value() {
     let connect = new_database().await;
-    let file = format!("{ORG}{REGISTERED}{}", series(1, "coupon_prefix = \"A-\""));
-    apply(&connect, &format!("{ORG}{}", series(2, ""))).await;
+    let file = format!("{ORG}{REGISTERED}{}", repeatable_series(1, "coupon_prefix = \"A-\""));
+    apply(&connect, &format!("{ORG}{}", repeatable_series(2, ""))).await;
     apply(&connect, &file).await;
     let changed = [
         ("name = \"Test Retail\"", "name = \"Retail \\\"Test\\\"\""),
@@ -327,11 +329,10 @@ async fn a_change_is_told_with_the_old_and_the_new_value() {
         r#"org 1 customer c2: email "two@example.com" -> "two@example.org", external_id "" -> "crm/2""#,
     ];
     assert_eq!(apply(&connect, &changed).await.changes, expected);
-    let told = "org 1 series 2: not in the file, left alone\nno change";
-    assert_eq!(apply(&connect, &changed).await.to_string(), told);
+    let unchanged = "org 1 series 2: not in the file, left alone\nno change";
+    assert_eq!(apply(&connect, &changed).await.to_string(), unchanged);
 }
 
-/// What the file says, as the database holds it.
 async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> {
     let mut connection = connect.connect().await.unwrap();
     let values = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
@@ -340,7 +341,7 @@ async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> 
 }
 
 #[tokio::test]
-async fn who_may_issue_is_stored_as_the_file_says() {
+async fn tills_issuers_and_clients_are_stored_as_the_file_says() {
     let connect = new_database().await;
     apply(&connect, &with_callers()).await;
     assert_eq!(values(&connect, "select rate_limit_per_minute::text from organisation").await, ["600"]);
@@ -366,7 +367,7 @@ async fn who_may_issue_is_stored_as_the_file_says() {
 }
 
 #[tokio::test]
-async fn a_change_of_who_may_issue_is_told_and_what_is_left_out_is_inherited_again() {
+async fn changes_of_callers_are_reported_and_omitted_settings_return_to_their_defaults() {
     let connect = new_database().await;
     apply(&connect, &with_callers()).await;
     let changed = [
@@ -395,13 +396,13 @@ async fn a_change_of_who_may_issue_is_told_and_what_is_left_out_is_inherited_aga
     ];
     assert_eq!(apply(&connect, &changed).await.changes, expected);
     assert_eq!(apply(&connect, &changed).await.to_string(), "no change");
-    // The order of the algorithms is none.
+    // The order of the algorithms does not count.
     let reordered = changed.replace("[\"EdDSA\", \"RS256\"]", "[\"RS256\", \"EdDSA\"]");
     assert_eq!(apply(&connect, &reordered).await.to_string(), "no change");
 }
 
 #[tokio::test]
-async fn what_was_disabled_stays_so_until_the_file_says_otherwise() {
+async fn a_disabled_till_or_client_stays_disabled_until_the_file_enables_it() {
     let connect = new_database().await;
     apply(&connect, ORG).await;
     let disabled = async || {
@@ -423,7 +424,7 @@ async fn what_was_disabled_stays_so_until_the_file_says_otherwise() {
     assert_eq!(apply(&connect, ORG).await.to_string(), "no change");
     assert_eq!(disabled().await, ["store.server", "crm"]);
 
-    // Nor does another change of the same till and client touch it.
+    // Another change of the same till and client does not enable them either.
     let moved = ORG.replace("store_id = 10", "store_id = 12").replace("token_ttl_seconds = 3600", "");
     let moved = moved.replacen("till = \"store.server\"", "till = \"office.desk\"", 1);
     let expected = [
@@ -445,7 +446,7 @@ async fn what_was_disabled_stays_so_until_the_file_says_otherwise() {
 }
 
 #[tokio::test]
-async fn a_token_issuer_must_be_a_url_from_which_keys_can_be_trusted() {
+async fn a_token_issuer_must_have_https_urls() {
     let connect = new_database().await;
     let file = |issuer: &str, jwks_url: &str| {
         format!(
@@ -453,7 +454,7 @@ async fn a_token_issuer_must_be_a_url_from_which_keys_can_be_trusted() {
             small(&[])
         )
     };
-    for (url, told) in [
+    for (url, message) in [
         ("http://login.example.com", "must begin with https://"),
         ("http://127.0.0.2/", "must begin with https://"),
         ("http://localhost.example.com", "must begin with https://"),
@@ -467,17 +468,14 @@ async fn a_token_issuer_must_be_a_url_from_which_keys_can_be_trusted() {
         ("https://login.example.com/#keys", "must have no fragment"),
         ("https://login.example.com/#", "must have no fragment"),
     ] {
-        let refusal = refused(&connect, &file(url, "https://keys.example.com")).await;
-        assert!(refusal.starts_with(&format!("line 17: orgs[1].token_issuers[1].issuer: {told}")), "{url}: {refusal}");
-        let refusal = refused(&connect, &file("https://login.example.com", url)).await;
-        assert!(
-            refusal.starts_with(&format!("line 18: orgs[1].token_issuers[1].jwks_url: {told}")),
-            "{url}: {refusal}"
-        );
-        assert!(!refusal.contains("hunter2"), "{refusal}");
+        let error = apply_error(&connect, &file(url, "https://keys.example.com")).await;
+        assert!(error.starts_with(&format!("line 17: orgs[1].token_issuers[1].issuer: {message}")), "{url}: {error}");
+        let error = apply_error(&connect, &file("https://login.example.com", url)).await;
+        assert!(error.starts_with(&format!("line 18: orgs[1].token_issuers[1].jwks_url: {message}")), "{url}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
-    let refusal = refused(&connect, &file("https://login.example.com/?realm=shop", "https://keys.example.com")).await;
-    assert!(refusal.contains("issuer: must have no query"), "{refusal}");
+    let error = apply_error(&connect, &file("https://login.example.com/?realm=shop", "https://keys.example.com")).await;
+    assert!(error.contains("issuer: must have no query"), "{error}");
     assert_eq!(stored(&connect).await, [""; 0]);
 
     for local in ["http://127.0.0.1:8081", "http://[::1]:8081/", "http://localhost/realms/shop"] {
@@ -487,16 +485,16 @@ async fn a_token_issuer_must_be_a_url_from_which_keys_can_be_trusted() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_code_is_told_too() {
+async fn a_change_of_the_code_is_reported() {
     let connect = new_database().await;
-    apply(&connect, &small(&[series(1, "")])).await;
-    let generic = series(1, "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"");
+    apply(&connect, &small(&[repeatable_series(1, "")])).await;
+    let generic = repeatable_series(1, "client_handling_type = \"GENERIC\"\ngeneric_code = \"spring\"");
     let expected = r#"org 1 series 1: client_handling_type "DISC_CODE" -> "GENERIC", generic_code "SPRING""#;
     assert_eq!(apply(&connect, &small(&[generic])).await.changes, [expected]);
 }
 
 #[tokio::test]
-async fn a_new_secret_is_told_without_its_value() {
+async fn a_new_secret_is_reported_without_its_value() {
     let connect = new_database().await;
     apply(&connect, ORG).await;
     let changed = ORG.replace("server123", "0ther-Password").replace("\"crm-secret\"", "\"0ther-Secret\"");
@@ -511,7 +509,7 @@ async fn a_new_secret_is_told_without_its_value() {
     assert_eq!(apply(&connect, &plain).await.to_string(), "no change");
 }
 
-/// A file with a mistake in each line that ends in `#!`, which says what is told of it.
+/// Each comment `#!` is an error that `apply` must report for its line.
 const MISTAKES: &str = r#"
 nonsense = true              #! nonsense: is not a key here
 [[orgs]]
@@ -696,25 +694,25 @@ tills = "none"               #! orgs[2].tills: must be an array of tables
 "#;
 
 #[tokio::test]
-async fn every_mistake_is_told_at_once_with_its_line_and_nothing_is_changed() {
+async fn all_mistakes_are_reported_with_their_lines_and_nothing_changes() {
     let connect = new_database().await;
     let expected: Vec<String> = MISTAKES
         .lines()
         .zip(1..)
         .flat_map(|(line, number)| {
-            line.split("#! ").skip(1).map(move |told| format!("line {number}: {}", told.trim_end()))
+            line.split("#! ").skip(1).map(move |error| format!("line {number}: {}", error.trim_end()))
         })
         .collect();
-    let told = refused(&connect, MISTAKES).await;
-    let told: Vec<&str> = told.lines().collect();
-    for (told, expected) in told.iter().zip(&expected) {
-        assert!(told.starts_with(expected), "{told}\nis not\n{expected}");
+    let error = apply_error(&connect, MISTAKES).await;
+    let errors: Vec<&str> = error.lines().collect();
+    for (error, expected) in errors.iter().zip(&expected) {
+        assert!(error.starts_with(expected), "{error}\nis not\n{expected}");
     }
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
     assert_eq!(stored(&connect).await, [""; 0]);
 }
 
-/// Two stores, with these settings besides.
+/// [`small`] with these settings of its two stores.
 fn stores(downtown: &str, office: &str) -> String {
     small(&[])
         .replace("name = \"Downtown\"", &format!("name = \"Downtown\"\n{downtown}"))
@@ -730,7 +728,7 @@ async fn stores_have_the_codes_of_the_file_and_may_swap_them() {
     let connect = new_database().await;
     apply(&connect, &stores("", "")).await;
     assert_eq!(values(&connect, STORES).await, ["10 10 - - -", "11 11 - - -"]);
-    // The file may say what is so anyway.
+    // The file may state the defaults.
     assert_eq!(apply(&connect, &stores("code = \"10\"", "external_ids = []")).await.to_string(), "no change");
 
     let one = "external_ids = [\"a\", \"\", \"c\"]";
@@ -747,46 +745,54 @@ async fn stores_have_the_codes_of_the_file_and_may_swap_them() {
         r#"org 1 store 10: code "10" -> "HQ", external_id "a" -> "b", external_id_1 "" -> "c", external_id_2 "c" -> """#,
         r#"org 1 store 11: code "HQ" -> "11", external_id "b" -> "a", external_id_1 "c" -> "", external_id_2 "" -> "c""#,
     ];
-    assert_eq!(apply(&connect, &stores(other, one)).await.changes, expected, "they swap all of it");
+    assert_eq!(
+        apply(&connect, &stores(other, one)).await.changes,
+        expected,
+        "the stores swap their codes and external ids"
+    );
     assert_eq!(values(&connect, STORES).await, ["10 HQ b c -", "11 11 a - c"]);
     let expected = [
         r#"org 1 store 10: code "HQ" -> "11", external_id "b" -> "", external_id_1 "c" -> """#,
         r#"org 1 store 11: code "11" -> "10", external_id "a" -> "", external_id_2 "c" -> """#,
     ];
     let ids = stores("code = \"11\"", "code = \"10\"");
-    assert_eq!(apply(&connect, &ids).await.changes, expected, "each has the other's id for its code");
+    assert_eq!(apply(&connect, &ids).await.changes, expected, "each store has the other's id as its code");
     let expected = [r#"org 1 store 10: code "11" -> "10""#, r#"org 1 store 11: code "10" -> "11""#];
-    assert_eq!(apply(&connect, &stores("", "")).await.changes, expected, "what is left out is the default again");
+    assert_eq!(
+        apply(&connect, &stores("", "")).await.changes,
+        expected,
+        "a setting that the file leaves out has its default again"
+    );
 }
 
 #[tokio::test]
-async fn a_code_of_a_store_that_the_file_does_not_list_is_refused() {
+async fn a_code_of_a_store_outside_the_file_is_rejected() {
     let connect = new_database().await;
     apply(&connect, &stores("", "external_ids = [\"a\"]")).await;
     let before = stored(&connect).await;
     let alone = |settings: &str| stores(settings, "").replace("[[orgs.stores]]\nid = 11\nname = \"Head office\"\n", "");
     for (settings, shared) in [("code = \"11\"", "code: \"11\""), ("external_ids = [\"a\"]", "external_id: \"a\"")] {
-        let told = format!("org 1: stores 10 and 11 have the same {shared}; one of the two is not in the file");
-        assert_eq!(refused(&connect, &alone(settings)).await, told);
+        let expected = format!("org 1: stores 10 and 11 have the same {shared}; one of the two is not in the file");
+        assert_eq!(apply_error(&connect, &alone(settings)).await, expected);
     }
     assert_eq!(stored(&connect).await, before);
-    // The same text as another kind of id.
+    // Another kind of id may have the same text.
     assert_eq!(apply(&connect, &alone("external_ids = [\"\", \"a\"]")).await.changes.len(), 1);
 }
 
 #[tokio::test]
-async fn one_mistake_keeps_all_the_rest_from_being_applied() {
+async fn a_file_with_one_mistake_changes_nothing() {
     let connect = new_database().await;
-    let file = small(&[series(1, "")]);
+    let file = small(&[repeatable_series(1, "")]);
     apply(&connect, &file).await;
     let before = stored(&connect).await;
-    let changed = file.replace("Downtown", "Uptown") + &series(2, "max_create = \"ten\"");
-    assert!(refused(&connect, &changed).await.contains("orgs[1].series[2].max_create: must be an integer"));
+    let changed = file.replace("Downtown", "Uptown") + &repeatable_series(2, "max_create = \"ten\"");
+    assert!(apply_error(&connect, &changed).await.contains("orgs[1].series[2].max_create: must be an integer"));
     assert_eq!(stored(&connect).await, before);
 }
 
 #[tokio::test]
-async fn broken_toml_is_told_with_its_line() {
+async fn broken_toml_is_reported_with_its_line() {
     let connect = new_database().await;
     for (file, line) in [
         ("[[orgs]]\nid = 1\nname = \"Test Retail\n", 3),
@@ -795,57 +801,58 @@ async fn broken_toml_is_told_with_its_line() {
         ("[[orgs\nid = 1\nname = \"Test Retail\"\n", 1),
         ("[[orgs]]\nid = 1\nname = \"Test Retail\"\n[[orgs.series]]\nvalid_till_date = 2027-02-30\n", 5),
     ] {
-        let told = refused(&connect, file).await;
-        assert!(told.contains(&format!("line {line}: TOML: ")), "{file}\n{told}");
+        let error = apply_error(&connect, file).await;
+        assert!(error.contains(&format!("line {line}: TOML: ")), "{file}\n{error}");
     }
     assert_eq!(stored(&connect).await, [""; 0]);
 }
 
 #[tokio::test]
-async fn too_few_codes_are_told_even_where_the_length_is_not_given() {
+async fn a_cap_beyond_the_default_code_length_is_rejected() {
     let connect = new_database().await;
-    let file = |cap: &str| small(&[series(1, &format!("alpha_numeric = false\nmax_create = {cap}"))]);
-    let told = refused(&connect, &file("1000000001")).await;
+    let file = |cap: &str| small(&[repeatable_series(1, &format!("alpha_numeric = false\nmax_create = {cap}"))]);
+    let error = apply_error(&connect, &file("1000000001")).await;
     let arithmetic = "10^10 = 10000000000 codes are too few for max_create 1000000001: at least 10 x 1000000001";
-    assert!(told.starts_with("line 16: orgs[1].series[1].random_code_length: "), "{told}");
-    assert!(told.contains(arithmetic), "{told}");
+    assert!(error.starts_with("line 16: orgs[1].series[1].random_code_length: "), "{error}");
+    assert!(error.contains(arithmetic), "{error}");
     assert_eq!(apply(&connect, &file("1000000000")).await.changes.len(), 5);
 }
 
 #[tokio::test]
-async fn a_generic_code_must_be_none_that_another_series_draws() {
+async fn a_generic_code_that_another_series_could_draw_is_rejected() {
     let connect = new_database().await;
     let file = |code: &str| {
         let generic = format!("client_handling_type = \"GENERIC\"\ngeneric_code = \"{code}\"");
-        small(&[series(1, &generic), series(2, "coupon_prefix = \"X\"\nrandom_code_length = 5")])
+        small(&[repeatable_series(1, &generic), repeatable_series(2, "coupon_prefix = \"X\"\nrandom_code_length = 5")])
     };
-    let told = refused(&connect, &file("xspree")).await;
-    assert!(told.contains("orgs[1].series[1].generic_code: could also be drawn for series 2"), "{told}");
-    // An O is never drawn.
+    let error = apply_error(&connect, &file("xspree")).await;
+    assert!(error.contains("orgs[1].series[1].generic_code: could also be drawn for series 2"), "{error}");
+    // No series draws an O.
     assert_eq!(apply(&connect, &file("xsport")).await.changes.len(), 6);
 }
 
 #[tokio::test]
-async fn a_generic_code_and_an_affix_are_of_the_alphabet_of_codes() {
+async fn a_generic_code_or_prefix_outside_the_alphabet_of_codes_is_rejected() {
     let connect = new_database().await;
-    let generic =
-        |code: &str| small(&[series(1, &format!("client_handling_type = \"GENERIC\"\ngeneric_code = \"{code}\""))]);
+    let generic = |code: &str| {
+        small(&[repeatable_series(1, &format!("client_handling_type = \"GENERIC\"\ngeneric_code = \"{code}\""))])
+    };
     for (code, reason) in [
         ("SPRING 15", "generic_code: the code has a space or a control character in it"),
         ("SPRING\\n", "generic_code: the code has a space or a control character in it"),
         ("SPRING\u{200b}", "generic_code: the code has U+200B (zero width space) in it"),
         ("FR\u{dc}HLING", "generic_code: the code has the character \u{dc} (U+00DC) in it; allowed are the letters"),
     ] {
-        let told = refused(&connect, &generic(code)).await;
-        assert!(told.contains(reason), "{told}");
+        let error = apply_error(&connect, &generic(code)).await;
+        assert!(error.contains(reason), "{error}");
     }
-    let told = refused(&connect, &small(&[series(1, "coupon_prefix = \"A;\"")])).await;
-    assert!(told.contains("coupon_prefix: must have at most 10 characters: the letters"), "{told}");
+    let error = apply_error(&connect, &small(&[repeatable_series(1, "coupon_prefix = \"A;\"")])).await;
+    assert!(error.contains("coupon_prefix: must have at most 10 characters: the letters"), "{error}");
     apply(&connect, &generic("Spring-15_a/b.c+")).await;
 }
 
 #[tokio::test]
-async fn a_password_may_be_in_a_file_or_in_the_environment() {
+async fn secrets_may_come_from_files_or_the_environment() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("secrets")).unwrap();
     std::fs::write(directory.path().join("secrets/till"), "from file \r\n").unwrap();
@@ -857,7 +864,7 @@ async fn a_password_may_be_in_a_file_or_in_the_environment() {
         .replace("secret = \"reports-secret\"", "secret_env = \"PATH\"")
         .replace("access = \"read\"", "access = \"write\"");
     let path = directory.path().join("orgs.toml");
-    std::fs::write(&path, format!("\u{feff}{file}{}", series(1, ""))).unwrap();
+    std::fs::write(&path, format!("\u{feff}{file}{}", repeatable_series(1, ""))).unwrap();
 
     let app = TestApp::start(&[]).await;
     let report = apply_file(&app.connect, &path).await.unwrap().to_string();
@@ -878,14 +885,14 @@ async fn a_password_may_be_in_a_file_or_in_the_environment() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_not_there_is_a_mistake() {
+async fn a_missing_or_malformed_secret_is_rejected() {
     let connect = new_database().await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("empty"), "\n").unwrap();
     std::fs::write(directory.path().join("two"), "hunter2\nhunter3\n").unwrap();
     std::fs::write(directory.path().join("utf16"), b"\xff\xfeh\0").unwrap();
     let path = directory.path().join("orgs.toml");
-    for (instead, told) in [
+    for (instead, expected) in [
         ("password_file = \"missing\"", "line 15: orgs[1].tills[1].password_file: "),
         ("password_file = \"empty\"", "line 15: orgs[1].tills[1].password_file: must not be empty"),
         ("password_file = \"two\"", "line 15: orgs[1].tills[1].password_file: is more than one line"),
@@ -897,7 +904,7 @@ async fn a_secret_that_is_not_there_is_a_mistake() {
     ] {
         std::fs::write(&path, small(&[]).replace("password = \"server123\"", instead)).unwrap();
         let error = apply_file(&connect, &path).await.unwrap_err().to_string();
-        assert!(error.starts_with(told) && !error.contains("hunter"), "{error}");
+        assert!(error.starts_with(expected) && !error.contains("hunter"), "{error}");
     }
     std::fs::write(&path, b"\xff\xfe[\0").unwrap();
     let error = apply_file(&connect, &path).await.unwrap_err().to_string();
@@ -909,13 +916,13 @@ async fn a_secret_that_is_not_there_is_a_mistake() {
 }
 
 #[tokio::test]
-async fn what_is_no_longer_listed_is_left_alone_and_told() {
-    let file = format!("{ORG}{CALLERS}{}{}", series(1, ""), series(2, ""));
+async fn what_the_file_no_longer_lists_stays_and_is_reported() {
+    let file = format!("{ORG}{CALLERS}{}{}", repeatable_series(1, ""), repeatable_series(2, ""));
     let app = TestApp::start_with(&file, |_| {}).await;
     let (org_and_first_store, _) = ORG.split_once("[[orgs.stores]]\nid = 11").unwrap();
     let before = stored(&app.connect).await;
     let report = apply(&app.connect, org_and_first_store).await;
-    let left = [
+    let not_listed = [
         "store 11",
         "store 12",
         "till kiosk",
@@ -930,7 +937,7 @@ async fn what_is_no_longer_listed_is_left_alone_and_told() {
         "series 1",
         "series 2",
     ];
-    let lines = left.map(|what| format!("org 1 {what}: not in the file, left alone"));
+    let lines = not_listed.map(|what| format!("org 1 {what}: not in the file, left alone"));
     assert_eq!(report.left_alone, lines);
     assert_eq!(report.to_string(), format!("{}\nno change", lines.join("\n")));
     assert_eq!(stored(&app.connect).await, before);
@@ -938,7 +945,7 @@ async fn what_is_no_longer_listed_is_left_alone_and_told() {
 }
 
 #[tokio::test]
-async fn a_name_that_another_organisation_has_is_refused() {
+async fn a_till_or_client_name_of_another_organisation_is_rejected() {
     let connect = new_database().await;
     apply(&connect, ORG).await;
     let before = stored(&connect).await;
@@ -953,17 +960,17 @@ async fn a_name_that_another_organisation_has_is_refused() {
         [("store.server", "other", "org 2 till store.server"), ("other", "crm", "org 2 oauth_client crm")]
     {
         let alone = other(till, client);
-        let told = refused(&connect, &alone).await;
-        assert!(told.contains(named) && told.contains("taken") && !told.contains("0ther"), "{told}");
-        // In one file it is a mistake, told with its line.
-        let told = refused(&connect, &format!("{ORG}{alone}")).await;
-        assert!(told.contains("is listed twice"), "{told}");
+        let error = apply_error(&connect, &alone).await;
+        assert!(error.contains(named) && error.contains("taken") && !error.contains("0ther"), "{error}");
+        // In one file it is a mistake of a line.
+        let error = apply_error(&connect, &format!("{ORG}{alone}")).await;
+        assert!(error.contains("is listed twice"), "{error}");
         assert_eq!(stored(&connect).await, before);
     }
     assert_eq!(apply(&connect, &other("other", "other")).await.changes.len(), 4);
 }
 
-/// Customers with these identifiers: `id mobile email external_id`, where `-` is left out and `""` withdrawn.
+/// Customers with these identifiers: `id mobile email external_id`. The file leaves `-` out and withdraws `""`.
 fn customers(lines: &[&str]) -> String {
     let customer = |line: &&str| {
         let mut words = line.split(' ');
@@ -974,7 +981,7 @@ fn customers(lines: &[&str]) -> String {
         let keys: String = ["mobile", "email", "external_id"].into_iter().zip(words).map(key).collect();
         format!("[[orgs.customers]]\nid = \"{id}\"\n{keys}")
     };
-    small(&[series(1, "")]) + &lines.iter().map(customer).collect::<String>()
+    small(&[repeatable_series(1, "")]) + &lines.iter().map(customer).collect::<String>()
 }
 
 const CUSTOMERS: &str = "select concat_ws(' ', customer_id, coalesce(mobile, '-'), coalesce(email, '-'),
@@ -985,11 +992,15 @@ const CUSTOMERS: &str = "select concat_ws(' ', customer_id, coalesce(mobile, '-'
 async fn identifiers_move_between_customers_whatever_their_order_in_the_file() {
     let before = ["a 1 a@x A", "b 2 b@x B", "c 3 c@x C"];
     let after = [
-        // A swap, a circle, what is given up for another, and one that is new.
+        // A swap.
         &["a 2 b@x B", "b 1 a@x A"][..],
+        // A circle.
         &["a 2 c@x B", "b 3 a@x C", "c 1 b@x A"],
+        // A new identifier in place of one that another customer takes over.
         &["a 4 - -", "b 1 - -", "d 2 - -"],
+        // A withdrawal.
         &["a \"\" - \"\"", "b 1 - A", "d 2 - B"],
+        // A new customer.
         &["d 1 a@x A", "a 5 \"\" \"\""],
     ];
     for plan in after {
@@ -1009,18 +1020,18 @@ async fn identifiers_move_between_customers_whatever_their_order_in_the_file() {
 }
 
 #[tokio::test]
-async fn a_swap_is_told_and_followed_by_a_running_service() {
+async fn a_running_service_follows_a_swap_of_identifiers() {
     let app = TestApp::start_with(&customers(&["a 1 a@x -", "b 2 b@x -"]), |_| {}).await;
     let swapped = customers(&["a 2 A@X -", "b 1 b@x -"]);
     let expected = [r#"org 1 customer a: mobile "1" -> "2""#, r#"org 1 customer b: mobile "2" -> "1""#];
     assert_eq!(apply(&app.connect, &swapped).await.changes, expected);
     assert_eq!(values(&app.connect, CUSTOMERS).await, ["a 2 a@x - t", "b 1 b@x - t"]);
-    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    assert_eq!(request(&app, 1, &json!({"mobile": "1"})).await, "issued");
     assert_eq!(app.count("select from coupon where customer_id = 'b'").await, 1);
 }
 
 #[tokio::test]
-async fn an_identifier_is_withdrawn_by_an_empty_one_and_kept_where_it_is_left_out() {
+async fn an_empty_identifier_withdraws_it_and_an_omitted_one_keeps_it() {
     let app = TestApp::start_with(&customers(&["a 1 a@x A"]), |_| {}).await;
     assert_eq!(apply(&app.connect, &customers(&["a - - -"])).await.to_string(), "no change");
     let withdrawn = customers(&["a \"\" - \"\""]);
@@ -1028,85 +1039,85 @@ async fn an_identifier_is_withdrawn_by_an_empty_one_and_kept_where_it_is_left_ou
     assert_eq!(apply(&app.connect, &withdrawn).await.changes, expected);
     assert_eq!(apply(&app.connect, &withdrawn).await.to_string(), "no change");
     assert_eq!(values(&app.connect, CUSTOMERS).await, ["a - a@x - t"]);
-    // It names whoever uses it next.
-    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    // The withdrawn number now belongs to the first customer who uses it.
+    assert_eq!(request(&app, 1, &json!({"mobile": "1"})).await, "issued");
     assert_eq!(app.count("select from coupon where customer_id = 'a'").await, 0);
-    // Nothing to withdraw from somebody new.
+    // A new customer has nothing to withdraw.
     assert_eq!(apply(&app.connect, &customers(&["b \"\" \"\" \"\""])).await.changes, ["org 1 customer b: created"]);
 }
 
 #[tokio::test]
-async fn an_identifier_that_a_stored_customer_keeps_is_refused() {
+async fn an_identifier_of_a_stored_customer_is_rejected() {
     let connect = new_database().await;
     apply(&connect, &customers(&["a 1 a@x A"])).await;
     let before = stored(&connect).await;
     for (given, name, value) in [("(1)", "mobile", "1"), ("- A@X", "email", "a@x"), ("- - A", "external_id", "A")] {
-        let refusal = refused(&connect, &customers(&["z - - -", &format!("b {given}")])).await;
-        let told = format!(
+        let error = apply_error(&connect, &customers(&["z - - -", &format!("b {given}")])).await;
+        let expected = format!(
             "line 29: orgs[1].customers[2].{name}: {value:?} is also that of customer \"a\", who is stored and not in this file"
         );
-        assert!(refusal.starts_with(&told), "{refusal}");
-        // It is in the file, but the file does not say that it gives it up.
-        let refusal = refused(&connect, &customers(&[&format!("b {given}"), "a - - -"])).await;
-        let told = format!(
+        assert!(error.starts_with(&expected), "{error}");
+        // The file lists the customer, but does not withdraw the identifier.
+        let error = apply_error(&connect, &customers(&[&format!("b {given}"), "a - - -"])).await;
+        let expected = format!(
             "line 27: orgs[1].customers[1].{name}: {value:?} is also that of customer \"a\", in line 28, who keeps it"
         );
-        assert!(refusal.starts_with(&told), "{refusal}");
+        assert!(error.starts_with(&expected), "{error}");
         assert_eq!(stored(&connect).await, before);
     }
-    // All of them at once, of all organisations.
+    // One error lists the mistakes of all organisations.
     let other = small(&[]).replace("id = 1\n", "id = 2\n").replace("store.server", "other.server");
     apply(&connect, &format!("{other}[[orgs.customers]]\nid = \"a\"\nmobile = \"1\"\n")).await;
     let file =
         format!("{}{other}[[orgs.customers]]\nid = \"b\"\nmobile = \"1\"\n", customers(&["b 1 a@x -", "c - - A"]));
-    let refusal = refused(&connect, &file).await;
-    let lines: Vec<&str> = refusal.lines().map(|line| line.split(": \"").next().unwrap()).collect();
+    let error = apply_error(&connect, &file).await;
+    let lines: Vec<&str> = error.lines().map(|line| line.split(": \"").next().unwrap()).collect();
     let expected = [
         "line 27: orgs[1].customers[1].mobile",
         "line 28: orgs[1].customers[1].email",
         "line 31: orgs[1].customers[2].external_id",
         "line 49: orgs[2].customers[1].mobile",
     ];
-    assert_eq!(lines, expected, "{refusal}");
+    assert_eq!(lines, expected, "{error}");
 }
 
-/// Whom a till named first has an id that nobody chose, and perhaps coupons.
+/// A request created the customer, so that no file knows the id. The customer may have coupons.
 #[tokio::test]
-async fn an_identifier_of_a_customer_made_on_first_use_is_refused_with_both_ways_out() {
+async fn an_identifier_of_a_customer_whom_a_request_created_is_rejected_with_advice() {
     let app = TestApp::start_with(&customers(&[]), |_| {}).await;
-    assert_eq!(ask(&app, 1, &json!({"mobile": "1"})).await, "issued");
-    let made = text(&app.connect, "select customer_id from customer").await;
-    let refusal = refused(&app.connect, &customers(&["a 1 a@x -"])).await;
-    let told = format!(
-        "line 27: orgs[1].customers[1].mobile: \"1\" is also that of customer {made:?}, who was made by a request on first use (registered = false)"
+    assert_eq!(request(&app, 1, &json!({"mobile": "1"})).await, "issued");
+    let created = text(&app.connect, "select customer_id from customer").await;
+    let error = apply_error(&app.connect, &customers(&["a 1 a@x -"])).await;
+    let expected = format!(
+        "line 27: orgs[1].customers[1].mobile: \"1\" is also that of customer {created:?}, who was made by a request on first use (registered = false)"
     );
-    assert!(refusal.starts_with(&told), "{refusal}");
+    assert!(error.starts_with(&expected), "{error}");
     for advice in [
-        format!("list the customer with id = {made:?} instead of \"a\""),
-        format!("list {made:?} as well, with mobile = \"\""),
+        format!("list the customer with id = {created:?} instead of \"a\""),
+        format!("list {created:?} as well, with mobile = \"\""),
     ] {
-        assert!(refusal.contains(&advice), "{refusal}");
+        assert!(error.contains(&advice), "{error}");
     }
 
-    let besides = customers(&["a 1 a@x -", &format!("{made} \"\" - -")]);
+    let with_created = customers(&["a 1 a@x -", &format!("{created} \"\" - -")]);
     let expected =
-        ["org 1 customer a: created".to_owned(), format!("org 1 customer {made}: registered, mobile \"1\" -> \"\"")];
-    assert_eq!(apply(&app.connect, &besides).await.changes, expected);
+        ["org 1 customer a: created".to_owned(), format!("org 1 customer {created}: registered, mobile \"1\" -> \"\"")];
+    assert_eq!(apply(&app.connect, &with_created).await.changes, expected);
     assert_eq!(app.count("select from customer where customer_id = 'a' and mobile = '1'").await, 1);
 
-    assert_eq!(ask(&app, 1, &json!({"mobile": "2"})).await, "issued");
-    let made = text(&app.connect, "select customer_id from customer where not registered").await;
-    let expected = [format!("org 1 customer {made}: registered, email \"\" -> \"b@x\"")];
-    assert_eq!(apply(&app.connect, &customers(&[&format!("{made} 2 b@x -")])).await.changes, expected);
+    assert_eq!(request(&app, 1, &json!({"mobile": "2"})).await, "issued");
+    let created = text(&app.connect, "select customer_id from customer where not registered").await;
+    let expected = [format!("org 1 customer {created}: registered, email \"\" -> \"b@x\"")];
+    assert_eq!(apply(&app.connect, &customers(&[&format!("{created} 2 b@x -")])).await.changes, expected);
     assert_eq!(
         app.count("select from customer join coupon using (customer_id) where mobile = '2' and registered").await,
         1
     );
 }
 
-/// The file was compared with what is stored before a request made a customer, and is written after.
+/// The request creates a customer after `apply` has compared the file with the database, and before it writes.
 #[tokio::test]
-async fn an_identifier_that_a_request_gives_away_meanwhile_refuses_the_file_in_words() {
+async fn an_identifier_that_a_request_takes_during_the_apply_is_rejected() {
     let connect = new_database().await;
     apply(&connect, &customers(&[])).await;
     let mut request = connect.connect().await.unwrap();
@@ -1124,27 +1135,35 @@ async fn an_identifier_that_a_request_gives_away_meanwhile_refuses_the_file_in_w
         }
         sqlx::raw_sql("commit").execute(&mut request).await.unwrap();
     };
-    let (refusal, ()) = tokio::join!(refused(&connect, &file), meanwhile);
+    let (error, ()) = tokio::join!(apply_error(&connect, &file), meanwhile);
     close(request).await;
-    let told = "org 1: a request has just given one of the identifiers to a customer: apply the file again";
-    assert_eq!(refusal, told);
-    assert!(refused(&connect, &file).await.contains("customer \"made\", who was made by a request"));
+    let expected = "org 1: a request has just given one of the identifiers to a customer: apply the file again";
+    assert_eq!(error, expected);
+    assert!(apply_error(&connect, &file).await.contains("customer \"made\", who was made by a request"));
 }
 
 #[tokio::test]
-async fn a_series_excludes_only_series_that_there_are() {
+async fn a_series_may_exclude_only_existing_series() {
     let connect = new_database().await;
-    let file = |series_1: &str| small(&[series(1, &format!("mutual_exclusive_series_ids = {series_1}"))]);
-    apply(&connect, &small(&[series(1, ""), series(2, ""), series(3, "mutual_exclusive_series_ids = [2]")])).await;
-    let refusal = refused(&connect, &file("[\n2,\n4,\n99999]")).await;
-    let told = "orgs[1].series[1].mutual_exclusive_series_ids: names series";
+    let file = |series_1: &str| small(&[repeatable_series(1, &format!("mutual_exclusive_series_ids = {series_1}"))]);
+    apply(
+        &connect,
+        &small(&[
+            repeatable_series(1, ""),
+            repeatable_series(2, ""),
+            repeatable_series(3, "mutual_exclusive_series_ids = [2]"),
+        ]),
+    )
+    .await;
+    let error = apply_error(&connect, &file("[\n2,\n4,\n99999]")).await;
+    let key = "orgs[1].series[1].mutual_exclusive_series_ids: names series";
     let expected = format!(
-        "line 26: {told} 4, which is neither in this file nor stored\nline 27: {told} 99999, which is neither in this file nor stored"
+        "line 26: {key} 4, which is neither in this file nor stored\nline 27: {key} 99999, which is neither in this file nor stored"
     );
-    assert_eq!(refusal, expected);
-    // Another organisation's is none.
+    assert_eq!(error, expected);
+    // A series of another organisation does not count.
     let other = file("[2]").replace("id = 1\nname", "id = 2\nname").replace("store.server", "other.server");
-    assert!(refused(&connect, &other).await.contains("names series 2, which is neither"));
+    assert!(apply_error(&connect, &other).await.contains("names series 2, which is neither"));
 
     let excluded =
         async || text(&connect, "select mutual_exclusive_series_ids::text from series where series_id = 1").await;
@@ -1152,17 +1171,18 @@ async fn a_series_excludes_only_series_that_there_are() {
         apply(&connect, &file(given)).await;
         assert_eq!(excluded().await, stored, "{given}");
     }
-    // Whichever comes first in the file.
-    apply(&connect, &small(&[series(5, "mutual_exclusive_series_ids = [6]"), series(6, "")])).await;
+    // A series may exclude one that the file lists later.
+    apply(&connect, &small(&[repeatable_series(5, "mutual_exclusive_series_ids = [6]"), repeatable_series(6, "")]))
+        .await;
 }
 
 #[tokio::test]
-async fn a_cap_that_comes_later_counts_what_was_issued() {
-    let app = small_app(&[series(1, ""), series(2, "")]).await;
+async fn a_later_cap_counts_the_coupons_issued_before() {
+    let app = small_app(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     for customer in ["a", "b", "c"] {
         app.issue(customer, &[1, 2]).await;
     }
-    apply(&app.connect, &small(&[series(1, "max_create = 4"), series(2, "")])).await;
+    apply(&app.connect, &small(&[repeatable_series(1, "max_create = 4"), repeatable_series(2, "")])).await;
     let mut outcomes = Vec::new();
     for customer in ["a", "b", "c", "d"] {
         outcomes.push(app.issue_one(customer, 1).await);
@@ -1173,8 +1193,8 @@ async fn a_cap_that_comes_later_counts_what_was_issued() {
 }
 
 #[tokio::test]
-async fn a_cap_may_be_raised_lowered_and_lifted() {
-    let app = small_app(&[series(1, "max_create = 2")]).await;
+async fn a_cap_may_be_raised_lowered_and_removed() {
+    let app = small_app(&[repeatable_series(1, "max_create = 2")]).await;
     let issue_five = async || {
         let mut outcomes = Vec::new();
         for customer in ["a", "b", "c", "d", "e"] {
@@ -1184,22 +1204,22 @@ async fn a_cap_may_be_raised_lowered_and_lifted() {
     };
     assert_eq!(issue_five().await, 2);
     for (cap, issued) in [("5", 3), ("3", 0), ("0", 0), ("6", 1), ("-1", 5), ("11", 0), ("13", 2)] {
-        apply(&app.connect, &small(&[series(1, &format!("max_create = {cap}"))])).await;
+        apply(&app.connect, &small(&[repeatable_series(1, &format!("max_create = {cap}"))])).await;
         assert_eq!(issue_five().await, issued, "{cap}");
     }
     assert_eq!(app.count("select from coupon").await, 13);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cap_that_comes_while_coupons_are_issued_is_exact() {
-    let app = Arc::new(small_app(&[series(1, "")]).await);
+async fn a_cap_applied_while_coupons_are_issued_is_exact() {
+    let app = Arc::new(small_app(&[repeatable_series(1, "")]).await);
     let calls: Vec<_> = (0..300)
         .map(|customer: i32| {
             let app = Arc::clone(&app);
             tokio::spawn(async move { app.issue_one(&customer.to_string(), 1).await })
         })
         .collect();
-    apply(&app.connect, &small(&[series(1, "max_create = 200")])).await;
+    apply(&app.connect, &small(&[repeatable_series(1, "max_create = 200")])).await;
     let mut outcomes = Vec::new();
     for call in calls {
         outcomes.push(call.await.unwrap());
@@ -1210,10 +1230,10 @@ async fn a_cap_that_comes_while_coupons_are_issued_is_exact() {
     assert_eq!(app.count(counted).await, 1, "{issued}");
 }
 
-/// Each time the service has just used, and remembers, the settings of before.
+/// Each change comes when the service has the previous settings in its cache.
 #[tokio::test]
-async fn a_running_service_follows_a_change_at_once() {
-    let app = small_app(&[series(1, "")]).await;
+async fn a_running_service_follows_a_change_of_a_series_at_once() {
+    let app = small_app(&[repeatable_series(1, "")]).await;
     for (settings, expected) in [
         ("", "issued"),
         ("valid_till_date = \"2026-11-21\"", "712"),
@@ -1230,21 +1250,22 @@ async fn a_running_service_follows_a_change_at_once() {
         ("min_days_between_vouchers = 1", "709"),
         ("", "issued"),
     ] {
-        apply(&app.connect, &small(&[series(1, settings)])).await;
+        apply(&app.connect, &small(&[repeatable_series(1, settings)])).await;
         assert_eq!(app.issue_one("c", 1).await, expected, "{settings}");
     }
     assert_eq!(app.issue_one("c", 2).await, "707");
-    apply(&app.connect, &small(&[series(2, "mutual_exclusive_series_ids = [1]")])).await;
+    apply(&app.connect, &small(&[repeatable_series(2, "mutual_exclusive_series_ids = [1]")])).await;
     assert_eq!(app.issue_one("c", 2).await, "709");
     assert_eq!(app.issue_one("d", 2).await, "issued");
     assert_eq!(app.issue_one("d", 1).await, "709");
 }
 
 #[tokio::test]
-async fn a_running_service_shows_what_was_changed_at_once() {
-    let app = small_app(&[series(1, "")]).await;
+async fn a_running_service_shows_new_texts_and_discounts_at_once() {
+    let app = small_app(&[repeatable_series(1, "")]).await;
     app.issue("c", &[1]).await;
-    let discount = series(1, "coupon_prefix = \"NEW-\"").replace("discount_value = 500", "discount_value = 7");
+    let discount =
+        repeatable_series(1, "coupon_prefix = \"NEW-\"").replace("discount_value = 500", "discount_value = 7");
     apply(&app.connect, &small(&[discount.replace("Series 1", "Renamed")])).await;
     let result = &app.issue("c", &[1]).await["response"][0]["result"];
     assert_eq!((&result["description"], &result["discountValue"]), (&json!("Renamed"), &json!(7)));
@@ -1253,7 +1274,7 @@ async fn a_running_service_shows_what_was_changed_at_once() {
 
 #[tokio::test]
 async fn a_running_service_follows_another_time_zone_at_once() {
-    let today = series(1, "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0");
+    let today = repeatable_series(1, "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0");
     let app = small_app(std::slice::from_ref(&today)).await;
     for (zone, day, offset) in
         [("UTC", "22", "Z"), ("Pacific/Kiritimati", "23", "+14:00"), ("America/New_York", "22", "-05:00")]
@@ -1266,8 +1287,8 @@ async fn a_running_service_follows_another_time_zone_at_once() {
     }
 }
 
-/// Status and code of a request for series 1, or what became of it.
-async fn ask(app: &TestApp, series: i64, customer: &Value) -> String {
+/// Requests a coupon of one series. Returns its outcome, or status and code if the request fails as a whole.
+async fn request(app: &TestApp, series: i64, customer: &Value) -> String {
     let body = json!({"seriesIds": [series], "customer": customer}).to_string();
     let answer = app.post(body).send().await.unwrap();
     if answer.status() == 200 {
@@ -1279,7 +1300,7 @@ async fn ask(app: &TestApp, series: i64, customer: &Value) -> String {
 }
 
 #[tokio::test]
-async fn only_registered_customers_receive_where_they_must_be() {
+async fn an_organisation_of_registered_customers_issues_to_nobody_else() {
     let app = TestApp::start_with(&registered(), |_| {}).await;
     for (customer, expected) in [
         (json!({"id": "c1"}), "issued"),
@@ -1296,7 +1317,7 @@ async fn only_registered_customers_receive_where_they_must_be() {
         (json!({"id": "c1", "mobile": "919900000002"}), "400 721"),
         (json!({"mobile": "919900000001", "email": "two@example.com"}), "400 721"),
     ] {
-        assert_eq!(ask(&app, 1, &customer).await, expected, "{customer}");
+        assert_eq!(request(&app, 1, &customer).await, expected, "{customer}");
     }
     assert_eq!(app.count("select from coupon where customer_id = 'c1'").await, 5);
     assert_eq!(app.count("select from coupon").await, 5);
@@ -1304,11 +1325,11 @@ async fn only_registered_customers_receive_where_they_must_be() {
 }
 
 #[tokio::test]
-async fn a_running_service_follows_the_policy_for_customers_at_once() {
-    let open = small(&[series(1, "")]);
+async fn a_running_service_follows_the_customer_policy_at_once() {
+    let open = small(&[repeatable_series(1, "")]);
     let app = TestApp::start_with(&open, |_| {}).await;
-    assert_eq!(ask(&app, 1, &json!({"id": "c1"})).await, "issued");
-    assert_eq!(ask(&app, 1, &json!({"id": "c9", "mobile": "919900000009"})).await, "issued");
+    assert_eq!(request(&app, 1, &json!({"id": "c1"})).await, "issued");
+    assert_eq!(request(&app, 1, &json!({"id": "c9", "mobile": "919900000009"})).await, "issued");
 
     let closed = registered();
     apply(&app.connect, &closed).await;
@@ -1317,57 +1338,57 @@ async fn a_running_service_follows_the_policy_for_customers_at_once() {
         (json!({"id": "c1"}), "issued"),
         (json!({"mobile": "919900000009"}), "400 701"),
     ] {
-        assert_eq!(ask(&app, 1, &customer).await, expected, "{customer}");
+        assert_eq!(request(&app, 1, &customer).await, expected, "{customer}");
     }
 
-    // Who was made on first use is registered by being listed, and keeps what the file leaves out.
+    // Listing a customer that a request created registers them. The identifier that the file leaves out stays.
     let report = apply(&app.connect, &format!("{closed}[[orgs.customers]]\nid = \"c9\"\n")).await;
     assert_eq!(report.changes, ["org 1 customer c9: created"]);
-    assert_eq!(ask(&app, 1, &json!({"mobile": "919900000009"})).await, "issued");
+    assert_eq!(request(&app, 1, &json!({"mobile": "919900000009"})).await, "issued");
 
     apply(&app.connect, &open).await;
-    assert_eq!(ask(&app, 1, &json!({"id": "c3"})).await, "issued");
+    assert_eq!(request(&app, 1, &json!({"id": "c3"})).await, "issued");
 }
 
 #[tokio::test]
-async fn the_first_request_after_customers_must_be_registered_makes_none() {
-    let app = small_app(&[series(1, "")]).await;
+async fn the_first_request_after_the_policy_changes_to_registered_creates_no_customer() {
+    let app = small_app(&[repeatable_series(1, "")]).await;
     app.issue("c", &[1]).await;
     apply(&app.connect, &registered()).await;
-    assert_eq!(ask(&app, 1, &json!({"mobile": "919900000009"})).await, "400 701");
+    assert_eq!(request(&app, 1, &json!({"mobile": "919900000009"})).await, "400 701");
     assert_eq!(app.count("select from customer where not registered").await, 0);
 }
 
 #[tokio::test]
-async fn an_unregistered_customer_is_701_whatever_series_is_asked_for() {
-    let app = small_app(&[series(1, "")]).await;
+async fn an_unregistered_customer_is_701_even_for_an_unknown_series() {
+    let app = small_app(&[repeatable_series(1, "")]).await;
     app.issue("c", &[1]).await;
     apply(&app.connect, &registered()).await;
-    assert_eq!(ask(&app, 999, &json!({"id": "c3"})).await, "400 701");
+    assert_eq!(request(&app, 999, &json!({"id": "c3"})).await, "400 701");
 }
 
-/// Batches lock their organisations in order; a file that lists them in another must not make anyone wait in a circle.
+/// Batches lock organisations in the order of their ids. A file in another order must not cause a deadlock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn organisations_in_any_order_are_applied_while_both_issue() {
+async fn a_file_with_organisations_in_any_order_does_not_deadlock_with_requests() {
     let org = |id: i64, cap: i64| {
-        let unlimited = series(1, &format!("max_create = {cap}"));
+        let capped = repeatable_series(1, &format!("max_create = {cap}"));
         format!(
             "[[orgs]]\nid = {id}\nname = \"O\"\ndefault_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"S\"\n\
-             [[orgs.tills]]\nid = \"till-{id}\"\nstore_id = 10\npassword = \"p\"\n{unlimited}"
+             [[orgs.tills]]\nid = \"till-{id}\"\nstore_id = 10\npassword = \"p\"\n{capped}"
         )
     };
     let file = |cap: i64| format!("{}{}", org(2, cap), org(1, cap));
     let app = TestApp::start_with(&file(1_000_000), |settings| settings.writer.tasks = 4).await;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..32)
         .map(|caller| {
             let (stop, client, url) = (stop.clone(), app.client().clone(), app.url("/v2/coupon/bulk/issue"));
             tokio::spawn(async move {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let body = serde_json::json!({"seriesIds": [1], "customer": {"id": "c"}});
+                while !stop.load(Ordering::Relaxed) {
+                    let body = json!({"seriesIds": [1], "customer": {"id": "c"}});
                     let request = client.post(&url).basic_auth(format!("till-{}", 1 + caller % 2), Some("p"));
-                    let answer: serde_json::Value = request.json(&body).send().await.unwrap().json().await.unwrap();
-                    assert_eq!(crate::support::outcomes(&answer), ["issued"], "{answer}");
+                    let answer: Value = request.json(&body).send().await.unwrap().json().await.unwrap();
+                    assert_eq!(outcomes(&answer), ["issued"], "{answer}");
                 }
             })
         })
@@ -1376,7 +1397,7 @@ async fn organisations_in_any_order_are_applied_while_both_issue() {
         let report = provisioning::apply_text(&app.connect, &file(1_000_000 + round)).await.unwrap();
         assert_eq!(report.changes.len(), 2, "{report}");
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     for caller in callers {
         caller.await.unwrap();
     }

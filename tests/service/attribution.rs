@@ -1,5 +1,5 @@
-//! Attribution: an OAuth client issues for the till or store that its request names. What is stored, what 735 goes by, who may,
-//! and what every wrong header is told.
+//! Attribution: an OAuth client issues for the till or store that the headers of its request name. Covers what is stored, which store
+//! decides about 735, who may issue, and every error of the headers.
 
 use coupon_issuer::provisioning;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sqlx::Row;
 
 use crate::authentication::basic;
-use crate::support::{ORG, TestApp, eventually, failure, outcomes, series};
+use crate::support::{ORG, TestApp, eventually, failure, outcomes, repeatable_series};
 
 const TYPE: &str = "X-CAP-API-ATTRIBUTION-ENTITY-TYPE";
 const CODE: &str = "X-CAP-API-ATTRIBUTION-ENTITY-CODE";
@@ -17,7 +17,7 @@ const TILL_CODE: &str = "X-CAP-API-ATTRIBUTION-TILL-CODE";
 type Headers<'a> = &'a [(&'a str, &'a str)];
 const UNKNOWN: &str = "names no till or store of the organisation";
 
-/// More stores and tills of [`ORG`], two of them of one name, and another organisation.
+/// More stores and tills of [`ORG`]. Two of the stores share a name.
 const MORE: &str = r#"
 [[orgs.stores]]
 id = 13
@@ -45,6 +45,7 @@ store_id = 13
 password = "look-password"
 access = "read"
 "#;
+/// Another organisation.
 const OTHER: &str = r#"
 [[orgs]]
 id = 2
@@ -62,21 +63,21 @@ password = "elsewhere-password"
 "#;
 
 fn file() -> String {
-    let known = ORG.replace(
+    let with_codes = ORG.replace(
         "name = \"Downtown\"",
         "name = \"Downtown\"\ncode = \"DT\"\nexternal_ids = [\"sap-10\", \"\", \"erp 10\"]",
     );
     let all = [
-        series(1, ""),
-        series(2, "store_ids = [13]"),
-        series(3, "max_vouchers_per_user = 1"),
-        series(4, "max_create = 1000"),
+        repeatable_series(1, ""),
+        repeatable_series(2, "store_ids = [13]"),
+        repeatable_series(3, "max_vouchers_per_user = 1"),
+        repeatable_series(4, "max_create = 1000"),
     ];
-    format!("{known}{MORE}{}{OTHER}", all.concat())
+    format!("{with_codes}{MORE}{}{OTHER}", all.concat())
 }
 
 async fn start() -> TestApp {
-    // Nothing but a notification ends what is remembered.
+    // The cache lasts longer than a test, so that only a notification can evict an entry.
     TestApp::start_with(&file(), |settings| settings.auth.credential_cache = Duration::from_hours(1)).await
 }
 
@@ -87,25 +88,25 @@ async fn token(app: &TestApp, key: &str) -> String {
     format!("Bearer {}", answer["data"]["accessToken"].as_str().unwrap())
 }
 
-/// A client's request for a coupon of each of these series, with these headers besides.
-async fn ask(app: &TestApp, token: &str, series: &[i64], headers: Headers<'_>) -> reqwest::Response {
+/// Requests a coupon of each of these series with a client's token and these headers.
+async fn request(app: &TestApp, token: &str, series: &[i64], headers: Headers<'_>) -> reqwest::Response {
     let body = json!({"seriesIds": series, "customer": {"id": "c"}}).to_string();
-    let request = app.bare(body).header("Content-Type", "application/json").header("Authorization", token);
+    let without_headers = app.bare(body).header("Content-Type", "application/json").header("Authorization", token);
     let with = |request: reqwest::RequestBuilder, (name, value): &(&str, &str)| {
         request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap())
     };
-    headers.iter().fold(request, with).send().await.unwrap()
+    headers.iter().fold(without_headers, with).send().await.unwrap()
 }
 
 async fn status(app: &TestApp, token: &str, headers: Headers<'_>) -> u16 {
-    ask(app, token, &[1], headers).await.status().as_u16()
+    request(app, token, &[1], headers).await.status().as_u16()
 }
 
-/// Till, store and client of each coupon that is stored, and forgets them.
-async fn stored(app: &TestApp) -> Vec<(Option<String>, i64, Option<String>)> {
+/// Deletes all coupons. Returns till, store and client of each.
+async fn take_stored(app: &TestApp) -> Vec<(Option<String>, i64, Option<String>)> {
     let rows = sqlx::query(
-        "with forgotten as (delete from coupon returning org_id, origin_id)
-         select o.till_id, o.store_id, o.client_key from forgotten join origin o using (org_id, origin_id)",
+        "with deleted as (delete from coupon returning org_id, origin_id)
+         select o.till_id, o.store_id, o.client_key from deleted join origin o using (org_id, origin_id)",
     )
     .fetch_all(&app.pool)
     .await;
@@ -131,57 +132,61 @@ async fn a_coupon_is_stored_under_the_till_or_store_that_the_request_names() {
         (&[(TYPE, "STORE_EXTERNAL_ID_1"), (CODE, "x/15")], (None, 15)),
         (&[(TYPE, "STORE_EXTERNAL_ID_2"), (CODE, "erp 10")], (None, 10)),
         (&[(TILL_CODE, "kiosk")], kiosk),
-        // The newer header decides, and the older one is a till whatever the type says.
+        // The newer header decides. The older one names a till, and ignores the type.
         (&[(TILL_CODE, "nobody"), (CODE, "kiosk")], kiosk),
         (&[(TILL_CODE, "kiosk"), (CODE, " \t "), (TYPE, "STORE_CODE")], kiosk),
-        // Without a code nothing is attributed.
+        // Without a code, the client's own till counts.
         (&[(CODE, ""), (TILL_CODE, "")], own),
         (&[(TYPE, "STORE_CODE")], own),
     ];
     for (headers, (till, store)) in cases {
-        // Twice: what is remembered is the same.
+        // The second time from the cache.
         for _ in 0..2 {
-            let answer = ask(&app, &crm, &[1], headers).await;
+            let answer = request(&app, &crm, &[1], headers).await;
             assert_eq!(answer.status(), 200, "{headers:?}");
             assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"], "{headers:?}");
             let expected = (till.map(str::to_owned), *store, Some("crm".to_owned()));
-            assert_eq!(stored(&app).await, [expected], "{headers:?}");
+            assert_eq!(take_stored(&app).await, [expected], "{headers:?}");
         }
     }
 }
 
-/// However a coupon is written: alone, numbered, counted, or with the record of its key.
+/// The writer takes another way for each of the four series: without a limit, for one store, with a maximum per customer, with a cap.
 #[tokio::test]
-async fn every_way_of_writing_stores_the_client_and_the_store_decides_735() {
+async fn every_kind_of_series_stores_the_client_and_checks_the_store_named() {
     let app = start().await;
     let crm = token(&app, "crm").await;
     let all = [1, 2, 3, 4];
-    let answer = ask(&app, &crm, &all, &[]).await;
-    assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued", "735", "issued", "issued"], "its own store");
-    assert_eq!(stored(&app).await, vec![(Some("store.server".to_owned()), 10, Some("crm".to_owned())); 3]);
+    let answer = request(&app, &crm, &all, &[]).await;
+    assert_eq!(
+        outcomes(&answer.json().await.unwrap()),
+        ["issued", "735", "issued", "issued"],
+        "series 2 is for store 13, and the client's own store is 10"
+    );
+    assert_eq!(take_stored(&app).await, vec![(Some("store.server".to_owned()), 10, Some("crm".to_owned())); 3]);
 
     for headers in [vec![], vec![("Idempotency-Key", "k")]] {
         let store = [vec![(TYPE, "STORE_CODE"), (CODE, "13")], headers].concat();
-        let answer = ask(&app, &crm, &all, &store).await;
+        let answer = request(&app, &crm, &all, &store).await;
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"; 4]);
-        assert_eq!(stored(&app).await, vec![(None, 13, Some("crm".to_owned())); 4]);
+        assert_eq!(take_stored(&app).await, vec![(None, 13, Some("crm".to_owned())); 4]);
     }
 }
 
 #[tokio::test]
-async fn a_till_names_nobody_but_itself() {
+async fn attribution_headers_of_a_till_are_ignored() {
     let app = start().await;
     let till = basic("store.server", "server123");
     for headers in
         [[(TYPE, "STORE_CODE"), (CODE, "13")], [(TYPE, "NOTHING"), (CODE, "kiosk")], [(CODE, "a"), (CODE, "b")]]
     {
         assert_eq!(status(&app, &till, &headers).await, 200, "{headers:?}");
-        assert_eq!(stored(&app).await, [(Some("store.server".to_owned()), 10, None)]);
+        assert_eq!(take_stored(&app).await, [(Some("store.server".to_owned()), 10, None)]);
     }
 }
 
 #[tokio::test]
-async fn what_names_nothing_is_told_with_its_header() {
+async fn a_header_that_names_nothing_is_400_with_its_name() {
     let app = start().await;
     let crm = token(&app, "crm").await;
     let types =
@@ -197,10 +202,10 @@ async fn what_names_nothing_is_told_with_its_header() {
         (&[(CODE, &long)], unknown(CODE, "TILL")),
         (&[(TILL_CODE, "nobody")], unknown(TILL_CODE, "TILL")),
         (&[(TYPE, "STORE_CODE"), (CODE, "kiosk")], unknown(CODE, "STORE_CODE")),
-        // One that has a code of its own is no longer named by its id.
+        // The id of a store is its code only until it gets another one.
         (&[(TYPE, "STORE_CODE"), (CODE, "10")], unknown(CODE, "STORE_CODE")),
         (&[(TYPE, "STORE_EXTERNAL_ID_1"), (CODE, "sap-10")], unknown(CODE, "STORE_EXTERNAL_ID_1")),
-        // Another organisation's.
+        // Tills and stores of another organisation.
         (&[(CODE, "elsewhere")], unknown(CODE, "TILL")),
         (&[(TYPE, "STORE_CODE"), (CODE, "EW")], unknown(CODE, "STORE_CODE")),
         (&[(TYPE, "STORE_NAME"), (CODE, "Elsewhere")], unknown(CODE, "STORE_NAME")),
@@ -216,7 +221,7 @@ async fn what_names_nothing_is_told_with_its_header() {
         (&[(CODE, "kiosk"), (TILL_CODE, "a"), (TILL_CODE, "b")], format!("{TILL_CODE}: must come once")),
     ];
     for (headers, message) in cases {
-        let answer = ask(&app, &crm, &[1], headers).await;
+        let answer = request(&app, &crm, &[1], headers).await;
         assert_eq!(failure(answer).await, (400, 400, message.clone()), "{headers:?}");
     }
     for header in [TYPE, CODE, TILL_CODE] {
@@ -228,7 +233,7 @@ async fn what_names_nothing_is_told_with_its_header() {
 }
 
 #[tokio::test]
-async fn what_it_is_attributed_to_must_have_access_besides_the_client() {
+async fn both_the_client_and_the_till_or_store_need_access() {
     let app = start().await;
     let (crm, reports) = (token(&app, "crm").await, token(&app, "reports").await);
     let denied = (403, 4000, "Not authorized. Access is denied!".to_owned());
@@ -240,18 +245,18 @@ async fn what_it_is_attributed_to_must_have_access_besides_the_client() {
         [(TYPE, "STORE_CODE"), (CODE, "11")],
         [(TYPE, "STORE_NAME"), (CODE, "Warehouse")],
     ] {
-        let answer = ask(&app, &crm, &[1], &headers).await;
+        let answer = request(&app, &crm, &[1], &headers).await;
         assert_eq!(failure(answer).await, denied, "{headers:?}");
     }
-    // A client that may not write gains nothing by it, and is told of no till.
+    // A client without write access gets the same 403, and does not learn whether the till exists.
     for code in ["kiosk", "nobody"] {
-        let answer = ask(&app, &reports, &[1], &[(CODE, code)]).await;
+        let answer = request(&app, &reports, &[1], &[(CODE, code)]).await;
         assert_eq!(failure(answer).await, denied, "{code}");
     }
     assert_eq!(app.count("select from coupon").await, 0);
 
-    // Read access is enough to look.
-    assert_eq!(ask(&app, &crm, &[1], &[("Idempotency-Key", "k")]).await.status(), 200);
+    // Reading needs only read access.
+    assert_eq!(request(&app, &crm, &[1], &[("Idempotency-Key", "k")]).await.status(), 200);
     for path in ["/v2/coupon/bulk/issue/k", "/console"] {
         for (code, expected) in [
             ("kiosk", 200),
@@ -279,59 +284,59 @@ async fn a_store_inherits_its_access_from_its_organisation() {
 }
 
 #[tokio::test]
-async fn the_limit_on_requests_is_the_clients() {
+async fn an_attributed_request_counts_against_the_clients_rate_limit() {
     let app = TestApp::start_with(&file(), |settings| settings.rate_limit.per_minute = 5).await;
     let crm = token(&app, "crm").await;
     let mut statuses = Vec::new();
     for code in ["kiosk", "store.server", "nobody", "kiosk.off", "kiosk", "store.server"] {
         statuses.push(status(&app, &crm, &[(CODE, code)]).await);
     }
-    // The token took one.
+    // The request for the token was the first of five.
     assert_eq!(statuses, [200, 200, 400, 403, 429, 429]);
-    assert_eq!(status(&app, &basic("kiosk", "kiosk-password"), &[]).await, 200, "the till has its own");
+    assert_eq!(status(&app, &basic("kiosk", "kiosk-password"), &[]).await, 200, "the till has a limit of its own");
 }
 
 #[tokio::test]
-async fn a_change_of_a_till_or_store_holds_at_once() {
+async fn a_change_of_a_till_or_store_takes_effect_at_once() {
     let app = start().await;
     let crm = token(&app, "crm").await;
-    let set = async |change: &'static str| app.change_credentials(change).await;
-    let turns = async |headers: &[(&str, &str)], expected: u16| {
-        eventually("the change holds", async || status(&app, &crm, headers).await == expected).await;
+    let change = async |sql: &'static str| app.change_credentials(sql).await;
+    let becomes = async |headers: &[(&str, &str)], expected: u16| {
+        eventually("the service follows the change", async || status(&app, &crm, headers).await == expected).await;
     };
     let (kiosk, code, name) =
         ([(CODE, "kiosk")], [(TYPE, "STORE_CODE"), (CODE, "13")], [(TYPE, "STORE_NAME"), (CODE, "Downtown")]);
     for headers in [&kiosk[..], &code, &name] {
         assert_eq!(status(&app, &crm, headers).await, 200);
     }
-    set("update till set disabled = true where till_id = 'kiosk'").await;
-    turns(&kiosk, 403).await;
-    set("update till set disabled = false where till_id = 'kiosk'").await;
-    turns(&kiosk, 200).await;
-    set("update store set access = 'none' where store_id = 13").await;
-    turns(&code, 403).await;
-    turns(&kiosk, 403).await;
-    set("update store set access = null, code = 'new' where store_id = 13").await;
-    turns(&code, 400).await;
-    turns(&[(TYPE, "STORE_CODE"), (CODE, "new")], 200).await;
-    // A name that named one store, and the next moment two.
-    set("insert into store (org_id, store_id, name) values (1, 99, 'Downtown')").await;
-    turns(&name, 400).await;
-    set("delete from store where store_id = 99").await;
-    turns(&name, 200).await;
-    // What was not there is not remembered.
+    change("update till set disabled = true where till_id = 'kiosk'").await;
+    becomes(&kiosk, 403).await;
+    change("update till set disabled = false where till_id = 'kiosk'").await;
+    becomes(&kiosk, 200).await;
+    change("update store set access = 'none' where store_id = 13").await;
+    becomes(&code, 403).await;
+    becomes(&kiosk, 403).await;
+    change("update store set access = null, code = 'new' where store_id = 13").await;
+    becomes(&code, 400).await;
+    becomes(&[(TYPE, "STORE_CODE"), (CODE, "new")], 200).await;
+    // The name of one store becomes the name of two.
+    change("insert into store (org_id, store_id, name) values (1, 99, 'Downtown')").await;
+    becomes(&name, 400).await;
+    change("delete from store where store_id = 99").await;
+    becomes(&name, 200).await;
+    // The cache does not keep that a till is unknown.
     assert_eq!(status(&app, &crm, &[(CODE, "kiosk.new")]).await, 400);
     provisioning::apply_text(&app.connect, &file().replace("\"kiosk.look\"", "\"kiosk.new\"")).await.unwrap();
-    assert_eq!(status(&app, &crm, &[(CODE, "kiosk.new")]).await, 403, "it may only look");
+    assert_eq!(status(&app, &crm, &[(CODE, "kiosk.new")]).await, 403, "the new till has read access");
 }
 
 #[tokio::test]
 async fn the_console_shows_the_client_and_the_till_or_store() {
     let app = TestApp::start_with(&file(), |settings| settings.activity.flush = Duration::from_millis(20)).await;
     let crm = token(&app, "crm").await;
-    ask(&app, &crm, &[999], &[("X-Request-Id", "r-till"), (CODE, "kiosk")]).await;
-    ask(&app, &crm, &[999], &[("X-Request-Id", "r-store"), (TYPE, "STORE_CODE"), (CODE, "14b")]).await;
-    ask(&app, &basic("kiosk", "kiosk-password"), &[999], &[("X-Request-Id", "r-own")]).await;
+    request(&app, &crm, &[999], &[("X-Request-Id", "r-till"), (CODE, "kiosk")]).await;
+    request(&app, &crm, &[999], &[("X-Request-Id", "r-store"), (TYPE, "STORE_CODE"), (CODE, "14b")]).await;
+    request(&app, &basic("kiosk", "kiosk-password"), &[999], &[("X-Request-Id", "r-own")]).await;
     for (request, caller) in [
         ("r-till", ">client crm, till kiosk, store 13<"),
         ("r-store", ">client crm, store 14<"),
@@ -346,13 +351,13 @@ async fn the_console_shows_the_client_and_the_till_or_store() {
     }
 }
 
-/// A retry in the name of another till or store is another request. How the same one is named does not count.
+/// A retry for another till or store is another request. A retry may name the same store in another way.
 #[tokio::test]
-async fn what_a_request_is_attributed_to_counts_for_its_key() {
+async fn a_retry_for_another_till_or_store_is_422() {
     let app = start().await;
     let crm = token(&app, "crm").await;
     let keyed =
-        async |headers: Headers<'_>| ask(&app, &crm, &[1], &[headers, &[("Idempotency-Key", "k")]].concat()).await;
+        async |headers: Headers<'_>| request(&app, &crm, &[1], &[headers, &[("Idempotency-Key", "k")]].concat()).await;
     let first = keyed(&[(TYPE, "STORE_CODE"), (CODE, "DT")]).await.text().await.unwrap();
     assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued"]);
     assert_eq!(keyed(&[(TYPE, "STORE_EXTERNAL_ID"), (CODE, "sap-10")]).await.text().await.unwrap(), first);

@@ -1,5 +1,5 @@
-//! Who may issue: tills by Basic, OAuth clients by token, each for its own organisation and with its own access.
-//! Forged, expired and foreign credentials stay outside, and secrets are stored as argon2id only.
+//! Who may issue: tills with Basic, OAuth clients with a token, each for its own organisation and with its own access. The service
+//! refuses forged, expired and foreign credentials, and stores secrets as argon2id only.
 
 use coupon_issuer::provisioning;
 use std::time::Duration;
@@ -15,16 +15,16 @@ use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use crate::support::{ORG, TestApp, eventually, failure, outcomes, series};
+use crate::support::{ORG, TestApp, default_series, eventually, failure, outcomes, repeatable_series};
 
 const BODY: &str = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
 const MD5: &str = "8a16a6b70505eb1f1ff7cdc0cd5559a7";
 const TOKEN_HEADER: &str = "X-CAP-API-OAUTH-TOKEN";
-/// The seconds since 1970 at which every test begins.
+/// [`NOW`](crate::support::NOW) in seconds since 1970.
 const NOW_SECONDS: i64 = 1_795_341_600;
 
 async fn start() -> TestApp {
-    TestApp::start(&[series(1, "")]).await
+    TestApp::start(&[repeatable_series(1, "")]).await
 }
 
 /// A request for one coupon, without credentials.
@@ -32,7 +32,7 @@ fn anonymous(app: &TestApp) -> RequestBuilder {
     app.bare(BODY).header("Content-Type", "application/json")
 }
 
-/// A request for one coupon, with these headers besides.
+/// A request for one coupon with these headers.
 fn with(app: &TestApp, headers: &[(&str, &str)]) -> RequestBuilder {
     headers.iter().fold(anonymous(app), |request, (name, value)| request.header(*name, *value))
 }
@@ -45,7 +45,7 @@ async fn status(request: RequestBuilder) -> u16 {
     request.send().await.unwrap().status().as_u16()
 }
 
-/// Status and code of a refusal; a 401 must challenge for both schemes.
+/// Status and code of a refusal. Asserts that a 401 challenges for both schemes.
 async fn refusal(request: RequestBuilder) -> (u16, u64) {
     let answer = request.send().await.unwrap();
     let challenges: Vec<_> =
@@ -64,7 +64,7 @@ async fn generate(app: &TestApp, key: &str, secret: &str) -> reqwest::Response {
     app.client().post(app.url("/v3/oauth/token/generate")).json(&body).send().await.unwrap()
 }
 
-/// A token of the client `crm`.
+/// A new token of the client `crm`.
 async fn token(app: &TestApp) -> String {
     let answer: Value = generate(app, "crm", "crm-secret").await.json().await.unwrap();
     answer["data"]["accessToken"].as_str().unwrap().to_owned()
@@ -77,13 +77,13 @@ pub fn parts(token: &str) -> (Value, Value) {
     (parts.next().unwrap().unwrap(), parts.next().unwrap().unwrap())
 }
 
-/// What a token is signed over.
+/// Header and claims as the signature covers them.
 pub fn unsigned(header: &Value, claims: &Value) -> String {
     let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
     format!("{}.{}", part(header), part(claims))
 }
 
-/// The service's own key.
+/// The key with which the service signs.
 pub async fn own_key(app: &TestApp) -> KeyPair {
     let der: Vec<u8> = sqlx::query_scalar("select private_key from signing_key").fetch_one(&app.pool).await.unwrap();
     KeyPair::from_pkcs8(&der).unwrap()
@@ -96,7 +96,7 @@ pub fn signed(key: &KeyPair, header: &Value, claims: &Value) -> String {
     format!("{unsigned}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// The JSON object with some of its fields replaced, or removed where they are null.
+/// The JSON object with these changes. Null removes a field.
 pub fn but(object: &Value, changes: &Value) -> Value {
     let mut other = object.clone();
     for (key, value) in changes.as_object().unwrap() {
@@ -130,14 +130,14 @@ async fn a_till_may_send_its_password_or_the_md5_of_it() {
 
 #[tokio::test]
 async fn a_password_may_hold_colons_and_any_letters() {
-    let file = ORG.replace("\"server123\"", "\"pass:wörd: ☕\"") + &series(1, "");
+    let file = ORG.replace("\"server123\"", "\"pass:wörd: ☕\"") + &repeatable_series(1, "");
     let app = TestApp::start_with(&file, |_| {}).await;
     assert_eq!(status(with(&app, &[("Authorization", &basic("store.server", "pass:wörd: ☕"))])).await, 200);
     assert_eq!(status(with(&app, &[("Authorization", &basic("store.server", "pass"))])).await, 401);
 }
 
 #[tokio::test]
-async fn bad_credentials_are_401_with_both_challenges() {
+async fn wrong_credentials_are_401_with_both_challenges() {
     let app = start().await;
     let encoded = |bytes: &[u8]| format!("Basic {}", STANDARD.encode(bytes));
     for authorization in [
@@ -174,7 +174,7 @@ async fn bad_credentials_are_401_with_both_challenges() {
 }
 
 #[tokio::test]
-async fn only_what_is_public_answers_without_credentials() {
+async fn only_health_checks_and_tokens_need_no_credentials() {
     let app = start().await;
     assert_eq!(refusal(anonymous(&app)).await, (401, 401));
     assert_eq!(refusal(app.bare("not even JSON")).await, (401, 401));
@@ -191,9 +191,9 @@ async fn only_what_is_public_answers_without_credentials() {
     assert_eq!(generate(&app, "crm", "crm-secret").await.status(), 200);
 }
 
-/// Which paths and methods there are is no secret, and no handler is reached.
+/// The paths and methods are public: the OpenAPI document lists them.
 #[tokio::test]
-async fn an_unknown_path_and_a_wrong_method_are_told_to_anyone() {
+async fn an_unknown_path_is_404_and_a_wrong_method_405_even_without_credentials() {
     let app = start().await;
     let url = app.url("/v2/coupon/bulk/issue");
     for request in [app.client().get(&url), app.client().get(&url).basic_auth("store.server", Some("wrong"))] {
@@ -204,7 +204,7 @@ async fn an_unknown_path_and_a_wrong_method_are_told_to_anyone() {
 }
 
 #[tokio::test]
-async fn a_token_is_handed_out_in_the_contracts_form() {
+async fn the_token_response_has_the_form_of_the_contract() {
     let app = start().await;
     let answer = generate(&app, "crm", "crm-secret").await;
     assert_eq!(answer.status(), 200);
@@ -217,7 +217,7 @@ async fn a_token_is_handed_out_in_the_contracts_form() {
 }
 
 #[tokio::test]
-async fn a_token_says_who_by_whom_and_for_how_long() {
+async fn a_token_names_its_client_its_issuer_and_its_time() {
     let app = start().await;
     let (first, second) = (token(&app).await, token(&app).await);
     let (header, claims) = parts(&first);
@@ -236,7 +236,7 @@ async fn a_token_says_who_by_whom_and_for_how_long() {
 }
 
 #[tokio::test]
-async fn a_bad_key_or_secret_gets_no_token() {
+async fn a_wrong_key_or_secret_gets_no_token() {
     let app = start().await;
     for (key, secret) in [
         ("crm", "wrong"),
@@ -259,7 +259,7 @@ async fn a_bad_key_or_secret_gets_no_token() {
 }
 
 #[tokio::test]
-async fn a_malformed_request_for_a_token_is_told_what_is_wrong() {
+async fn a_malformed_token_request_is_400_with_the_mistake() {
     let app = start().await;
     for (body, words) in [
         (r#"{"key":"crm"}"#, "secret"),
@@ -296,7 +296,7 @@ async fn a_token_issues_for_the_till_of_its_client() {
 }
 
 #[tokio::test]
-async fn where_a_token_and_basic_are_sent_the_token_decides() {
+async fn a_token_takes_precedence_over_basic() {
     let app = start().await;
     let token = token(&app).await;
     let (bearer, no_bearer) = (format!("Bearer {token}"), "Bearer no.such.token".to_owned());
@@ -307,7 +307,7 @@ async fn where_a_token_and_basic_are_sent_the_token_decides() {
         ([(TOKEN_HEADER, &no_till), (authorization, &till)], 401),
         ([(TOKEN_HEADER, &"no.such.token".to_owned()), (authorization, &till)], 401),
         ([(TOKEN_HEADER, &token), (authorization, &no_bearer)], 200),
-        // A header that may come once and comes twice says nothing, however good either is (RFC 9110, 5.3).
+        // A header that may come only once counts for nothing if it comes twice (RFC 9110, 5.3).
         ([(authorization, &bearer), (authorization, &till)], 401),
         ([(authorization, &till), (authorization, &bearer)], 401),
         ([(TOKEN_HEADER, &token), (TOKEN_HEADER, &token)], 401),
@@ -318,7 +318,7 @@ async fn where_a_token_and_basic_are_sent_the_token_decides() {
 }
 
 #[tokio::test]
-async fn a_token_ends_when_its_time_is_over() {
+async fn an_expired_token_is_498() {
     let app = start().await;
     let (used, unused) = (token(&app).await, token(&app).await);
     app.clock.set("2026-11-22T10:59:59Z");
@@ -394,9 +394,9 @@ async fn a_token_of_another_algorithm_is_refused() {
     }
 }
 
-/// Signed by the service's own key all of them, so that nothing but what they say is wrong.
+/// The service's own key signs all of these tokens, so that only their header or claims are wrong.
 #[tokio::test]
-async fn a_token_must_say_all_that_a_token_says() {
+async fn a_token_with_a_missing_or_wrong_field_is_refused() {
     let app = start().await;
     let (header, claims) = parts(&token(&app).await);
     let key = own_key(&app).await;
@@ -418,7 +418,7 @@ async fn a_token_must_say_all_that_a_token_says() {
 }
 
 #[tokio::test]
-async fn a_token_of_another_services_key_is_refused() {
+async fn a_token_of_another_installation_is_refused() {
     let (app, other) = tokio::join!(start(), start());
     let (header, claims) = parts(&token(&app).await);
     let foreign = token(&other).await;
@@ -431,18 +431,18 @@ async fn a_token_of_another_services_key_is_refused() {
 
 #[tokio::test]
 async fn replicas_accept_each_others_tokens() {
-    let file = format!("{ORG}{}", series(1, ""));
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
     let one = TestApp::start_with(&file, |_| {}).await;
     let other = TestApp::start_over(one.connect.clone(), &file, |_| {}).await;
-    for (giver, taker) in [(&one, &other), (&other, &one)] {
-        let token = token(giver).await;
-        assert_eq!(status(with(taker, &[(TOKEN_HEADER, &token)])).await, 200);
+    for (issuer, receiver) in [(&one, &other), (&other, &one)] {
+        let token = token(issuer).await;
+        assert_eq!(status(with(receiver, &[(TOKEN_HEADER, &token)])).await, 200);
     }
     assert_eq!(one.count("select from signing_key").await, 1);
 }
 
 #[tokio::test]
-async fn who_may_not_write_is_403() {
+async fn a_caller_without_write_access_is_403() {
     let app = start().await;
     let reports: Value = generate(&app, "reports", "reports-secret").await.json().await.unwrap();
     let reports = format!("Bearer {}", reports["data"]["accessToken"].as_str().unwrap());
@@ -460,13 +460,13 @@ async fn a_till_inherits_from_its_store_and_a_store_from_its_organisation() {
     let file = ORG
         .replace("default_access = \"write\"", "default_access = \"read\"")
         .replace("name = \"Head office\"\naccess = \"read\"", "name = \"Head office\"\naccess = \"write\"");
-    let app = TestApp::start_with(&format!("{file}{}", series(1, "")), |_| {}).await;
+    let app = TestApp::start_with(&format!("{file}{}", repeatable_series(1, "")), |_| {}).await;
     assert_eq!(refusal(with(&app, &[("Authorization", &server)])).await, (403, 4000));
     assert_eq!(status(with(&app, &[("Authorization", &desk)])).await, 200);
 }
 
 #[tokio::test]
-async fn an_oauth_client_has_its_own_access_whatever_its_till_has() {
+async fn the_access_of_an_oauth_client_does_not_depend_on_its_till() {
     let client = r#"
 [[orgs.oauth_clients]]
 key = "kiosk"
@@ -474,7 +474,7 @@ secret = "kiosk-secret"
 till = "office.desk"
 access = "write"
 "#;
-    let app = TestApp::start_with(&format!("{ORG}{client}{}", series(1, "")), |_| {}).await;
+    let app = TestApp::start_with(&format!("{ORG}{client}{}", repeatable_series(1, "")), |_| {}).await;
     let desk = basic("office.desk", "office123");
     let kiosk: Value = generate(&app, "kiosk", "kiosk-secret").await.json().await.unwrap();
     assert_eq!(refusal(with(&app, &[("Authorization", &desk)])).await, (403, 4000));
@@ -482,10 +482,10 @@ access = "write"
     assert_eq!(app.count("select from issued_coupon where till_id = 'office.desk' and store_id = 11").await, 1);
 }
 
-/// The notification may take a moment to arrive; a credential is remembered for an hour here, so nothing else ends it.
+/// The cache keeps a credential for an hour here, so that only the notification can evict it.
 #[tokio::test]
-async fn a_changed_secret_or_access_holds_at_once() {
-    let file = format!("{ORG}{}", series(1, ""));
+async fn a_changed_secret_or_access_takes_effect_at_once() {
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
     let app = TestApp::start_with(&file, |settings| settings.auth.credential_cache = Duration::from_hours(1)).await;
     let (old, new) = (basic("store.server", "server123"), basic("store.server", "server124"));
     let token = token(&app).await;
@@ -496,64 +496,67 @@ async fn a_changed_secret_or_access_holds_at_once() {
 
     let changed = file.replace("server123", "server124").replace("crm-secret", "crm-secret-2");
     provisioning::apply_text(&app.connect, &changed).await.unwrap();
-    eventually("the old password ends", async || status(with(&app, &[("Authorization", &old)])).await == 401).await;
+    eventually("the service refuses the old password", async || {
+        status(with(&app, &[("Authorization", &old)])).await == 401
+    })
+    .await;
     assert_eq!(status(with(&app, &[("Authorization", &new)])).await, 200);
     assert_eq!(generate(&app, "crm", "crm-secret").await.status(), 401);
     assert_eq!(generate(&app, "crm", "crm-secret-2").await.status(), 200);
-    assert_eq!(status(with(&app, &token)).await, 200, "a token lives on when the secret it was got with changes");
+    assert_eq!(status(with(&app, &token)).await, 200, "a token outlives the secret of its client");
 
     let read_only = changed.replace("access = \"write\"", "access = \"read\"");
     provisioning::apply_text(&app.connect, &read_only).await.unwrap();
-    eventually("the access changes", async || status(with(&app, &token)).await == 403).await;
+    eventually("the service follows the change of access", async || status(with(&app, &token)).await == 403).await;
     assert_eq!(refusal(with(&app, &[("Authorization", &new)])).await, (403, 4000));
 }
 
 #[tokio::test]
-async fn a_till_or_client_that_is_switched_off_is_out_at_once_and_may_come_back() {
+async fn a_disabled_till_or_client_is_refused_at_once_and_can_be_enabled_again() {
     let app = start().await;
     let till = basic("store.server", "server123");
     let token = token(&app).await;
     let (till, token) = ([("Authorization", till.as_str())], [(TOKEN_HEADER, token.as_str())]);
-    let set = async |change: &'static str| app.change_credentials(change).await;
+    let change = async |sql: &'static str| app.change_credentials(sql).await;
     assert_eq!((status(with(&app, &till)).await, status(with(&app, &token)).await), (200, 200));
 
-    set("update till set disabled = true where till_id = 'store.server'").await;
-    eventually("the till is out", async || status(with(&app, &till)).await == 401).await;
-    assert_eq!(status(with(&app, &token)).await, 200, "a client's access is its own");
-    set("update oauth_client set disabled = true where client_key = 'crm'").await;
-    eventually("the client is out", async || status(with(&app, &token)).await == 401).await;
+    change("update till set disabled = true where till_id = 'store.server'").await;
+    eventually("the till is refused", async || status(with(&app, &till)).await == 401).await;
+    assert_eq!(status(with(&app, &token)).await, 200, "a client does not depend on its till");
+    change("update oauth_client set disabled = true where client_key = 'crm'").await;
+    eventually("the client is refused", async || status(with(&app, &token)).await == 401).await;
     assert_eq!(generate(&app, "crm", "crm-secret").await.status(), 401);
 
-    set("update till set disabled = false").await;
-    set("update oauth_client set disabled = false").await;
-    eventually("the till is back", async || status(with(&app, &till)).await == 200).await;
-    eventually("the client is back", async || status(with(&app, &token)).await == 200).await;
+    change("update till set disabled = false").await;
+    change("update oauth_client set disabled = false").await;
+    eventually("the till is accepted", async || status(with(&app, &till)).await == 200).await;
+    eventually("the client is accepted", async || status(with(&app, &token)).await == 200).await;
 
-    set("update oauth_client set tokens_from = '2026-11-22T10:00:01Z' where client_key = 'crm'").await;
-    eventually("the token is revoked", async || status(with(&app, &token)).await == 401).await;
+    change("update oauth_client set tokens_from = '2026-11-22T10:00:01Z' where client_key = 'crm'").await;
+    eventually("the token is refused", async || status(with(&app, &token)).await == 401).await;
     app.clock.set("2026-11-22T10:00:01Z");
     let newer = self::token(&app).await;
     assert_eq!(status(with(&app, &[(TOKEN_HEADER, &newer)])).await, 200);
 }
 
-/// While nobody can tell of changes, what is remembered is trusted for a second only.
+/// Without its listening connection, the service trusts its cache for one second only.
 #[tokio::test]
-async fn a_change_that_could_not_be_told_holds_within_a_second() {
+async fn a_change_takes_effect_even_if_its_notification_is_missed() {
     let app = start().await;
     let till = basic("store.server", "server123");
     let till = [("Authorization", till.as_str())];
     assert_eq!(status(with(&app, &till)).await, 200);
-    // As a failover does: the connection ends, and a change follows that nobody hears of.
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+    // As in a failover: the connection ends, and the service misses the next change.
+    let cut_listener = "select pg_terminate_backend(pid) from pg_stat_activity
                 where datname = current_database() and application_name = 'coupon-issuer listener'";
-    assert_eq!(app.count(end).await, 1);
+    assert_eq!(app.count(cut_listener).await, 1);
     sqlx::query("update till set disabled = true").execute(&app.pool).await.unwrap();
-    eventually("the till is out", async || status(with(&app, &till)).await == 401).await;
+    eventually("the till is refused", async || status(with(&app, &till)).await == 401).await;
 }
 
 #[tokio::test]
-async fn a_new_password_works_at_once_though_it_was_wrong_before() {
-    let file = format!("{ORG}{}", series(1, ""));
+async fn a_new_password_works_at_once_even_if_it_was_refused_before() {
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
     let app = TestApp::start_with(&file, |_| {}).await;
     let new = basic("store.server", "server124");
     assert_eq!(status(with(&app, &[("Authorization", &new)])).await, 401);
@@ -562,7 +565,7 @@ async fn a_new_password_works_at_once_though_it_was_wrong_before() {
 }
 
 #[tokio::test]
-async fn a_tenant_sees_nothing_of_another() {
+async fn an_organisation_sees_nothing_of_another() {
     let other = ORG
         .replace("id = 1\nname = \"Test Retail\"", "id = 2\nname = \"Other Retail\"")
         .replace("store.server", "other.server")
@@ -571,9 +574,9 @@ async fn a_tenant_sees_nothing_of_another() {
         .replace("warehouse.gate", "other.gate")
         .replace("\"crm\"", "\"other-crm\"")
         .replace("\"reports\"", "\"other-reports\"");
-    let cap = "is_multiple_vouchers_per_user_allowed = false\nmax_create = 1";
-    let theirs = series(1, cap).replace("Series 1", "Theirs 1") + &series(2, "");
-    let app = TestApp::start_with(&format!("{ORG}{}{other}{theirs}", series(1, cap)), |_| {}).await;
+    let theirs = default_series(1, "max_create = 1").replace("Series 1", "Theirs 1") + &repeatable_series(2, "");
+    let app =
+        TestApp::start_with(&format!("{ORG}{}{other}{theirs}", default_series(1, "max_create = 1")), |_| {}).await;
     let issue = async |authorization: String| {
         let body = json!({"seriesIds": [1, 2], "customer": {"id": "c", "mobile": "919900000001"}});
         let request = app.bare(body.to_string()).header("Content-Type", "application/json");

@@ -1,22 +1,22 @@
-//! One code, one meaning: whatever `apply` and `codes import` are told, and whichever comes first, a code of an organisation is one
-//! customer's or the generic one of one series. Upper and lower case are the same.
+//! A code of an organisation has one meaning: it is the code of one coupon, or the generic code of one series. Neither `apply` nor
+//! `codes import` can give it another, in whichever order they run. Upper and lower case are the same.
 
-use coupon_issuer::model::OrgId;
-use coupon_issuer::model::SeriesId;
-use coupon_issuer::provisioning;
 use std::io::Write as _;
 use std::time::Duration;
 
 use coupon_issuer::codes::{self, Event};
+use coupon_issuer::model::OrgId;
+use coupon_issuer::model::SeriesId;
+use coupon_issuer::provisioning;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
 use tempfile::NamedTempFile;
 
-use crate::support::{TestApp, close, eventually, new_database, outcome, series};
+use crate::support::{TestApp, close, eventually, new_database, outcome, repeatable_series};
 
 const POOL: &str = "client_handling_type = \"DISC_CODE_PIN\"";
 
-/// Organisations without a till, whose secret would be hashed each time.
+/// An organisation without tills, since each `apply` hashes their passwords, and hashing is slow.
 fn org(id: i64, series: &[String]) -> String {
     format!("[[orgs]]\nid = {id}\nname = \"Test Retail\"\n{}", series.concat())
 }
@@ -29,7 +29,8 @@ async fn apply(connect: &PgConnectOptions, file: &str) {
     provisioning::apply_text(connect, file).await.unwrap();
 }
 
-async fn refused(connect: &PgConnectOptions, file: &str) -> String {
+/// The error of a file that `apply` must reject.
+async fn apply_error(connect: &PgConnectOptions, file: &str) -> String {
     provisioning::apply_text(connect, file).await.unwrap_err().to_string()
 }
 
@@ -39,31 +40,35 @@ fn file(text: &str) -> NamedTempFile {
     file
 }
 
-/// Uploads codes into a series of organisation 1: how many were taken, and the lines that were not. A dry run says the same before.
+/// Imports codes into a series of organisation 1. Returns how many it accepted, and the rejected lines. Asserts that a dry run reports the
+/// same before.
 async fn import(connect: &PgConnectOptions, series: i64, codes: &str) -> (i64, Vec<String>) {
     let codes = file(codes);
-    let (mut told, mut promised) = (Vec::new(), Vec::new());
-    let dry_run =
-        codes::dry_run(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| reject(event, &mut promised))
-            .await;
-    let done = codes::import(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| reject(event, &mut told))
-        .await
-        .unwrap();
+    let (mut rejected, mut dry_rejected) = (Vec::new(), Vec::new());
+    let dry_run = codes::dry_run(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| {
+        push_rejected(event, &mut dry_rejected);
+    })
+    .await;
+    let done = codes::import(connect, OrgId(1), SeriesId(series), codes.path(), &mut |event| {
+        push_rejected(event, &mut rejected);
+    })
+    .await
+    .unwrap();
     let counts = dry_run.unwrap().counts;
     assert_eq!(
         (counts.accepted, counts.duplicates, counts.malformed),
         (done.accepted, done.duplicates, done.malformed)
     );
-    // In order of the lines; a dry run finds some of them at its end.
-    promised.sort_by_key(|line| line.split(':').next().unwrap().parse::<i64>().unwrap());
-    assert_eq!(promised, told);
-    assert_eq!(i64::try_from(told.len()).unwrap(), done.duplicates);
-    (done.accepted, told)
+    // A dry run reports some lines only at its end.
+    dry_rejected.sort_by_key(|line| line.split(':').next().unwrap().parse::<i64>().unwrap());
+    assert_eq!(dry_rejected, rejected);
+    assert_eq!(i64::try_from(rejected.len()).unwrap(), done.duplicates);
+    (done.accepted, rejected)
 }
 
-fn reject(event: Event, told: &mut Vec<String>) {
+fn push_rejected(event: Event, rejected: &mut Vec<String>) {
     if let Event::Rejected { line, reason } = event {
-        told.push(format!("{line}: {reason}"));
+        rejected.push(format!("{line}: {reason}"));
     }
 }
 
@@ -73,7 +78,7 @@ async fn execute(connect: &PgConnectOptions, statement: &str) {
     close(connection).await;
 }
 
-/// A coupon of series 1, as if it had been issued.
+/// Stores a coupon of series 1 with this code.
 async fn issue(connect: &PgConnectOptions, code: &str) {
     let statement = format!(
         "insert into coupon (org_id, coupon_id, series_id, issued_at, series_version, origin_id, expires_on, customer_id, code)
@@ -83,16 +88,16 @@ async fn issue(connect: &PgConnectOptions, code: &str) {
 }
 
 #[tokio::test]
-async fn a_generic_code_is_nothing_else() {
+async fn a_generic_code_that_has_another_meaning_is_rejected() {
     let connect = new_database().await;
     let before = [
-        series(1, POOL),
-        series(2, &generic("old-spring")),
-        series(3, &generic("SUMMER")),
-        series(4, "coupon_prefix = \"X-\"\nrandom_code_length = 5\ncoupon_suffix = \"-z\""),
+        repeatable_series(1, POOL),
+        repeatable_series(2, &generic("old-spring")),
+        repeatable_series(3, &generic("SUMMER")),
+        repeatable_series(4, "coupon_prefix = \"X-\"\nrandom_code_length = 5\ncoupon_suffix = \"-z\""),
     ];
     apply(&connect, &org(1, &before)).await;
-    apply(&connect, &org(1, &[series(2, &generic("Spring"))])).await;
+    apply(&connect, &org(1, &[repeatable_series(2, &generic("Spring"))])).await;
     assert_eq!(import(&connect, 1, "gift-e1\nGIVEN-1\n").await.0, 2);
     issue(&connect, "TAKEN").await;
 
@@ -107,39 +112,63 @@ async fn a_generic_code_is_nothing_else() {
         ("taken", "is also the code of a coupon of series 1"),
         ("x-ab23c-Z", "could also be drawn for series 4: give one of them another length or a prefix"),
     ] {
-        assert_eq!(refused(&connect, &org(1, &[series(9, &generic(code))])).await, format!("{key}{reason}"));
-        // So for a series that had another one.
         assert_eq!(
-            refused(&connect, &org(1, &[series(3, &generic("SUMMER")), series(9, &generic(code))]))
-                .await
-                .lines()
-                .count(),
+            apply_error(&connect, &org(1, &[repeatable_series(9, &generic(code))])).await,
+            format!("{key}{reason}")
+        );
+        // The same for a file that also lists another series with a generic code.
+        assert_eq!(
+            apply_error(
+                &connect,
+                &org(1, &[repeatable_series(3, &generic("SUMMER")), repeatable_series(9, &generic(code))])
+            )
+            .await
+            .lines()
+            .count(),
             1
         );
     }
-    // All mistakes at once, of two organisations.
-    let other = org(2, &[series(1, POOL), series(2, &generic("gift-e1"))]);
+    // Both mistakes at once. The other organisation has its own codes.
+    let other = org(2, &[repeatable_series(1, POOL), repeatable_series(2, &generic("gift-e1"))]);
     apply(&connect, &other).await;
-    let told = refused(&connect, &org(1, &[series(8, &generic("taken")), series(9, &generic("gift-e1"))])).await;
+    let error = apply_error(
+        &connect,
+        &org(1, &[repeatable_series(8, &generic("taken")), repeatable_series(9, &generic("gift-e1"))]),
+    )
+    .await;
     assert_eq!(
-        told.lines().map(|line| line.split(": ").nth(1).unwrap()).collect::<Vec<_>>(),
+        error.lines().map(|line| line.split(": ").nth(1).unwrap()).collect::<Vec<_>>(),
         ["orgs[1].series[1].generic_code", "orgs[1].series[2].generic_code",]
     );
-    // A series may have its own again, and what is close to another's.
-    apply(&connect, &org(1, &[series(2, &generic("old-spring")), series(9, &generic("x-ab2oc-z"))])).await;
-    apply(&connect, &org(1, &[series(2, &generic("spring"))])).await;
+    // A series may return to an earlier code of its own. X-AB2OC-Z cannot be drawn, since no series draws an O.
+    apply(
+        &connect,
+        &org(1, &[repeatable_series(2, &generic("old-spring")), repeatable_series(9, &generic("x-ab2oc-z"))]),
+    )
+    .await;
+    apply(&connect, &org(1, &[repeatable_series(2, &generic("spring"))])).await;
 }
 
 #[tokio::test]
-async fn a_shape_draws_no_code_that_is_there() {
+async fn settings_that_could_draw_an_existing_code_are_rejected() {
     let connect = new_database().await;
-    apply(&connect, &org(1, &[series(1, POOL), series(2, &generic("old-23456")), series(3, &generic("AB-ZZZZZ-X"))]))
-        .await;
-    apply(&connect, &org(1, &[series(2, &generic("new-23456"))])).await;
+    apply(
+        &connect,
+        &org(
+            1,
+            &[
+                repeatable_series(1, POOL),
+                repeatable_series(2, &generic("old-23456")),
+                repeatable_series(3, &generic("AB-ZZZZZ-X")),
+            ],
+        ),
+    )
+    .await;
+    apply(&connect, &org(1, &[repeatable_series(2, &generic("new-23456"))])).await;
     let codes = "gift-e2345\nCARDE23456\nEND-22222-q\nlong-code-that-is-secret-22222\n1234567\n";
     assert_eq!(import(&connect, 1, codes).await, (5, vec![]));
-    // What was uploaded stays so, whatever becomes of the series.
-    apply(&connect, &org(1, &[series(1, "coupon_prefix = \"P\"")])).await;
+    // Uploaded codes stay uploaded when their series changes its kind of code.
+    apply(&connect, &org(1, &[repeatable_series(1, "coupon_prefix = \"P\"")])).await;
 
     let choose = ": choose another prefix or length";
     for (settings, reason) in [
@@ -166,40 +195,48 @@ async fn a_shape_draws_no_code_that_is_there() {
             "could draw \"AB-ZZZZZ-X\", which is, or was before, the generic code of series 3",
         ),
     ] {
-        let told = refused(&connect, &org(1, &[series(9, settings)])).await;
-        let (place, told) = told.split_once(".coupon_prefix: ").unwrap();
-        assert!(place.starts_with("line ") && place.ends_with(": orgs[1].series[1]"), "{place}");
-        assert_eq!(told, format!("{reason}{choose}"), "{settings}");
-        // So for a series that had another one, which might be another series' own.
-        assert!(provisioning::apply_text(&connect, &org(1, &[series(2, settings)])).await.is_err());
+        let error = apply_error(&connect, &org(1, &[repeatable_series(9, settings)])).await;
+        let (position, message) = error.split_once(".coupon_prefix: ").unwrap();
+        assert!(position.starts_with("line ") && position.ends_with(": orgs[1].series[1]"), "{position}");
+        assert_eq!(message, format!("{reason}{choose}"), "{settings}");
+        // The same for series 2, even where the code in the way is its own generic code.
+        assert!(provisioning::apply_text(&connect, &org(1, &[repeatable_series(2, settings)])).await.is_err());
     }
-    // Close to it, and another organisation's.
+    // Similar settings, and the settings of another organisation, are no collision.
     for settings in [
         "coupon_prefix = \"gift_\"\nrandom_code_length = 5",
         "coupon_prefix = \"gift-\"\nrandom_code_length = 6",
         "coupon_prefix = \"gift-\"\nrandom_code_length = 5\nalpha_numeric = false",
         "coupon_prefix = \"gift-\"\nrandom_code_length = 5\ncoupon_suffix = \"X\"",
     ] {
-        apply(&connect, &org(1, &[series(9, settings)])).await;
+        apply(&connect, &org(1, &[repeatable_series(9, settings)])).await;
     }
-    apply(&connect, &org(2, &[series(9, "random_code_length = 10")])).await;
+    apply(&connect, &org(2, &[repeatable_series(9, "random_code_length = 10")])).await;
 }
 
 #[tokio::test]
-async fn an_upload_takes_no_code_that_is_there_or_may_come() {
+async fn an_upload_rejects_codes_that_exist_or_could_be_drawn() {
     let connect = new_database().await;
     let settings = "coupon_prefix = \"gift-\"\nrandom_code_length = 5";
     apply(
         &connect,
-        &org(1, &[series(1, POOL), series(2, POOL), series(3, &generic("old-spring")), series(4, settings)]),
+        &org(
+            1,
+            &[
+                repeatable_series(1, POOL),
+                repeatable_series(2, POOL),
+                repeatable_series(3, &generic("old-spring")),
+                repeatable_series(4, settings),
+            ],
+        ),
     )
     .await;
-    apply(&connect, &org(1, &[series(3, &generic("spring"))])).await;
-    // Another organisation's are nothing to it.
+    apply(&connect, &org(1, &[repeatable_series(3, &generic("spring"))])).await;
+    // The codes of another organisation do not count.
     let others = [
-        series(1, POOL),
-        series(3, &generic("free-1")),
-        series(4, "coupon_prefix = \"free-\"\nrandom_code_length = 5"),
+        repeatable_series(1, POOL),
+        repeatable_series(3, &generic("free-1")),
+        repeatable_series(4, "coupon_prefix = \"free-\"\nrandom_code_length = 5"),
     ];
     apply(&connect, &org(2, &others)).await;
     issue(&connect, "TAKEN").await;
@@ -208,7 +245,7 @@ async fn an_upload_takes_no_code_that_is_there_or_may_come() {
     let exists = "the code has been uploaded or issued before";
     let drawable = "a series could draw this code";
     let codes = "gift-e1\nGIFT-E1\ntaken\nTaken\npooled\nspring\nOLD-spring\ngift-23456\ngift-2345o\nGift-abcde,c\nfree-1\nfree-23456\n";
-    let told = [
+    let rejected = [
         format!("2: {exists}"),
         format!("3: {exists}"),
         format!("4: {exists}"),
@@ -218,52 +255,50 @@ async fn an_upload_takes_no_code_that_is_there_or_may_come() {
         format!("8: {drawable}"),
         format!("10: {drawable}"),
     ];
-    assert_eq!(import(&connect, 1, codes).await, (4, told.to_vec()));
+    assert_eq!(import(&connect, 1, codes).await, (4, rejected.to_vec()));
 }
 
-/// What was uploaded in lower case is given out so, and is the same code in upper case for whoever comes next.
 #[tokio::test]
-async fn a_code_is_given_out_as_it_was_uploaded_and_collides_in_any_case() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+async fn a_code_is_issued_in_the_case_of_its_upload_and_collides_in_either_case() {
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     assert_eq!(import(&app.connect, 1, "gift-e1\nGIFT-E2\n").await, (2, vec![]));
-    let mut given = Vec::new();
+    let mut issued = Vec::new();
     for _ in 0..2 {
         let entity = app.issue("c", &[1]).await["response"][0].clone();
         assert_eq!(outcome(&entity), "issued");
-        given.push(entity["result"]["code"].as_str().unwrap().to_owned());
+        issued.push(entity["result"]["code"].as_str().unwrap().to_owned());
     }
-    given.sort();
-    assert_eq!(given, ["GIFT-E2", "gift-e1"]);
+    issued.sort();
+    assert_eq!(issued, ["GIFT-E2", "gift-e1"]);
     assert_eq!(app.count("select from issued_coupon where code = 'gift-e1'").await, 1);
     let exists = "the code has been uploaded or issued before";
-    let (accepted, told) = import(&app.connect, 1, "GIFT-E1\ngift-e2\n").await;
-    assert_eq!((accepted, told), (0, vec![format!("1: {exists}"), format!("2: {exists}")]));
+    let (accepted, rejected) = import(&app.connect, 1, "GIFT-E1\ngift-e2\n").await;
+    assert_eq!((accepted, rejected), (0, vec![format!("1: {exists}"), format!("2: {exists}")]));
     for code in ["gift-E1", "gift-E2"] {
-        let told = refused(&app.connect, &org(1, &[series(2, &generic(code))])).await;
-        assert!(told.ends_with("generic_code: is also the code of a coupon of series 1"), "{told}");
+        let error = apply_error(&app.connect, &org(1, &[repeatable_series(2, &generic(code))])).await;
+        assert!(error.ends_with("generic_code: is also the code of a coupon of series 1"), "{error}");
     }
 }
 
-/// An `apply` that gives a code a meaning, and an upload of the same code at the same time: one of the two is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_an_apply_and_an_upload_at_once_one_has_the_code() {
+async fn of_an_apply_and_an_upload_at_once_only_one_gets_the_code() {
     let connect = new_database().await;
-    apply(&connect, &org(1, &[series(1, POOL)])).await;
+    apply(&connect, &org(1, &[repeatable_series(1, POOL)])).await;
     let (mut applied, mut uploaded) = (0, 0);
-    for turn in 0..120_u32 {
-        let (id, code) = (i64::from(turn) + 100, format!("t{turn}-e2345"));
-        let settings = match turn % 3 {
+    for round in 0..120_u32 {
+        let (id, code) = (i64::from(round) + 100, format!("t{round}-e2345"));
+        let settings = match round % 3 {
             0 => generic(&code),
-            1 => format!("coupon_prefix = \"t{turn}-\"\nrandom_code_length = 5"),
-            _ => format!("coupon_prefix = \"t{turn}-e\"\nrandom_code_length = 5\nalpha_numeric = false")
+            1 => format!("coupon_prefix = \"t{round}-\"\nrandom_code_length = 5"),
+            _ => format!("coupon_prefix = \"t{round}-e\"\nrandom_code_length = 5\nalpha_numeric = false")
                 .replace("= 5", "= 5\ncoupon_suffix = \"\""),
         };
-        let code = if turn % 3 == 2 { format!("T{turn}-E23456") } else { code };
-        // Either is the first at times: both need some milliseconds.
-        let head_start = Duration::from_micros(u64::from(turn % 12) * 1000);
+        let code = if round % 3 == 2 { format!("T{round}-E23456") } else { code };
+        // Both take some milliseconds. The head start varies, so that each of them is sometimes the first.
+        let head_start = Duration::from_micros(u64::from(round % 12) * 1000);
         let applying = async {
             tokio::time::sleep(Duration::from_millis(4)).await;
-            provisioning::apply_text(&connect, &org(1, &[series(id, &settings)]))
+            provisioning::apply_text(&connect, &org(1, &[repeatable_series(id, &settings)]))
                 .await
                 .map_err(|error| error.to_string())
         };
@@ -275,26 +310,26 @@ async fn of_an_apply_and_an_upload_at_once_one_has_the_code() {
         let (outcome, accepted) = tokio::join!(applying, uploading);
         match (outcome, accepted) {
             (Ok(_), 0) => applied += 1,
-            (Err(told), 1) => {
-                assert!(told.contains("an uploaded code of series 1"), "{told}");
+            (Err(error), 1) => {
+                assert!(error.contains("an uploaded code of series 1"), "{error}");
                 uploaded += 1;
             }
-            both => panic!("turn {turn}: {both:?}"),
+            both => panic!("round {round}: {both:?}"),
         }
     }
     assert!(applied > 0 && uploaded > 0, "{applied} applied, {uploaded} uploaded");
 }
 
-/// A coupon that is decided while the file is being checked draws the code, by the shape that the file takes away.
+/// A batch draws the code with the old settings of the series while `apply` checks the file.
 #[tokio::test]
-async fn a_generic_code_is_none_that_was_drawn_a_moment_before() {
+async fn a_generic_code_that_a_batch_has_just_drawn_is_rejected() {
     let connect = new_database().await;
-    let drawing = series(1, "coupon_prefix = \"A-\"\nrandom_code_length = 5");
+    let drawing = repeatable_series(1, "coupon_prefix = \"A-\"\nrandom_code_length = 5");
     apply(&connect, &org(1, &[drawing])).await;
-    // As a batch does until it is committed.
+    // A batch holds this lock until it is committed.
     let mut batch = connect.connect().await.unwrap();
     sqlx::raw_sql("select pg_advisory_lock_shared(20191, hashint8(1))").execute(&mut batch).await.unwrap();
-    let file = org(1, &[series(1, &generic("a-23456"))]);
+    let file = org(1, &[repeatable_series(1, &generic("a-23456"))]);
     let meanwhile = async {
         eventually("the apply waits for the batch", async || {
             let waits = "select exists (select from pg_locks l join pg_database d on d.oid = l.database
@@ -308,23 +343,22 @@ async fn a_generic_code_is_none_that_was_drawn_a_moment_before() {
         issue(&connect, "A-23456").await;
         close(batch).await;
     };
-    let (told, ()) = tokio::join!(refused(&connect, &file), meanwhile);
-    assert!(told.ends_with("generic_code: is also the code of a coupon of series 1"), "{told}");
-    // Had it drawn another one, the file would be fine.
+    let (error, ()) = tokio::join!(apply_error(&connect, &file), meanwhile);
+    assert!(error.ends_with("generic_code: is also the code of a coupon of series 1"), "{error}");
+    // A code that the batch did not draw is accepted.
     apply(&connect, &file.replace("a-23456", "a-23457")).await;
 }
 
-/// Two uploads of the same codes in another order, into two series of an organisation: none waits for the other in a circle, and each code
-/// is taken once.
+/// The uploads list the same codes in opposite orders, and must not deadlock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_uploads_at_once_one_has_the_code() {
+async fn of_two_uploads_at_once_each_code_goes_to_one() {
     let connect = new_database().await;
-    apply(&connect, &org(1, &[series(1, POOL), series(2, POOL)])).await;
-    for turn in 0..10 {
+    apply(&connect, &org(1, &[repeatable_series(1, POOL), repeatable_series(2, POOL)])).await;
+    for round in 0..10 {
         let uploads = [(1, false), (2, true)].map(|(series, is_reversed)| {
             let connect = connect.clone();
             tokio::spawn(async move {
-                let mut codes: Vec<String> = (0..2000).map(|number| format!("{turn}-{number}\n")).collect();
+                let mut codes: Vec<String> = (0..2000).map(|number| format!("{round}-{number}\n")).collect();
                 if is_reversed {
                     codes.reverse();
                 }
@@ -333,6 +367,6 @@ async fn of_two_uploads_at_once_one_has_the_code() {
             })
         });
         let [one, other] = uploads;
-        assert_eq!(one.await.unwrap() + other.await.unwrap(), 2000, "turn {turn}");
+        assert_eq!(one.await.unwrap() + other.await.unwrap(), 2000, "round {round}");
     }
 }

@@ -1,5 +1,4 @@
-//! Commands about a till or client, as an operator runs them: what they store, record, print and refuse.
-//! What a disabled till may still do is in authentication.rs.
+//! Commands about a till or client, as an operator runs them: what they store, record, print and reject.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -26,14 +25,14 @@ till = "store.server"
 access = "write"
 "#;
 
-/// A database that holds [`ORG`] and a client of an outside issuer.
+/// A database with [`ORG`] and a client of an external issuer.
 async fn database() -> PgConnectOptions {
     let connect = new_database().await;
     provisioning::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
     connect
 }
 
-/// The binary, run by ana through `sudo`.
+/// The binary, as ana runs it with `sudo`.
 fn command(connect: &PgConnectOptions, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.args(arguments).env("DATABASE_URL", connect.to_url_lossy().as_str()).stdin(Stdio::null());
@@ -42,30 +41,30 @@ fn command(connect: &PgConnectOptions, arguments: &[&str]) -> Command {
 }
 
 /// Exit code, standard output and standard error.
-fn told(output: Output) -> (i32, String, String) {
+fn result(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 fn run(connect: &PgConnectOptions, arguments: &[&str]) -> (i32, String, String) {
-    told(command(connect, arguments).output().unwrap())
+    result(command(connect, arguments).output().unwrap())
 }
 
 /// As [`run`], with this on standard input.
 fn run_with_input(connect: &PgConnectOptions, arguments: &[&str], input: &str) -> (i32, String, String) {
     let mut command = command(connect, arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It may end before it has read.
+    // A command that fails early does not read its input, so that this fails.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    told(child.wait_with_output().unwrap())
+    result(child.wait_with_output().unwrap())
 }
 
-/// The command succeeds, and prints one line of this action behind the instant.
-/// The text with another name for this host.
+/// Replaces the name of this host.
 fn here(text: &str) -> String {
     text.replace(&format!("@{}", whoami::hostname().unwrap()), "@here")
 }
 
+/// Asserts that the command succeeded and printed one line: the time, and this entry of the audit log.
 fn assert_audited((code, printed, error): (i32, String, String), line: &str) {
     assert_eq!((code, error.as_str()), (0, ""), "{printed}");
     let (instant, rest) = printed.split_once(' ').unwrap();
@@ -80,7 +79,7 @@ async fn values(connect: &PgConnectOptions, query: &'static str) -> Vec<String> 
     values
 }
 
-async fn audited(connect: &PgConnectOptions) -> Vec<String> {
+async fn audit_log(connect: &PgConnectOptions) -> Vec<String> {
     let entries = "select concat_ws(' | ', org_id, actor, action, subject) from audit_log order by entry_id";
     values(connect, entries).await.iter().map(|entry| here(entry)).collect()
 }
@@ -91,7 +90,7 @@ const DISABLED: &str =
 const TILL_HASH: &str = "select password_hash from till where till_id = 'store.server'";
 const CLIENT_HASH: &str = "select secret_hash from oauth_client where client_key = 'crm'";
 
-/// All that a command could change.
+/// Every row that a command may change.
 async fn everything(connect: &PgConnectOptions) -> Vec<String> {
     values(
         connect,
@@ -115,7 +114,7 @@ async fn a_till_and_a_client_are_disabled_and_enabled_with_an_entry_each() {
     assert_audited(run(&connect, &["client", "enable", "crm"]), "client enable crm (org 1) by ana@here");
     assert_eq!(values(&connect, DISABLED).await, [""; 0]);
     assert_eq!(
-        audited(&connect).await,
+        audit_log(&connect).await,
         [
             "1 | ana@here | till disable | store.server",
             "1 | ana@here | client disable | crm",
@@ -126,7 +125,7 @@ async fn a_till_and_a_client_are_disabled_and_enabled_with_an_entry_each() {
 }
 
 #[tokio::test]
-async fn what_is_so_already_succeeds_and_leaves_no_entry() {
+async fn a_command_without_effect_succeeds_and_leaves_no_entry() {
     let connect = database().await;
     run(&connect, &["till", "disable", "store.server"]);
     run(&connect, &["client", "disable", "crm"]);
@@ -138,11 +137,11 @@ async fn what_is_so_already_succeeds_and_leaves_no_entry() {
     ] {
         assert_eq!(run(&connect, &arguments), (0, line.to_owned(), String::new()));
     }
-    assert_eq!(audited(&connect).await.len(), 2);
+    assert_eq!(audit_log(&connect).await.len(), 2);
 }
 
 #[tokio::test]
-async fn an_apply_leaves_disabled_what_a_command_disabled() {
+async fn an_apply_does_not_enable_a_till_that_a_command_disabled() {
     let connect = database().await;
     run(&connect, &["till", "disable", "store.server"]);
     let report = provisioning::apply_text(&connect, &format!("{ORG}{PARTNER}")).await.unwrap();
@@ -150,11 +149,11 @@ async fn an_apply_leaves_disabled_what_a_command_disabled() {
     assert_eq!(values(&connect, DISABLED).await, ["store.server"]);
 }
 
-/// An apply reads first and writes last, with slow hashing in between.
+/// `apply` reads the tills first and writes them last, with slow hashing in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_till_that_is_disabled_while_a_file_is_applied_stays_so() {
+async fn a_till_that_is_disabled_during_an_apply_stays_disabled() {
     let connect = database().await;
-    // The apply has read everything once it waits for the first till, and has yet to write the second.
+    // Once `apply` waits for the first till, it has read everything, and has not written the second till.
     let mut holder = connect.connect().await.unwrap();
     sqlx::raw_sql("begin; select from till where till_id = 'store.server' for update")
         .execute(&mut holder)
@@ -178,7 +177,7 @@ async fn a_till_that_is_disabled_while_a_file_is_applied_stays_so() {
 }
 
 #[tokio::test]
-async fn a_tills_password_comes_from_standard_input_or_a_file_and_is_never_told() {
+async fn a_tills_password_comes_from_standard_input_or_a_file_and_is_never_printed() {
     let connect = database().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "\u{feff}from a file\r\n").unwrap();
@@ -197,11 +196,11 @@ async fn a_tills_password_comes_from_standard_input_or_a_file_and_is_never_told(
         let hash = values(&connect, TILL_HASH).await.concat();
         assert!(verify_secret(&hash, &till_password(&password.into())).unwrap(), "{password}");
     }
-    assert_eq!(audited(&connect).await, ["1 | ana@here | till set-password | store.server"; 5]);
+    assert_eq!(audit_log(&connect).await, ["1 | ana@here | till set-password | store.server"; 5]);
 }
 
 #[tokio::test]
-async fn a_clients_secret_comes_from_standard_input_or_a_file_and_is_never_told() {
+async fn a_clients_secret_comes_from_standard_input_or_a_file_and_is_never_printed() {
     let connect = database().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "from a file\n").unwrap();
@@ -214,11 +213,11 @@ async fn a_clients_secret_comes_from_standard_input_or_a_file_and_is_never_told(
         let hash = values(&connect, CLIENT_HASH).await.concat();
         assert!(verify_secret(&hash, &secret.into()).unwrap());
     }
-    assert_eq!(audited(&connect).await, ["1 | ana@here | client set-secret | crm"; 2]);
+    assert_eq!(audit_log(&connect).await, ["1 | ana@here | client set-secret | crm"; 2]);
 }
 
 #[tokio::test]
-async fn a_secret_that_cannot_be_one_is_refused() {
+async fn an_empty_or_multi_line_secret_is_rejected() {
     let connect = database().await;
     let before = everything(&connect).await;
     for (input, reason) in [
@@ -256,7 +255,7 @@ async fn a_secret_cannot_be_given_as_an_argument() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_is_told() {
+async fn an_unknown_till_or_client_is_an_error() {
     let connect = database().await;
     let before = everything(&connect).await;
     for (arguments, named) in [
@@ -275,7 +274,7 @@ async fn who_is_not_there_is_told() {
 }
 
 #[tokio::test]
-async fn a_client_of_an_outside_issuer_gets_no_secret() {
+async fn a_client_of_an_external_issuer_gets_no_secret() {
     let connect = database().await;
     let before = everything(&connect).await;
     let error = "coupon-issuer: client partner has no secret here: its tokens come from https://login.example.com\n";
@@ -284,7 +283,7 @@ async fn a_client_of_an_outside_issuer_gets_no_secret() {
     assert_eq!(everything(&connect).await, before);
 }
 
-/// A clock that shows one instant.
+/// A clock that always shows this instant.
 struct At(&'static str);
 
 impl Clock for At {
@@ -298,7 +297,7 @@ impl Clock for At {
 }
 
 #[tokio::test]
-async fn tokens_are_void_from_the_instant_of_the_command() {
+async fn revoke_tokens_stores_the_time_of_the_command() {
     let connect = database().await;
     let tokens_from = "select client_key || ' ' || to_char(tokens_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
            from oauth_client where tokens_from is not null order by 1";
@@ -316,14 +315,14 @@ async fn tokens_are_void_from_the_instant_of_the_command() {
     let printed = "client revoke-tokens partner (org 1) by ana@here";
     assert_audited(run(&connect, &["client", "revoke-tokens", "partner"]), printed);
     assert_eq!(values(&connect, tokens_from).await.len(), 2);
-    // What a file changes of the client does not bring them back.
+    // An `apply` that changes the client does not make the tokens valid again.
     let changed = format!("{ORG}{PARTNER}").replace("token_ttl_seconds = 3600", "token_ttl_seconds = 60");
     assert_eq!(provisioning::apply_text(&connect, &changed).await.unwrap().changes.len(), 1);
     assert_eq!(values(&connect, tokens_from).await.len(), 2);
 }
 
 #[tokio::test]
-async fn the_record_names_who_gave_the_command() {
+async fn the_audit_log_names_the_user_who_gave_the_command() {
     let connect = database().await;
     let me = format!("{}@here", whoami::username().unwrap());
     for (sudo, expected) in [
@@ -337,13 +336,13 @@ async fn the_record_names_who_gave_the_command() {
             Some(sudo) => command.env("SUDO_USER", sudo),
             None => command.env_remove("SUDO_USER"),
         };
-        assert_audited(told(command.output().unwrap()), &format!("client revoke-tokens crm (org 1) by {expected}"));
-        assert_eq!(audited(&connect).await.pop().unwrap(), format!("1 | {expected} | client revoke-tokens | crm"));
+        assert_audited(result(command.output().unwrap()), &format!("client revoke-tokens crm (org 1) by {expected}"));
+        assert_eq!(audit_log(&connect).await.pop().unwrap(), format!("1 | {expected} | client revoke-tokens | crm"));
     }
 }
 
 #[tokio::test]
-async fn running_services_are_told_of_each_change() {
+async fn each_change_notifies_running_services() {
     let connect = database().await;
     let mut listener = sqlx::postgres::PgListener::connect_with(
         &sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_lazy_with(connect.clone()),
@@ -359,7 +358,7 @@ async fn running_services_are_told_of_each_change() {
         (["client", "revoke-tokens", "crm"], ""),
     ] {
         assert_eq!(run_with_input(&connect, &arguments, input).0, 0);
-        let told = tokio::time::timeout(std::time::Duration::from_secs(30), listener.recv()).await;
-        assert_eq!(told.unwrap().unwrap().channel(), "coupon_issuer_credentials", "{arguments:?}");
+        let notification = tokio::time::timeout(Duration::from_secs(30), listener.recv()).await;
+        assert_eq!(notification.unwrap().unwrap().channel(), "coupon_issuer_credentials", "{arguments:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! Callers that misuse their connection: idle, slow, never reading, too many, several requests at once, another protocol.
-//! Each is bounded, and no other caller notices.
+//! Callers that misuse their connection: idle, slow, never reading, too many, pipelined, or of another protocol. The service bounds each,
+//! and other callers do not notice.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{ORG, TestApp, outcomes, series};
+use crate::support::{ORG, TestApp, outcomes, repeatable_series};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIME_OUT: Duration = Duration::from_secs(30);
 
 async fn start(change: impl FnOnce(&mut coupon_issuer::config::HttpSettings)) -> TestApp {
-    TestApp::start_with(&format!("{ORG}{}", series(1, "")), |settings| change(&mut settings.http)).await
+    TestApp::start_with(&format!("{ORG}{}", repeatable_series(1, "")), |settings| change(&mut settings.http)).await
 }
 
 fn request(customer: &str) -> String {
@@ -30,11 +30,11 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
 
-/// All that comes until the service closes the connection.
+/// Reads until the service closes the connection.
 async fn until_closed(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
-    // Cut hard or closed in order is all the same.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut all)).await.unwrap());
+    // A reset counts as an end, too.
+    drop(timeout(TIME_OUT, stream.read_to_end(&mut all)).await.unwrap());
     String::from_utf8(all).unwrap()
 }
 
@@ -42,10 +42,10 @@ async fn read_one(stream: &mut TcpStream) -> String {
     read_if_open(stream).await.unwrap()
 }
 
-/// What comes next, unless the connection is closed instead, hard or in order.
+/// Reads once. `None`: the service has closed or reset the connection.
 async fn read_if_open(stream: &mut TcpStream) -> Option<String> {
     let mut buffer = vec![0; 4096];
-    let read = timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().ok().filter(|read| *read > 0)?;
+    let read = timeout(TIME_OUT, stream.read(&mut buffer)).await.unwrap().ok().filter(|read| *read > 0)?;
     Some(String::from_utf8_lossy(&buffer[..read]).into_owned())
 }
 
@@ -54,25 +54,25 @@ async fn a_connection_without_a_request_is_closed() {
     let app = start(|http| http.header_timeout = Duration::from_millis(200)).await;
     assert_eq!(until_closed(&mut connect(app.address).await).await, "");
 
-    // One byte at a time does not help.
+    // A caller that sends one byte at a time does not gain time.
     let mut slow = connect(app.address).await;
-    let dripping = async {
+    let sending = async {
         for byte in request("slow").bytes() {
             if slow.write_all(&[byte]).await.is_err() {
                 return;
             }
             sleep(Duration::from_millis(20)).await;
         }
-        panic!("all of it was taken");
+        panic!("the service read the whole request");
     };
-    timeout(PATIENCE, dripping).await.unwrap();
+    timeout(TIME_OUT, sending).await.unwrap();
     assert_eq!(app.count("select from coupon").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_may_be_idle_between_requests_for_its_own_time() {
+async fn a_connection_may_be_idle_longer_than_the_header_time_out() {
     let app = start(|http| {
-        // So far apart that a machine which stands still for two seconds confuses none with another.
+        // So far apart that a machine may stall for two seconds.
         http.header_timeout = Duration::from_secs(3);
         http.idle_timeout = Duration::from_secs(6);
     })
@@ -87,7 +87,7 @@ async fn a_connection_may_be_idle_between_requests_for_its_own_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_in_one_breath_are_answered_in_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let app = start(|_| {}).await;
     let mut stream = connect(app.address).await;
     let mut all: String = (0..200).map(|number| request(&format!("c{number}"))).collect();
@@ -99,19 +99,18 @@ async fn requests_in_one_breath_are_answered_in_order() {
     assert_eq!(app.count("select from coupon").await, 200);
 }
 
-/// It asks for more than it is ever going to read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_never_reads_is_cut() {
     let app = start(|http| http.write_timeout = Duration::from_millis(300)).await;
     let mut stream = connect(app.address).await;
     let thousand = "GET /.well-known/jwks.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    let asking = async { while stream.write_all(thousand.as_bytes()).await.is_ok() {} };
-    timeout(PATIENCE, asking).await.unwrap();
+    let writing = async { while stream.write_all(thousand.as_bytes()).await.is_ok() {} };
+    timeout(TIME_OUT, writing).await.unwrap();
     assert_eq!(outcomes(&app.issue("another", &[1]).await), ["issued"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_most_connections_another_is_closed_until_one_is_free() {
+async fn a_connection_beyond_the_maximum_is_closed_until_a_slot_is_free() {
     let app = start(|http| http.max_connections = 20).await;
     let mut idle = Vec::new();
     for _ in 0..20 {
@@ -122,30 +121,30 @@ async fn beyond_the_most_connections_another_is_closed_until_one_is_free() {
     }
     assert_eq!(until_closed(&mut connect(app.address).await).await, "");
     idle.pop();
-    // The service learns a moment later that a place is free. Who is answered then has taken it, and keeps it.
-    let asking = async {
+    // The service notices the free slot a moment later. The connection that gets an answer has taken the slot.
+    let until_answered = async {
         loop {
-            if let Some(answered) = issue_over_another(app.address).await {
+            if let Some(answered) = issue_over_new_connection(app.address).await {
                 return answered;
             }
         }
     };
-    let (_taken, answer) = timeout(PATIENCE, asking).await.unwrap();
+    let (_connection, answer) = timeout(TIME_OUT, until_answered).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"failureCount\":0"), "{answer}");
-    assert_eq!(until_closed(&mut connect(app.address).await).await, "", "it was the only one");
-    assert_eq!(app.count("select from coupon").await, 1, "who was closed was not served");
+    assert_eq!(until_closed(&mut connect(app.address).await).await, "", "a second slot was free");
+    assert_eq!(app.count("select from coupon").await, 1, "a closed connection got a coupon");
 }
 
-/// Asks for a coupon over a connection of its own. `None`: it was closed without an answer.
-async fn issue_over_another(address: SocketAddr) -> Option<(TcpStream, String)> {
+/// Requests a coupon over a new connection. `None`: the service closed it without an answer.
+async fn issue_over_new_connection(address: SocketAddr) -> Option<(TcpStream, String)> {
     let mut stream = connect(address).await;
-    // That it is closed is seen here, or where the answer is read.
+    // A closed connection fails here, or where the answer is read.
     stream.write_all(request("c").as_bytes()).await.ok()?;
     let answer = read_if_open(&mut stream).await?;
     Some((stream, answer))
 }
 
-/// There is no stream to open and reset: the service speaks HTTP/1.1 alone.
+/// The service speaks HTTP/1.1 only, so that no caller can open and reset streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http_2_is_refused_at_once() {
     let app = start(|_| {}).await;
@@ -157,7 +156,7 @@ async fn http_2_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_idle_and_half_open_connections_hold_up_nobody() {
+async fn a_thousand_idle_and_half_open_connections_delay_no_request() {
     let app = start(|http| http.shutdown_timeout = Duration::from_secs(2)).await;
     let mut held = Vec::new();
     for number in 0..1000 {
@@ -170,7 +169,7 @@ async fn a_thousand_idle_and_half_open_connections_hold_up_nobody() {
     for number in 0..50 {
         assert_eq!(outcomes(&app.issue(&number.to_string(), &[1]).await), ["issued"]);
     }
-    // They do not hold up a stop beyond its time-out, either.
-    timeout(PATIENCE, app.stop()).await.unwrap();
+    // They do not delay a stop beyond its time-out either.
+    timeout(TIME_OUT, app.stop()).await.unwrap();
     drop(held);
 }

@@ -1,5 +1,5 @@
-//! The console: what people see of what callers were told, and nobody else's.
-//! Counts come a moment after the answers they count, so what is to be seen is waited for.
+//! The console: what a person sees of the requests of their own organisation. The service adds counts a moment after its answers, so that
+//! the tests wait for them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,34 +12,36 @@ use reqwest::header::HeaderMap;
 use serde_json::json;
 use sqlx::ConnectOptions;
 
-use crate::support::{NOW, ORG, TestApp, close, eventually, failure, new_database, outcomes, series};
+use crate::support::{
+    NOW, ORG, TestApp, close, default_series, eventually, failure, new_database, outcomes, repeatable_series,
+};
 
-/// Counts are added as soon as the task gets to it.
-fn at_once(settings: &mut Settings) {
+/// The service adds counts every 20 ms.
+fn flush_at_once(settings: &mut Settings) {
     settings.activity.flush = Duration::from_millis(20);
 }
 
 async fn start(all_series: &[String]) -> TestApp {
-    TestApp::start_with(&format!("{ORG}{}", all_series.concat()), at_once).await
+    TestApp::start_with(&format!("{ORG}{}", all_series.concat()), flush_at_once).await
 }
 
-/// A page, as it was answered.
+/// The HTML of a page.
 struct Page(String);
 
 impl TestApp {
-    async fn ask_console(&self, query: &str, till: &str, password: &str) -> reqwest::Response {
+    async fn request_console(&self, query: &str, till: &str, password: &str) -> reqwest::Response {
         let url = self.url(&format!("/console{query}"));
         self.client().get(url).basic_auth(till, Some(password)).send().await.unwrap()
     }
 
     async fn console(&self, query: &str) -> Page {
-        let answer = self.ask_console(query, "office.desk", "office123").await;
+        let answer = self.request_console(query, "office.desk", "office123").await;
         assert_eq!(answer.status(), 200);
         Page(answer.text().await.unwrap())
     }
 
     /// Waits until the page shows what is expected.
-    async fn shows(&self, query: &str, what: &str, expected: impl Fn(&Page) -> bool) -> Page {
+    async fn console_when(&self, query: &str, what: &str, expected: impl Fn(&Page) -> bool) -> Page {
         let last = Mutex::new(None);
         eventually(what, async || {
             let page = self.console(query).await;
@@ -53,7 +55,7 @@ impl TestApp {
 }
 
 impl Page {
-    /// The words of a part of it, from where it begins until where it ends, with a bar between the elements.
+    /// The texts between `from` and `to`, with a bar between the elements.
     fn words(&self, from: &str, to: &str) -> String {
         let rest = &self.0[self.0.find(from).unwrap_or_else(|| panic!("no {from} in {}", self.0))..];
         let part = &rest[..rest.find(to).unwrap()];
@@ -65,7 +67,7 @@ impl Page {
         self.words(&format!("<a id=\"series-{id}\""), "</tr>")
     }
 
-    /// The ids of the series that it shows, from above.
+    /// The ids of the series, from top to bottom.
     fn series_ids(&self) -> Vec<i64> {
         let ids = self.0.split("<a id=\"series-").skip(1);
         ids.map(|rest| rest.split('"').next().unwrap().parse().unwrap()).collect()
@@ -90,13 +92,13 @@ impl Page {
 }
 
 #[tokio::test]
-async fn it_shows_what_was_issued_resent_and_refused() {
+async fn the_console_shows_what_was_issued_resent_and_refused() {
     let app = start(&[
-        series(1, ""),
-        series(2, "max_create = 3"),
-        series(3, "is_multiple_vouchers_per_user_allowed = false\ndo_not_resend_existing_voucher = false"),
-        series(4, "client_handling_type = \"DISC_CODE_PIN\""),
-        series(5, ""),
+        repeatable_series(1, ""),
+        repeatable_series(2, "max_create = 3"),
+        default_series(3, "do_not_resend_existing_voucher = false"),
+        repeatable_series(4, "client_handling_type = \"DISC_CODE_PIN\""),
+        repeatable_series(5, ""),
     ])
     .await;
     sqlx::raw_sql(
@@ -110,14 +112,14 @@ async fn it_shows_what_was_issued_resent_and_refused() {
         app.issue("c", &[1, 2, 3, 4, 999]).await;
     }
 
-    let page = app.shows("", "all of it", |page| page.tiles().starts_with("Issued|11|")).await;
+    let page = app.console_when("", "the page shows all coupons", |page| page.tiles().starts_with("Issued|11|")).await;
     assert_eq!(page.series(1), "1|Series 1|4|since 2026-11-22|no limit|0|4|0");
     assert_eq!(page.series(2), "2|Series 2|3|of 3|none left|0|3|1|5001|the cap is reached|× 1");
     assert_eq!(page.series(3), "3|Series 3|1|since 2026-11-22|no limit|3|1|0");
     let pool = "4|Series 4|3|since 2026-11-22|none left|uploaded codes|0|3|1|5005|no uploaded code is left|× 1";
     assert_eq!(page.series(4), pool);
     assert_eq!(page.series(5), "5|Series 5|0|no limit|0|0|0");
-    assert_eq!(page.series_ids(), [4, 3, 2, 1, 5], "those asked for first");
+    assert_eq!(page.series_ids(), [4, 3, 2, 1, 5], "the series that were requested come first");
     let tiles = "Issued|11|in the last hour|Issued|0|in the last full minute|Refused|6|in the last hour|Resent|3|held \
                  already, shown again|Replayed|0|the same request again";
     assert_eq!(page.tiles(), tiles);
@@ -128,37 +130,40 @@ async fn it_shows_what_was_issued_resent_and_refused() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_tried_again_is_replayed() {
-    let app = start(&[series(1, "")]).await;
+async fn the_console_counts_replays() {
+    let app = start(&[repeatable_series(1, "")]).await;
     for _ in 0..3 {
         let body = json!({"seriesIds": [1], "customer": {"id": "c"}}).to_string();
         let answer = app.post(body).header("Idempotency-Key", "k").send().await.unwrap();
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
     }
-    let page = app.shows("", "the replays", |page| page.tiles().contains("Replayed|2|")).await;
+    let page = app.console_when("", "the page shows the replays", |page| page.tiles().contains("Replayed|2|")).await;
     assert_eq!(page.series(1), "1|Series 1|1|since 2026-11-22|no limit|0|and 2 replayed|1|0");
 }
 
 #[tokio::test]
-async fn a_failure_is_found_by_its_request_and_its_series_and_tells_nothing_of_the_customer() {
-    let app =
-        start(&[series(1, "client_handling_type = \"GENERIC\"\ngeneric_code = \"THE-ONE-CODE\""), series(2, "")]).await;
-    let ask = async |request_id: &str, series_ids: &[i64]| {
+async fn a_failure_is_found_by_request_and_by_series_and_shows_nothing_of_the_customer() {
+    let app = start(&[
+        repeatable_series(1, "client_handling_type = \"GENERIC\"\ngeneric_code = \"THE-ONE-CODE\""),
+        repeatable_series(2, ""),
+    ])
+    .await;
+    let request = async |request_id: &str, series_ids: &[i64]| {
         let customer = json!({"mobile": "919900000001", "email": "somebody@example.com"});
         let body = json!({"seriesIds": series_ids, "customer": customer}).to_string();
         app.post(body).header("X-Request-Id", request_id).send().await.unwrap();
     };
-    ask("first", &[2, 1, 98]).await;
+    request("first", &[2, 1, 98]).await;
     app.clock.set("2026-11-22T10:01:00Z");
-    ask("second", &[2, 99, 98]).await;
+    request("second", &[2, 99, 98]).await;
 
-    let page = app.shows("", "both", |page| page.failures().contains("second")).await;
+    let page = app.console_when("", "the page shows both failures", |page| page.failures().contains("second")).await;
     let none = "Coupon Series ID is invalid";
     let (first, second) = (
         "2026-11-22 10:00:00|first|CALLER|98|707",
         "2026-11-22 10:01:00|second|CALLER|99|707|Coupon Series ID is invalid|98|707",
     );
-    let [first, second] = [first, second].map(|told| told.replace("CALLER", "till store.server, store 10"));
+    let [first, second] = [first, second].map(|failure| failure.replace("CALLER", "till store.server, store 10"));
     let failures = page.failures();
     assert!(failures.contains(&format!("{second}|{none}|{first}|{none}")), "{failures}");
     let found = app.console("?request=first").await.failures();
@@ -173,11 +178,11 @@ async fn a_failure_is_found_by_its_request_and_its_series_and_tells_nothing_of_t
 }
 
 #[tokio::test]
-async fn whatever_a_series_is_called_is_shown_as_it_is_called() {
+async fn html_in_names_and_queries_is_escaped() {
     let hostile = "</title><script>alert(1)</script>\\\" onmouseover=x <img src=//evil.example>&amp;";
     let file = ORG.replace("Test Retail", hostile);
-    let file = format!("{file}{}", series(1, "").replace("Series 1", hostile));
-    let app = TestApp::start_with(&file, at_once).await;
+    let file = format!("{file}{}", repeatable_series(1, "").replace("Series 1", hostile));
+    let app = TestApp::start_with(&file, flush_at_once).await;
     let query = "?series=%3Cscript%3E&request=%22%3E%3Cscript%3Ealert(1)%3C/script%3E";
     for query in ["", query, "?series=1"] {
         let page = app.console(query).await;
@@ -191,22 +196,22 @@ async fn whatever_a_series_is_called_is_shown_as_it_is_called() {
 }
 
 #[tokio::test]
-async fn read_access_is_enough_and_is_needed() {
-    let app = start(&[series(1, "")]).await;
+async fn the_console_needs_read_access() {
+    let app = start(&[repeatable_series(1, "")]).await;
     for (till, password) in [("store.server", "server123"), ("office.desk", "office123")] {
-        assert_eq!(app.ask_console("", till, password).await.status(), 200);
+        assert_eq!(app.request_console("", till, password).await.status(), 200);
     }
-    let refused = app.ask_console("", "warehouse.gate", "gate123").await;
+    let refused = app.request_console("", "warehouse.gate", "gate123").await;
     assert_eq!(failure(refused).await, (403, 4000, "Not authorized. Access is denied!".to_owned()));
-    let wrong = app.ask_console("", "office.desk", "wrong").await;
+    let wrong = app.request_console("", "office.desk", "wrong").await;
     let asks_for_basic = |headers: &HeaderMap| {
         headers.get_all("www-authenticate").iter().any(|one| one.to_str().unwrap().starts_with("Basic realm="))
     };
     assert!(asks_for_basic(wrong.headers()));
     assert_eq!(failure(wrong).await, (401, 401, "Invalid credentials".to_owned()));
-    let nobody = app.client().get(app.url("/console")).send().await.unwrap();
-    assert!(asks_for_basic(nobody.headers()));
-    assert_eq!(failure(nobody).await.0, 401);
+    let anonymous = app.client().get(app.url("/console")).send().await.unwrap();
+    assert!(asks_for_basic(anonymous.headers()));
+    assert_eq!(failure(anonymous).await.0, 401);
 
     let grant = json!({"key": "reports", "secret": "reports-secret"});
     let token = app.client().post(app.url("/v3/oauth/token/generate")).json(&grant).send().await.unwrap();
@@ -219,21 +224,21 @@ async fn read_access_is_enough_and_is_needed() {
 }
 
 #[tokio::test]
-async fn it_counts_as_a_request() {
+async fn the_console_counts_against_the_rate_limit() {
     let file = ORG.replace("id = \"office.desk\"", "id = \"office.desk\"\nrate_limit_per_minute = 2");
-    let app = TestApp::start_with(&file, at_once).await;
+    let app = TestApp::start_with(&file, flush_at_once).await;
     let mut statuses = Vec::new();
     for _ in 0..3 {
-        statuses.push(app.ask_console("", "office.desk", "office123").await.status().as_u16());
+        statuses.push(app.request_console("", "office.desk", "office123").await.status().as_u16());
     }
     assert_eq!(statuses, [200, 200, 429]);
 }
 
-/// The browser is told to load nothing, from anywhere, and to keep nothing.
+/// The Content-Security-Policy allows no other file and no other script, and Cache-Control no copy.
 #[tokio::test]
-async fn the_page_is_complete_in_itself() {
-    let app = start(&[series(1, "")]).await;
-    let answer = app.ask_console("", "office.desk", "office123").await;
+async fn the_page_loads_nothing_and_is_not_stored() {
+    let app = start(&[repeatable_series(1, "")]).await;
+    let answer = app.request_console("", "office.desk", "office123").await;
     let headers = answer.headers().clone();
     let policy = headers["content-security-policy"].to_str().unwrap();
     for part in [
@@ -257,16 +262,16 @@ async fn the_page_is_complete_in_itself() {
 }
 
 #[tokio::test]
-async fn switched_off_it_is_not_there() {
+async fn a_disabled_console_is_404() {
     let app = TestApp::start_with(ORG, |settings| settings.http.console = false).await;
-    let with = app.ask_console("", "office.desk", "office123").await;
-    assert_eq!(failure(with).await, (404, 404, "No such path".to_owned()));
+    let answer = app.request_console("", "office.desk", "office123").await;
+    assert_eq!(failure(answer).await, (404, 404, "No such path".to_owned()));
     assert_eq!(app.client().get(app.url("/console")).send().await.unwrap().status(), 404);
 }
 
 #[tokio::test]
-async fn without_counting_it_shows_what_the_database_counts() {
-    let file = format!("{ORG}{}", series(1, "max_create = 10"));
+async fn without_activity_counts_the_console_shows_the_coupons_in_the_database() {
+    let file = format!("{ORG}{}", repeatable_series(1, "max_create = 10"));
     let app = TestApp::start_with(&file, |settings| settings.activity.flush = Duration::ZERO).await;
     app.issue("c", &[1]).await;
     let page = app.console("").await;
@@ -275,53 +280,55 @@ async fn without_counting_it_shows_what_the_database_counts() {
 }
 
 #[tokio::test]
-async fn what_two_replicas_count_adds_up_and_a_restart_keeps_it() {
+async fn the_counts_of_two_replicas_add_up_and_survive_a_restart() {
     let database = new_database().await;
-    let file = format!("{ORG}{}", series(1, ""));
-    // As good as never: a stop adds it.
-    let seldom = |settings: &mut Settings| settings.activity.flush = Duration::from_hours(1);
-    let one = TestApp::start_over(database.clone(), &file, seldom).await;
-    let other = TestApp::start_over(database.clone(), &file, at_once).await;
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
+    // Only the stop of this replica adds its counts.
+    let flush_at_stop = |settings: &mut Settings| settings.activity.flush = Duration::from_hours(1);
+    let one = TestApp::start_over(database.clone(), &file, flush_at_stop).await;
+    let other = TestApp::start_over(database.clone(), &file, flush_at_once).await;
     for customer in ["a", "b", "c"] {
         one.issue(customer, &[1, 999]).await;
         other.issue(customer, &[1, 1]).await;
     }
     one.stop().await;
-    other.shows("", "what both have counted", |page| page.tiles().starts_with("Issued|9|")).await;
+    other
+        .console_when("", "the page shows the counts of both replicas", |page| page.tiles().starts_with("Issued|9|"))
+        .await;
     other.stop().await;
 
-    let again = TestApp::start_over(database, &file, at_once).await;
+    let again = TestApp::start_over(database, &file, flush_at_once).await;
     let page = again.console("").await;
     assert!(page.series(1).starts_with("1|Series 1|9|"), "{}", page.series(1));
     assert!(page.tiles().contains("Refused|3|"), "{}", page.tiles());
 }
 
-/// Minutes and failures are taken away when they are old; what they add up to stays.
+/// The service purges old minutes and failures, and keeps their totals.
 #[tokio::test]
-async fn totals_outlive_the_minutes_they_are_made_of() {
+async fn totals_outlive_the_minutes_and_failures_that_are_purged() {
     let database = new_database().await;
-    let file = format!("{ORG}{}", series(1, "is_multiple_vouchers_per_user_allowed = false"));
-    let app = TestApp::start_over(database.clone(), &file, at_once).await;
+    let file = format!("{ORG}{}", default_series(1, ""));
+    let app = TestApp::start_over(database.clone(), &file, flush_at_once).await;
     for customer in ["a", "b", "b", "c"] {
         app.issue(customer, &[1]).await;
     }
-    app.shows("", "all of it", |page| page.tiles().starts_with("Issued|3|")).await;
+    app.console_when("", "the page shows all coupons", |page| page.tiles().starts_with("Issued|3|")).await;
     app.stop().await;
 
-    let a_while = "update activity_minute set minute = minute - interval '47 hours';
+    let too_young_to_purge = "update activity_minute set minute = minute - interval '47 hours';
                    update activity_failure set at = at - interval '47 hours'";
-    let too_long = "update activity_minute set minute = minute - interval '2 hours';
+    let old_enough = "update activity_minute set minute = minute - interval '2 hours';
                     update activity_failure set at = at - interval '2 hours'";
-    for (time, kept) in [(a_while, true), (too_long, false)] {
+    for (make_older, kept) in [(too_young_to_purge, true), (old_enough, false)] {
         let mut connection = database.connect().await.unwrap();
-        sqlx::raw_sql(time).execute(&mut connection).await.unwrap();
+        sqlx::raw_sql(make_older).execute(&mut connection).await.unwrap();
         close(connection).await;
-        // What is old is looked for at the start.
-        let app = TestApp::start_over(database.clone(), &file, at_once).await;
+        // The service purges when it starts.
+        let app = TestApp::start_over(database.clone(), &file, flush_at_once).await;
         let page = if kept {
             app.console("").await
         } else {
-            app.shows("", "nothing old", |page| page.failures().contains("None.")).await
+            app.console_when("", "the page shows no failure", |page| page.failures().contains("None.")).await
         };
         assert_eq!(page.failures().contains("1|709"), kept);
         assert_eq!(app.count("select from activity_minute").await > 0, kept);
@@ -333,10 +340,10 @@ async fn totals_outlive_the_minutes_they_are_made_of() {
     }
 }
 
-/// A batch whose answer was lost is sent again; if it had been added, it is not added again.
+/// The service sends a batch of counts again if its answer is lost. The database may have added it.
 #[tokio::test]
-async fn a_batch_that_is_sent_again_is_added_once() {
-    let app = start(&[series(1, "")]).await;
+async fn a_batch_of_counts_that_is_sent_again_is_added_once() {
+    let app = start(&[repeatable_series(1, "")]).await;
     let db = Db::new(app.connect.clone(), &Settings::load(None).unwrap().database);
     let minute = NOW.parse().unwrap();
     let (org_id, series_id, outcome) = (OrgId(1), SeriesId(1), "issued");
@@ -370,27 +377,25 @@ async fn a_batch_that_is_sent_again_is_added_once() {
     assert_eq!(page.series(1), "1|Series 1|10|since 2026-11-22|no limit|0|10|0");
     assert_eq!(app.count("select from activity_failure").await, 2);
 
-    // Of many failures the newest are kept.
+    // The database keeps the newest failures.
     db.trim_failures(&[OrgId(1), OrgId(2)], 1).await.unwrap();
     assert_eq!(app.count("select from activity_failure").await, 1);
 }
 
-/// Nothing waits for the counts, and they wait for the database.
 #[tokio::test]
-async fn counts_wait_while_the_database_does_not_take_them() {
-    let app = start(&[series(1, "")]).await;
+async fn counts_wait_for_a_locked_table_and_requests_do_not() {
+    let app = start(&[repeatable_series(1, "")]).await;
     let mut holder = app.connect.connect().await.unwrap();
     sqlx::raw_sql("begin; lock table activity_total").execute(&mut holder).await.unwrap();
     for _ in 0..5 {
         assert_eq!(app.issue_one("c", 1).await, "issued");
     }
     close(holder).await;
-    app.shows("", "all of them", |page| page.tiles().starts_with("Issued|5|")).await;
+    app.console_when("", "the page shows all coupons", |page| page.tiles().starts_with("Issued|5|")).await;
 }
 
-/// However many series there are, a page has so many and no more, and the pages have all of them once.
 #[tokio::test]
-async fn a_page_is_bounded_and_the_pages_are_complete() {
+async fn a_page_shows_at_most_50_series_and_the_pages_show_all() {
     let app = start(&[]).await;
     let more = "insert into series (org_id, series_id, version, description, info, discount_type, discount_value, discount_upto,
                     valid_till_date, expiry_strategy_type, expiry_strategy_value, client_handling_type, alpha_numeric,
@@ -411,7 +416,7 @@ async fn a_page_is_bounded_and_the_pages_are_complete() {
     }
     app.clock.set("2026-11-22T10:01:00Z");
     app.issue("c", &[1500]).await;
-    app.shows("", "all of it", |page| page.tiles().starts_with("Issued|201|")).await;
+    app.console_when("", "the page shows all coupons", |page| page.tiles().starts_with("Issued|201|")).await;
 
     let (mut query, mut seen, mut pages) = (String::new(), Vec::new(), 0);
     loop {
@@ -425,7 +430,7 @@ async fn a_page_is_bounded_and_the_pages_are_complete() {
         }
     }
     assert_eq!(pages, 40);
-    assert_eq!(seen[0], 1500, "the latest first");
+    assert_eq!(seen[0], 1500, "the series of the last request comes first");
     let mut active = seen[1..201].to_vec();
     active.sort_unstable();
     assert_eq!(active, (1001..1201).collect::<Vec<_>>());

@@ -1,10 +1,10 @@
-//! The call of a batch of four coupons is cut at every point: the session ends, the statement fails or times out, the network dies,
-//! the server crashes. A second cut strikes every point of the recovery. The caller notices nothing.
+//! Cuts the call of a batch of four coupons at every point: the session ends, the statement fails or times out, the network fails, or the
+//! server crashes. A second cut strikes every point of the recovery. The caller notices nothing.
 //!
-//! A cut inside a transaction leaves nothing of it, wherever it strikes. So the points are the beginning of procedure
-//! `issue_coupons_1`, and the places before and after each commit. They are numbered in the order in which calls reach them.
+//! A cut inside a transaction undoes it, wherever it strikes. So cuts between transactions are enough: at the start of procedure
+//! `issue_coupons_1`, and before and after each commit. These are the steps. Each time that a call reaches a step is a point; the points
+//! are numbered in order.
 
-use coupon_issuer::db::migrations;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::process::Command;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coupon_issuer::db::migrations;
 use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
@@ -21,24 +22,24 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use crate::network::Wire;
-use crate::support::{TestApp, eventually, fresh_dir, new_database, outcome, series};
+use crate::support::{TestApp, eventually, fresh_dir, new_database, outcome, repeatable_series};
 
-/// The places of the procedure, as they are numbered where it is made to stop. Each commit has two: before it and after it.
-const BEGINNING: usize = 0;
+/// The first step. Each of [`COMMITS`] has two more: step `2 * index + 1` before it, and the next one after it.
+const START: usize = 0;
 const COMMITS: [&str; 5] =
     ["an unguarded coupon", "a coupon with a cap or a key", "a coupon", "a removed code", "the flush"];
 const UNGUARDED: usize = 0;
 const CAP_OR_KEY: usize = 1;
 const GUARDED: usize = 2;
-/// The commit of a removed code is never reached here: it takes an uploaded code that a change by hand has issued before.
+/// No test reaches the commit of a removed code, which needs an uploaded code that somebody has issued by hand.
 const FLUSH: usize = 4;
 
-/// The points of a batch of four: its beginning, two for each coupon, two for the flush.
+/// The points of a batch of four: its start, two for each coupon, two for the flush.
 const POINTS: i64 = 11;
-/// The codes in the pool. More than any test takes.
+/// The uploaded codes, more than any test needs.
 const POOL: i64 = 1000;
 
-/// Fewer tills than other tests have: the hash of each password costs time.
+/// Fewer tills than in other tests, because `apply` hashes the password of each, and hashing is slow.
 const ORG: &str = r#"
 [[orgs]]
 id = 1
@@ -57,7 +58,7 @@ password = "server123"
 "#;
 
 const SCHEMA: &str = "
-    -- Not transactional: it counts on over rollbacks and sessions.
+    -- A sequence, because it counts on after rollbacks, and in all sessions.
     create sequence points;
     create sequence struck_1;
     create sequence struck_2;
@@ -65,18 +66,18 @@ const SCHEMA: &str = "
     create table cut (
         number bigint primary key,
         nth integer not null,
-        way text not null,
-        -- A crash may set the sequence back. A cut does not strike again after it.
+        effect text not null,
+        -- A crash may set the sequence back. The cut must not strike again on the restarted server.
         server timestamptz not null default pg_postmaster_start_time());
-    create function reach(place integer, coupons integer) returns void language plpgsql as $$
+    create function reach(step integer, coupons integer) returns void language plpgsql as $$
     declare
         this constant bigint := nextval('points');
         armed cut;
     begin
         select * into armed from cut c where c.number = this and c.server = pg_postmaster_start_time();
         if not found then return; end if;
-        perform setval('struck_' || armed.nth, 100 * (coupons + 1) + place);
-        case armed.way
+        perform setval('struck_' || armed.nth, 100 * (coupons + 1) + step);
+        case armed.effect
             when 'session' then
                 perform pg_terminate_backend(pg_backend_pid());
                 perform pg_sleep(600);
@@ -86,20 +87,20 @@ const SCHEMA: &str = "
             when 'wait' then
                 perform pg_sleep(600);
             when 'time out' then
-                -- Not a coupon sent alone, if a slow machine has cut the batch before.
+                -- On a slow machine the batch may time out earlier. A coupon that is then sent alone must not wait.
                 if coupons = 4 then
                     perform pg_sleep(600);
                 end if;
-            when 'more time' then
-                -- From the next statement on.
+            when 'longer time-out' then
+                -- Counts from the next statement on.
                 perform set_config('statement_timeout', '50s', false);
             when 'hang' then
-                -- Until a later point is reached.
+                -- Until a call reaches a later point.
                 while (select p.last_value from points p) = this loop
                     perform pg_sleep(0.002);
                 end loop;
-            when 'let go' then
-                -- Until the session that hung has come to its end.
+            when 'resume' then
+                -- This point lets the hung call go on. Waits for its end.
                 while exists (
                     select from pg_stat_activity a
                      where a.datname = current_database() and a.application_name = 'coupon-issuer writer'
@@ -108,27 +109,27 @@ const SCHEMA: &str = "
                     perform pg_stat_clear_snapshot();
                 end loop;
             else
-                raise exception 'cut' using errcode = armed.way;
+                raise exception 'cut' using errcode = armed.effect;
         end case;
     end $$";
 
-/// Where a cut struck.
+/// The point at which a cut struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Struck {
-    place: usize,
-    /// Of the call that was cut.
+    step: usize,
+    /// The number of coupons in the call.
     coupons: usize,
 }
 
 impl Struck {
     fn of(number: i64) -> Self {
         let number = usize::try_from(number).unwrap();
-        Self { place: number % 100, coupons: number / 100 - 1 }
+        Self { step: number % 100, coupons: number / 100 - 1 }
     }
 
-    /// Whether the call had one coupon, and had not committed it.
+    /// Whether the call had one coupon and had not yet committed it.
     fn is_before_a_coupon_sent_alone(self) -> bool {
-        let is_before_its_commit = self.place == BEGINNING || (self.place % 2 == 1 && self.place / 2 <= GUARDED);
+        let is_before_its_commit = self.step == START || (self.step % 2 == 1 && self.step / 2 <= GUARDED);
         self.coupons == 1 && is_before_its_commit
     }
 }
@@ -136,79 +137,79 @@ impl Struck {
 impl fmt::Display for Struck {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let coupons = self.coupons;
-        if self.place == BEGINNING {
-            return write!(formatter, "at the beginning of a call of {coupons}");
+        if self.step == START {
+            return write!(formatter, "at the start of a call of {coupons}");
         }
-        let side = if self.place % 2 == 1 { "before" } else { "after" };
-        write!(formatter, "{side} the commit of {} in a call of {coupons}", COMMITS[(self.place - 1) / 2])
+        let side = if self.step % 2 == 1 { "before" } else { "after" };
+        write!(formatter, "{side} the commit of {} in a call of {coupons}", COMMITS[(self.step - 1) / 2])
     }
 }
 
-/// Has the procedure reach a point at its beginning, and before and after each commit.
+/// Makes the procedure call function `reach` at each step.
 async fn add_points(pool: &PgPool) {
     let definition = "select pg_get_functiondef(oid) from pg_proc where proname like 'issue_coupons%'";
     let definitions: Vec<String> = sqlx::query_scalar(definition).fetch_all(pool).await.unwrap();
     let [definition] = &definitions[..] else { panic!("{} versions of the procedure", definitions.len()) };
-    let reach = |place: usize| format!("perform reach({place}, cardinality(coupons));");
+    let reach = |step: usize| format!("perform reach({step}, cardinality(coupons));");
     let loops: Vec<&str> = definition.split("foreach item in array coupons loop").collect();
     let [before, after] = loops[..] else { panic!("{} loops over the coupons", loops.len() - 1) };
     let parts: Vec<&str> = after.split("commit;").collect();
     assert!(!before.contains("commit;"));
     assert_eq!(parts.len() - 1, COMMITS.len(), "the commits of the procedure");
-    let mut pointed = format!("{before}{}\nforeach item in array coupons loop", reach(BEGINNING));
-    for (place, part) in parts.iter().enumerate() {
-        if place > 0 {
-            pointed.extend([&reach(2 * place - 1), " commit; ", &reach(2 * place)]);
+    let mut with_steps = format!("{before}{}\nforeach item in array coupons loop", reach(START));
+    for (commit, part) in parts.iter().enumerate() {
+        if commit > 0 {
+            with_steps.extend([&reach(2 * commit - 1), " commit; ", &reach(2 * commit)]);
         }
-        pointed += part;
+        with_steps += part;
     }
-    for statement in [SCHEMA, &pointed] {
+    for statement in [SCHEMA, &with_steps] {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(pool).await.unwrap();
     }
 }
 
-/// Under which name the entities of a batch are issued once.
+/// What makes a retry of the request show the same coupons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Name {
+enum Idempotency {
     None,
     Key,
     Natural,
 }
 
-/// The coupons that one request asks for, and that are written as one call.
+/// One request. Its coupons are one call, unless a cut strikes.
 #[derive(Debug, Clone, Copy)]
 struct Batch {
     series: &'static [i64],
-    name: Name,
+    idempotency: Idempotency,
 }
 
-/// Without limits, with a cap, with a maximum for a customer, and with uploaded codes.
+/// Without limits, with a cap, with a maximum per customer, and with uploaded codes.
 const MIXED: &[i64] = &[1, 2, 3, 4];
-/// The first one excludes another series.
+/// The first series excludes another one.
 const EXCLUSIVE: &[i64] = &[5, 2, 3, 4];
-/// Those after the first are written on the short ways of the procedure.
+/// The procedure writes all but the first on its fast paths.
 const PLAIN: &[i64] = &[1; 4];
 
-/// A cut: the number of the point, and the way: one of function `reach`, or the code of an error.
+/// A cut: the number of the point, and the effect, which is one of function `reach` or an error code.
 type Cut = (i64, &'static str);
 
-/// The service over a database whose calls can be cut.
+/// The service, and its database, whose calls can be cut.
 struct Rig {
     app: TestApp,
-    /// Past the wire.
+    /// Connects to the database directly, and not over the wire.
     pool: PgPool,
     /// Whether the service reaches the database over a wire, so that all of its connections can be cut.
     is_wired: bool,
     customers: AtomicUsize,
 }
 
-/// A request, the cuts that struck its calls, and its answer.
+/// A request, the cuts of its calls, and its answer.
 struct Run {
     batch: Batch,
     customer: String,
     cuts: Vec<Cut>,
     struck: Vec<Struck>,
-    /// The points that were reached.
+    /// How many points the calls reached.
     reached: i64,
     status: u16,
     answer: Value,
@@ -224,23 +225,23 @@ impl Rig {
     async fn over(through: PgConnectOptions, database: &PgConnectOptions, timeout: u64) -> Self {
         let is_wired = through.get_socket() != database.get_socket();
         let all = [
-            series(1, ""),
-            series(2, "max_create = 100000"),
-            series(3, "max_vouchers_per_user = 9"),
-            series(4, "client_handling_type = \"DISC_CODE_PIN\""),
-            series(5, "mutual_exclusive_series_ids = [6]"),
-            series(6, ""),
+            repeatable_series(1, ""),
+            repeatable_series(2, "max_create = 100000"),
+            repeatable_series(3, "max_vouchers_per_user = 9"),
+            repeatable_series(4, "client_handling_type = \"DISC_CODE_PIN\""),
+            repeatable_series(5, "mutual_exclusive_series_ids = [6]"),
+            repeatable_series(6, ""),
         ];
         let app = TestApp::start_over(through, &format!("{ORG}{}", all.concat()), |settings| {
-            // One writer, so that the points are reached one after the other.
+            // One writer, so that the points have an order.
             settings.writer.tasks = 1;
             settings.writer.statement_timeout = Duration::from_secs(timeout);
         })
         .await;
-        // A flush of the test's own would save from a crash what the service has not flushed.
+        // A flush by the test would save coupons from a crash that the service has not flushed.
         let unflushed = database.clone().options([("synchronous_commit", "off")]);
         let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(unflushed);
-        // At the start the service finds out whether writes are taken, by a call that no cut is meant for.
+        // When the service starts, it tries a write. That call must not count.
         eventually("ready", async || app.client().get(app.url("/readyz")).send().await.unwrap().status() == 200).await;
         add_points(&pool).await;
         let codes = "insert into pool_code (org_id, series_id, code, uploaded_code, position)
@@ -250,8 +251,8 @@ impl Rig {
     }
 
     async fn arm(&self, cuts: &[Cut]) {
-        let row = |(nth, (number, way)): (usize, &Cut)| {
-            format!("insert into cut (number, nth, way) values ({number}, {nth}, '{way}');")
+        let row = |(nth, (number, effect)): (usize, &Cut)| {
+            format!("insert into cut (number, nth, effect) values ({number}, {nth}, '{effect}');")
         };
         let reset = "delete from cut; select setval('points', 1, false), setval('struck_1', 1, false), \
                      setval('struck_2', 1, false), setval('struck_3', 1, false);";
@@ -265,15 +266,15 @@ impl Rig {
         sqlx::query_scalar(query).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// Whether a call runs.
-    async fn is_at_work(&self) -> bool {
+    /// Whether the writer is in a call.
+    async fn is_call_running(&self) -> bool {
         let active = "select exists (
             select from pg_stat_activity
              where datname = current_database() and application_name = 'coupon-issuer writer' and state = 'active')";
         sqlx::query_scalar(active).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// The points that were reached, and where cuts struck. None strikes after this.
+    /// Removes the cuts. Returns how many points the calls reached, and where the cuts struck.
     async fn disarm(&self) -> (i64, Vec<Struck>) {
         let state =
             "select 0, last_value, is_called from points union all select 1, last_value, is_called from struck_1
@@ -283,7 +284,10 @@ impl Rig {
         sqlx::query("delete from cut").execute(&self.pool).await.unwrap();
         let called: Vec<i64> =
             numbers.iter().map_while(|(_, number, is_called)| is_called.then_some(*number)).collect();
-        assert!(numbers[called.len()..].iter().all(|(.., is_called)| !is_called), "a cut was passed by: {numbers:?}");
+        assert!(
+            numbers[called.len()..].iter().all(|(.., is_called)| !is_called),
+            "a cut did not strike, but a later one did: {numbers:?}"
+        );
         let Some((reached, struck)) = called.split_first() else { return (0, Vec::new()) };
         (*reached, struck.iter().copied().map(Struck::of).collect())
     }
@@ -299,71 +303,71 @@ impl Rig {
         customer
     }
 
-    async fn ask(&self, batch: Batch, customer: &str) -> (u16, Value) {
-        ask(self.app.client().clone(), self.app.url("/v2/coupon/bulk/issue"), batch, customer.to_owned()).await
+    async fn request(&self, batch: Batch, customer: &str) -> (u16, Value) {
+        request(self.app.client().clone(), self.app.url("/v2/coupon/bulk/issue"), batch, customer.to_owned()).await
     }
 
-    /// Where the connections for reads are cut as well, the service finds that out as it reads, and answers 503: asks again then.
-    async fn ask_unless_away(&self, batch: Batch, customer: &str) -> (u16, Value) {
+    /// A cut wire also breaks the connections for reads. The service notices when it reads next, and answers 503; then this tries again.
+    async fn request_until_connected(&self, batch: Batch, customer: &str) -> (u16, Value) {
         for _ in 0..100 {
-            let (status, answer) = self.ask(batch, customer).await;
+            let (status, answer) = self.request(batch, customer).await;
             if status != 503 || !self.is_wired {
                 return (status, answer);
             }
         }
-        panic!("503 over and over");
+        panic!("100 times 503");
     }
 
-    /// Asks for a batch that is cut at these points.
+    /// Requests a batch, and cuts its calls at these points.
     async fn run(&self, batch: Batch, cuts: &[Cut]) -> Run {
         let customer = self.new_customer();
         self.arm(cuts).await;
-        let (status, answer) = self.ask_unless_away(batch, &customer).await;
+        let (status, answer) = self.request_until_connected(batch, &customer).await;
         let (reached, struck) = self.disarm().await;
         Run { batch, customer, cuts: cuts.to_vec(), struck, reached, status, answer }
     }
 
-    /// Asks for a batch that is cut at these points, and does this meanwhile, once a call waits at the last of them. Asks again where
-    /// it comes to no call, because the connections for reads are found to be broken by an earlier cut.
+    /// As [`Rig::run`]. Does `meanwhile` once a call waits at the last of the points. Sends the request again if it fails before its call,
+    /// because an earlier cut broke the connections for reads.
     async fn run_beside(&self, batch: Batch, cuts: &[Cut], meanwhile: impl Future<Output = ()>) -> Run {
-        let last = cuts.iter().rposition(|(_, way)| matches!(*way, "wait" | "hang")).unwrap() + 1;
+        let last = cuts.iter().rposition(|(_, effect)| matches!(*effect, "wait" | "hang")).unwrap() + 1;
         let customer = self.new_customer();
         self.arm(cuts).await;
         let url = self.app.url("/v2/coupon/bulk/issue");
-        let ask = || tokio::spawn(ask(self.app.client().clone(), url.clone(), batch, customer.clone()));
-        let mut asking = ask();
+        let send = || tokio::spawn(request(self.app.client().clone(), url.clone(), batch, customer.clone()));
+        let mut response = send();
         while !self.has_struck(last).await {
-            if asking.is_finished() {
-                let answer = asking.await.unwrap();
-                assert_eq!(answer.0, 503, "the point is not reached: {cuts:?} {answer:?}");
-                asking = ask();
+            if response.is_finished() {
+                let answer = response.await.unwrap();
+                assert_eq!(answer.0, 503, "no call reaches the point: {cuts:?} {answer:?}");
+                response = send();
             }
             sleep(Duration::from_millis(2)).await;
         }
         meanwhile.await;
-        let (status, answer) = asking.await.unwrap();
+        let (status, answer) = response.await.unwrap();
         let (reached, struck) = self.disarm().await;
         Run { batch, customer, cuts: cuts.to_vec(), struck, reached, status, answer }
     }
 
-    /// Four requests for a capped coupon each, which gather while another call hangs. Their batch is cut at this point.
+    /// Sends four requests for a capped coupon while another call hangs, so that they form one batch. Cuts that batch at this point.
     async fn run_together(&self, number: i64) -> Vec<Run> {
-        const UNLIMITED: Batch = Batch { series: &[1], name: Name::None };
-        const CAPPED: Batch = Batch { series: &[2], name: Name::Key };
-        // The other call has five points, and one is taken to let it go.
+        const UNLIMITED: Batch = Batch { series: &[1], idempotency: Idempotency::None };
+        const CAPPED: Batch = Batch { series: &[2], idempotency: Idempotency::Key };
+        // The other call has five points. The test uses a sixth to let it go on.
         let cuts = [(1, "hang"), (6 + number, "session")];
         self.arm(&cuts).await;
         let url = self.app.url("/v2/coupon/bulk/issue");
-        let ask = |batch, customer| tokio::spawn(ask(self.app.client().clone(), url.clone(), batch, customer));
-        let first = ask(UNLIMITED, self.new_customer());
+        let send = |batch, customer| tokio::spawn(request(self.app.client().clone(), url.clone(), batch, customer));
+        let first = send(UNLIMITED, self.new_customer());
         eventually("a call hangs", async || self.has_struck(1).await).await;
-        let asked: Vec<_> = (0..4).map(|_| self.new_customer()).map(|id| (id.clone(), ask(CAPPED, id))).collect();
+        let requests: Vec<_> = (0..4).map(|_| self.new_customer()).map(|id| (id.clone(), send(CAPPED, id))).collect();
         sleep(Duration::from_millis(50)).await;
         sqlx::query("select nextval('points')").execute(&self.pool).await.unwrap();
         first.await.unwrap();
         let mut runs = Vec::new();
-        for (customer, asking) in asked {
-            let (status, answer) = asking.await.unwrap();
+        for (customer, response) in requests {
+            let (status, answer) = response.await.unwrap();
             runs.push(Run {
                 batch: CAPPED,
                 customer,
@@ -381,7 +385,7 @@ impl Rig {
         runs
     }
 
-    /// The coupons of a customer: the series and the code of each.
+    /// Series and code of each coupon of a customer.
     async fn stored(&self, customer: &str) -> Vec<(i64, String)> {
         let query = "select series_id, code from issued_coupon where customer_id = $1";
         let mut stored: Vec<(i64, String)> = sqlx::query_as(query).bind(customer).fetch_all(&self.pool).await.unwrap();
@@ -389,7 +393,7 @@ impl Rig {
         stored
     }
 
-    /// The counter counts the coupons, and each uploaded code is in the pool or a coupon's.
+    /// Asserts that the counter of the capped series is exact, and that each uploaded code is either in the pool or in a coupon.
     async fn assert_counted(&self, run: &Run) {
         let (counted, capped, codes): (i64, i64, i64) = sqlx::query_as(
             "select (select max(issued) from series_counter where series_id = 2),
@@ -402,7 +406,7 @@ impl Rig {
         assert_eq!((counted, codes), (capped, POOL), "{run}");
     }
 
-    /// Each entity is issued, its code is what is stored, and a retry shows the same.
+    /// Asserts that each entity is issued and stored with its code, and that a retry shows the same.
     async fn assert_issued(&self, run: &Run) {
         assert_eq!(run.status, 200, "{run}");
         assert_eq!(run.outcomes(), vec!["issued"; run.batch.series.len()], "{run}");
@@ -410,9 +414,9 @@ impl Rig {
         assert_eq!(answered, self.stored(&run.customer).await, "{run}");
         assert_eq!(answered.iter().collect::<BTreeSet<_>>().len(), answered.len(), "{run}");
         self.assert_counted(run).await;
-        if run.batch.name != Name::None {
+        if run.batch.idempotency != Idempotency::None {
             assert_eq!(
-                self.ask_unless_away(run.batch, &run.customer).await,
+                self.request_until_connected(run.batch, &run.customer).await,
                 (200, run.answer.clone()),
                 "a retry: {run}"
             );
@@ -420,7 +424,7 @@ impl Rig {
         }
     }
 
-    /// As [`Rig::assert_issued`], except that one entity is answered with this error, and is not stored. A retry under the key issues it.
+    /// As [`Rig::assert_issued`], but one entity has this error and is not stored. A retry under the key issues it.
     async fn assert_one_failed(&self, run: &Run, code: &str) {
         assert_eq!(run.status, 200, "{run}");
         let mut outcomes = run.outcomes();
@@ -429,13 +433,13 @@ impl Rig {
         let answered = run.answered();
         assert_eq!(answered, self.stored(&run.customer).await, "{run}");
         self.assert_counted(run).await;
-        if run.batch.name == Name::None {
+        if run.batch.idempotency == Idempotency::None {
             return;
         }
-        let (status, answer) = self.ask_unless_away(run.batch, &run.customer).await;
+        let (status, answer) = self.request_until_connected(run.batch, &run.customer).await;
         let retry = Run { status, answer, struck: run.struck.clone(), cuts: run.cuts.clone(), ..run.again() };
         for entity in answered {
-            assert!(retry.answered().contains(&entity), "{entity:?} is not shown again: {retry}");
+            assert!(retry.answered().contains(&entity), "the retry does not show {entity:?}: {retry}");
         }
         self.assert_issued(&retry).await;
     }
@@ -446,16 +450,16 @@ impl Rig {
     }
 }
 
-async fn ask(client: reqwest::Client, url: String, batch: Batch, customer: String) -> (u16, Value) {
+async fn request(client: reqwest::Client, url: String, batch: Batch, customer: String) -> (u16, Value) {
     let mut body = json!({"seriesIds": batch.series, "customer": {"id": customer}});
-    if batch.name == Name::Natural {
+    if batch.idempotency == Idempotency::Natural {
         body["metadata"] = json!({"sourceType": "BILL", "sourceId": customer});
     }
-    let mut request = client.post(url).basic_auth("store.server", Some("server123")).json(&body);
-    if batch.name == Name::Key {
-        request = request.header("Idempotency-Key", customer);
+    let mut post = client.post(url).basic_auth("store.server", Some("server123")).json(&body);
+    if batch.idempotency == Idempotency::Key {
+        post = post.header("Idempotency-Key", customer);
     }
-    let answer = request.send().await.unwrap();
+    let answer = post.send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
@@ -464,7 +468,7 @@ impl Run {
         self.answer["response"].as_array().unwrap().iter().map(outcome).collect()
     }
 
-    /// The series and the code of each entity that is issued.
+    /// Series and code of each entity that was issued.
     fn answered(&self) -> Vec<(i64, String)> {
         let entities = self.batch.series.iter().zip(self.answer["response"].as_array().unwrap());
         let issued =
@@ -491,8 +495,8 @@ impl fmt::Display for Run {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { batch, cuts, struck, status, answer, .. } = self;
         write!(formatter, "{batch:?} was cut:")?;
-        for ((number, way), struck) in cuts.iter().zip(struck.iter().map(Some).chain([None; 3])) {
-            write!(formatter, " {way} at {number}")?;
+        for ((number, effect), struck) in cuts.iter().zip(struck.iter().map(Some).chain([None; 3])) {
+            write!(formatter, " {effect} at {number}")?;
             if let Some(struck) = struck {
                 write!(formatter, ", {struck};")?;
             }
@@ -501,7 +505,7 @@ impl fmt::Display for Run {
     }
 }
 
-/// Several databases of the same kind, so that cuts are tried side by side.
+/// Several rigs, to try cuts in parallel.
 async fn rigs(count: usize) -> Vec<Arc<Rig>> {
     let mut rigs = Vec::new();
     for _ in 0..count {
@@ -510,7 +514,7 @@ async fn rigs(count: usize) -> Vec<Arc<Rig>> {
     rigs
 }
 
-/// Does this for each of these cases, on whichever rig is free, and verifies the rigs.
+/// Runs `each` for each case, on a rig that is free. Verifies the rigs at the end.
 async fn for_each<C, F>(
     rigs: &[Arc<Rig>],
     cases: impl IntoIterator<Item = C>,
@@ -520,46 +524,46 @@ where
     F: Future<Output: Send> + Send + 'static,
 {
     let mut free = rigs.to_vec();
-    let (mut working, mut done) = (JoinSet::new(), Vec::new());
+    let (mut running, mut outputs) = (JoinSet::new(), Vec::new());
     for case in cases {
         if free.is_empty() {
-            let (rig, output) = working.join_next().await.unwrap().unwrap();
+            let (rig, output) = running.join_next().await.unwrap().unwrap();
             free.push(rig);
-            done.push(output);
+            outputs.push(output);
         }
         let rig = free.pop().unwrap();
-        let doing = each(Arc::clone(&rig), case);
-        working.spawn(async move { (rig, doing.await) });
+        let output = each(Arc::clone(&rig), case);
+        running.spawn(async move { (rig, output.await) });
     }
-    for (_, output) in working.join_all().await {
-        done.push(output);
+    for (_, output) in running.join_all().await {
+        outputs.push(output);
     }
     for rig in rigs {
         rig.assert_clean().await;
     }
-    done
+    outputs
 }
 
-/// The commits that a batch reaches: those of its coupons, and the flush.
-fn assert_all_places(struck: impl IntoIterator<Item = Struck>, coupons: &[usize]) {
-    let places: BTreeSet<usize> = struck.into_iter().map(|struck| struck.place).collect();
+/// Asserts that the cuts struck at the start, and before and after these commits of coupons and the flush.
+fn assert_all_steps(struck: impl IntoIterator<Item = Struck>, coupons: &[usize]) {
+    let steps: BTreeSet<usize> = struck.into_iter().map(|struck| struck.step).collect();
     let commits = coupons.iter().chain([&FLUSH]).flat_map(|commit| [2 * commit + 1, 2 * commit + 2]);
-    assert_eq!(places, commits.chain([BEGINNING]).collect());
+    assert_eq!(steps, commits.chain([START]).collect());
 }
 
 /// How a batch is cut twice.
 #[derive(Debug, Clone, Copy)]
 struct Twice {
     batch: Batch,
-    /// What the first cut does, at every point of the batch.
+    /// The effect of the first cut, which strikes every point of the batch in turn.
     first: &'static str,
-    /// After which of these points the session ends once more, at every point of the settling.
-    and_after: &'static [i64],
-    /// The commits of coupons that are reached.
+    /// After a first cut at one of these points, a second one ends the session, at every point of the recovery in turn.
+    second_after: &'static [i64],
+    /// The commits of coupons that the batch reaches.
     commits: &'static [usize],
 }
 
-/// What is left to settle differs only in how many coupons are committed. At each of these points that is another number.
+/// The recovery depends only on the number of committed coupons, which differs at each of these points.
 const AFTER_COMMITS: &[i64] = &[1, 3, 5, 7, 9];
 const AFTER_TWO_COMMITS: &[i64] = &[1, 5];
 const EVERY_POINT: &[i64] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
@@ -575,7 +579,7 @@ async fn cut_twice(rigs: &[Arc<Rig>], twice: Twice) {
             let run = rig.run(batch, &[(first, twice.first), (second, "session")]).await;
             rig.assert_issued(&run).await;
             struck.extend(&run.struck);
-            if run.struck.len() == 1 || !twice.and_after.contains(&first) {
+            if run.struck.len() == 1 || !twice.second_after.contains(&first) {
                 break;
             }
         }
@@ -583,38 +587,39 @@ async fn cut_twice(rigs: &[Arc<Rig>], twice: Twice) {
     })
     .await;
     println!("{batch:?}: {} cuts", all.iter().map(Vec::len).sum::<usize>());
-    assert_all_places(all.into_iter().flatten(), twice.commits);
+    assert_all_steps(all.into_iter().flatten(), twice.commits);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_cut_twice_is_issued_once() {
     let rigs = rigs(2).await;
     let first = "session";
-    for (name, and_after) in [(Name::Key, EVERY_POINT), (Name::None, AFTER_COMMITS), (Name::Natural, AFTER_TWO_COMMITS)]
+    for (idempotency, second_after) in
+        [(Idempotency::Key, EVERY_POINT), (Idempotency::None, AFTER_COMMITS), (Idempotency::Natural, AFTER_TWO_COMMITS)]
     {
-        let batch = Batch { series: MIXED, name };
-        cut_twice(&rigs, Twice { batch, first, and_after, commits: &[GUARDED] }).await;
+        let batch = Batch { series: MIXED, idempotency };
+        cut_twice(&rigs, Twice { batch, first, second_after, commits: &[GUARDED] }).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_on_the_short_ways_cut_twice_is_issued_once() {
+async fn a_batch_on_the_fast_paths_cut_twice_is_issued_once() {
     let rigs = rigs(2).await;
-    // The settling sends every coupon on the long way, as above.
-    let and_after = AFTER_TWO_COMMITS;
-    for (name, first, commits) in
-        [(Name::None, "session", &[UNGUARDED, GUARDED]), (Name::Key, "XX000", &[CAP_OR_KEY, GUARDED])]
+    // The recovery sends every coupon on the slow path, as in the test above.
+    let second_after = AFTER_TWO_COMMITS;
+    for (idempotency, first, commits) in
+        [(Idempotency::None, "session", &[UNGUARDED, GUARDED]), (Idempotency::Key, "XX000", &[CAP_OR_KEY, GUARDED])]
     {
-        let batch = Batch { series: PLAIN, name };
-        cut_twice(&rigs, Twice { batch, first, and_after, commits }).await;
+        let batch = Batch { series: PLAIN, idempotency };
+        cut_twice(&rigs, Twice { batch, first, second_after, commits }).await;
     }
-    // Its key is claimed by a statement, before the batch.
-    let batch = Batch { series: EXCLUSIVE, name: Name::Key };
-    let twice = Twice { batch, first: "XX000", and_after, commits: &[GUARDED] };
+    // A statement of its own claims the key before the batch.
+    let batch = Batch { series: EXCLUSIVE, idempotency: Idempotency::Key };
+    let twice = Twice { batch, first: "XX000", second_after, commits: &[GUARDED] };
     cut_twice(&rigs, twice).await;
 }
 
-/// Four requests for one capped series: the later ones go on with the count of the first, on the short way of the procedure.
+/// Four requests for one capped series. After the first, the procedure keeps the count and takes its fast path.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_of_several_requests_that_is_cut_is_issued_once() {
     let rigs = rigs(2).await;
@@ -624,7 +629,7 @@ async fn a_batch_of_several_requests_that_is_cut_is_issued_once() {
             for run in &runs {
                 rig.assert_issued(run).await;
             }
-            // A request that came late was not in the batch.
+            // A request that came too late for the batch spoils the round.
             if let [struck] = runs[0].struck[1..]
                 && struck.coupons == runs.len()
             {
@@ -633,18 +638,18 @@ async fn a_batch_of_several_requests_that_is_cut_is_issued_once() {
         }
     })
     .await;
-    assert_all_places(all, &[CAP_OR_KEY, GUARDED]);
+    assert_all_steps(all, &[CAP_OR_KEY, GUARDED]);
 }
 
-/// A fault of the statement, one of the server, a deadlock, and a statement that is cancelled, as by its time-out.
+/// An error of the statement, an error of the server, a deadlock, and a cancelled statement, as after a time-out.
 const ERRORS: [&str; 4] = ["P0001", "XX000", "40P01", "cancel"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_fails_is_settled() {
+async fn a_batch_whose_call_fails_is_issued_once() {
     let rigs = rigs(2).await;
-    for name in [Name::None, Name::Key] {
+    for idempotency in [Idempotency::None, Idempotency::Key] {
         for series in [MIXED, PLAIN] {
-            let batch = Batch { series, name };
+            let batch = Batch { series, idempotency };
             for_each(&rigs, 1..=POINTS, move |rig, number| async move {
                 for error in ERRORS {
                     let run = rig.run(batch, &[(number, error)]).await;
@@ -657,16 +662,18 @@ async fn a_call_that_fails_is_settled() {
     }
 }
 
-/// The first call ends with its session, or fails; then each call of the settling fails at each of its points.
+/// The first call fails, or its session ends. Then the calls of the recovery fail, at each point in turn.
 ///
-/// An entity is answered with an error only if the error struck its own call before its commit: it was sent alone, so that it is
-/// the database's answer to it. It is not stored, and a retry under the key issues it. A deadlock alone is tried again.
+/// The recovery sends a coupon alone. If that call fails before its commit, the database has rejected this coupon: the entity has an error,
+/// the coupon is not stored, and a retry under the key issues it. After a deadlock the service tries again by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_coupon_is_failed_only_by_an_error_before_its_own_commit() {
+async fn a_coupon_fails_only_if_its_own_call_fails_before_its_commit() {
     let rigs = rigs(2).await;
     // After two commits, and before the first.
-    for (name, first, left) in [(Name::None, (5, "session"), 2), (Name::Key, (1, "XX000"), 4)] {
-        let batch = Batch { series: MIXED, name };
+    for (idempotency, first, uncommitted) in
+        [(Idempotency::None, (5, "session"), 2), (Idempotency::Key, (1, "XX000"), 4)]
+    {
+        let batch = Batch { series: MIXED, idempotency };
         let failed = for_each(&rigs, ERRORS, move |rig, error| async move {
             let mut failed = 0;
             for number in first.0 + 1.. {
@@ -682,28 +689,27 @@ async fn a_coupon_is_failed_only_by_an_error_before_its_own_commit() {
             failed
         })
         .await;
-        // At two points of each coupon that is left.
-        assert_eq!(failed.into_iter().sum::<usize>(), 3 * 2 * left);
+        // Three of the errors, at two points of each coupon that the first call did not commit.
+        assert_eq!(failed.into_iter().sum::<usize>(), 3 * 2 * uncommitted);
     }
 }
 
-/// The statement's own clock, at every point.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_takes_too_long_is_settled() {
-    let batch = Batch { series: MIXED, name: Name::Key };
+async fn a_batch_whose_call_times_out_is_issued_once() {
+    let batch = Batch { series: MIXED, idempotency: Idempotency::Key };
     let mut rigs = Vec::new();
     for _ in 0..3 {
         let database = new_database().await;
         rigs.push(Arc::new(Rig::over(database.clone(), &database, 2).await));
     }
     for_each(&rigs, 1..=POINTS, move |rig, number| async move {
-        let run = rig.run(batch, &[(number, "time out"), (number + 1, "more time")]).await;
+        let run = rig.run(batch, &[(number, "time out"), (number + 1, "longer time-out")]).await;
         rig.assert_issued(&run).await;
     })
     .await;
 }
 
-/// The service over a wire.
+/// The service, connected to its database over a wire.
 async fn wired() -> (Rig, Wire) {
     let database = new_database().await;
     let wire = Wire::to(&database);
@@ -712,21 +718,21 @@ async fn wired() -> (Rig, Wire) {
 }
 
 const NETWORK_BATCHES: [Batch; 3] = [
-    Batch { series: MIXED, name: Name::Key },
-    Batch { series: MIXED, name: Name::None },
-    Batch { series: PLAIN, name: Name::None },
+    Batch { series: MIXED, idempotency: Idempotency::Key },
+    Batch { series: MIXED, idempotency: Idempotency::None },
+    Batch { series: PLAIN, idempotency: Idempotency::None },
 ];
 
-/// The server does not notice that its client is gone: the call comes to its end before the service connects again.
+/// The server does not notice that its client is gone. The call ends before the service connects again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_goes_on_without_its_client_is_found_as_it_ended() {
+async fn a_batch_whose_call_ends_without_its_client_is_issued_once() {
     let (rig, wire) = wired().await;
     for batch in NETWORK_BATCHES {
         for number in 1..=POINTS {
             let meanwhile = async {
                 wire.close();
                 sqlx::query("select nextval('points')").execute(&rig.pool).await.unwrap();
-                eventually("the call ends", async || !rig.is_at_work().await).await;
+                eventually("the call ends", async || !rig.is_call_running().await).await;
                 wire.cut();
             };
             let run = rig.run_beside(batch, &[(number, "hang")], meanwhile).await;
@@ -736,13 +742,13 @@ async fn a_call_that_goes_on_without_its_client_is_found_as_it_ended() {
     rig.assert_clean().await;
 }
 
-/// The call hangs, and would go on as soon as the service has begun to settle it.
+/// The call hangs, and would go on during the recovery.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_hangs_without_its_client_is_ended() {
+async fn a_batch_whose_call_hangs_without_its_client_is_issued_once() {
     let (rig, wire) = wired().await;
     for batch in NETWORK_BATCHES {
         for number in 1..=POINTS {
-            let cuts = [(number, "hang"), (number + 1, "let go")];
+            let cuts = [(number, "hang"), (number + 1, "resume")];
             let run = rig.run_beside(batch, &cuts, async { wire.cut() }).await;
             rig.assert_issued(&run).await;
         }
@@ -750,7 +756,7 @@ async fn a_call_that_hangs_without_its_client_is_ended() {
     rig.assert_clean().await;
 }
 
-/// A Postgres of a test's own that can crash, and the service over a wire to it.
+/// A Postgres that the test can crash, and the service, connected to it over a wire.
 struct Crashing {
     postgres: Arc<Mutex<PrivatePostgres>>,
     rig: Rig,
@@ -759,7 +765,7 @@ struct Crashing {
 
 impl Crashing {
     async fn start(directory: &str) -> Self {
-        // Little is flushed but what is asked for: the rest is lost in a crash.
+        // Postgres flushes little by itself, so that a crash loses what the service has not flushed.
         let settings = [("wal_writer_delay", "10s"), ("wal_writer_flush_after", "1GB"), ("full_page_writes", "off")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let options = Options { data_dir: fresh_dir(directory), durable: true, settings };
@@ -772,7 +778,7 @@ impl Crashing {
         Self { postgres: Arc::new(Mutex::new(postgres)), rig, wire }
     }
 
-    /// Returns how many coupons of the customer the crash has lost.
+    /// Kills Postgres and restarts it. Returns how many coupons of the customer that lost.
     async fn crash(&self, customer: &str) -> usize {
         let before = self.rig.stored(customer).await.len();
         let postgres = Arc::clone(&self.postgres);
@@ -796,7 +802,7 @@ impl Crashing {
         spawn_blocking(|| postgres.stop()).await.unwrap().unwrap();
     }
 
-    /// Crashes while a call waits at the last of these cuts. Returns how many coupons that has lost.
+    /// Crashes while a call waits at the last of these cuts. Returns how many coupons that lost.
     async fn run(&self, batch: Batch, cuts: &[Cut]) -> usize {
         let lost = AtomicUsize::new(0);
         let customer = self.rig.next_customer();
@@ -807,7 +813,7 @@ impl Crashing {
         lost.into_inner()
     }
 
-    /// Crashes as soon as a request is answered.
+    /// Crashes as soon as the request is answered.
     async fn run_and_crash(&self, batch: Batch, cuts: &[Cut]) -> Run {
         let run = self.rig.run(batch, cuts).await;
         assert_eq!(self.crash(&run.customer).await, 0, "{run}");
@@ -816,10 +822,10 @@ impl Crashing {
     }
 }
 
-/// The crash takes back what no flush had reached.
+/// The crash loses coupons that are not yet flushed. The service issues them again before it answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_any_point_takes_back_no_answered_coupon() {
-    let batch = Batch { series: MIXED, name: Name::Key };
+async fn a_crash_at_any_point_loses_no_answered_coupon() {
+    let batch = Batch { series: MIXED, idempotency: Idempotency::Key };
     let crashing = Crashing::start("cut-crash").await;
     let mut lost = 0;
     for number in 1..=POINTS {
@@ -830,23 +836,22 @@ async fn a_crash_at_any_point_takes_back_no_answered_coupon() {
     crashing.stop().await;
 }
 
-/// The session ends after three commits; a crash while they are settled may take them back.
+/// The session ends after three commits. A crash during the recovery may lose these coupons.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_while_a_batch_is_settled_takes_back_no_answered_coupon() {
-    let batch = Batch { series: MIXED, name: Name::None };
-    let crashing = Crashing::start("cut-crash-settling").await;
-    // A coupon that was sent alone is found to be committed, but its call failed before the flush. Only the last flush of the
-    // settling keeps it.
+async fn a_crash_during_the_recovery_loses_no_answered_coupon() {
+    let batch = Batch { series: MIXED, idempotency: Idempotency::None };
+    let crashing = Crashing::start("cut-crash-recovery").await;
+    // The call of a coupon sent alone commits it, and fails before its flush. Only the last flush of the recovery saves it.
     for number in [13, 14] {
         let run = crashing.run_and_crash(batch, &[(7, "session"), (number, "XX000")]).await;
         assert_eq!((run.struck[1].coupons, run.struck[1].is_before_a_coupon_sent_alone()), (1, false), "{run}");
     }
     let mut lost = 0;
-    // The probe, one coupon alone, and the flush.
+    // The points of the probe (3), of one coupon alone (5), and of the flush (3).
     for number in 8..8 + 3 + 5 + 3 {
         lost += crashing.run(batch, &[(7, "session"), (number, "wait")]).await;
     }
-    // Such a coupon, and a crash while the next one is sent: the first one is lost, and must be sent again.
+    // The same, but with a crash in the call of the next coupon. It loses the first one, which the service must send again.
     lost += crashing.run(batch, &[(5, "session"), (11, "XX000"), (12, "wait")]).await;
     assert!(lost > 0);
     crashing.stop().await;

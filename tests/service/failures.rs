@@ -1,5 +1,5 @@
-//! What breaks in production: Postgres killed or away, connections cut, callers that hang up, a coupon the database cannot
-//! take. An answered coupon is there afterwards, and nothing is issued twice.
+//! Failures in production: Postgres killed or down, connections cut, callers that hang up, coupons that the database rejects. The
+//! database keeps every coupon that a caller got, and no request issues twice.
 
 use coupon_issuer::db::migrations;
 use std::collections::BTreeMap;
@@ -18,18 +18,19 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};
 
 use crate::support::{
-    ORG, ReplacedWriter, TestApp, close, eventually, failure, fresh_dir, new_database, outcome, outcomes, series, tally,
+    ORG, ReplacedWriter, TestApp, close, eventually, failure, fresh_dir, new_database, outcome, outcomes,
+    repeatable_series, tally,
 };
 
-/// A Postgres of this test's own, which it may kill, and the service over it.
-async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
+/// Starts a Postgres that the test may kill, and a service on it. `name`: of the directory of its data.
+pub async fn start_on_own_postgres(name: &str, series: &[String]) -> (PrivatePostgres, TestApp) {
     let options = Options { data_dir: fresh_dir(name), durable: false, settings: Vec::new() };
     let postgres = tokio::task::spawn_blocking(move || PrivatePostgres::start(&options)).await.unwrap().unwrap();
     let connect = PgConnectOptions::from_str(&postgres.url("crash")).unwrap();
     migrations::create_database(&connect).await.unwrap();
     migrations::migrate(&connect).await.unwrap();
-    let app = TestApp::start_over(connect, &format!("{ORG}{}", series(1, "")), |settings| {
-        // Long enough for a machine that stands still for two seconds, short enough to be waited for.
+    let app = TestApp::start_over(connect, &format!("{ORG}{}", series.concat()), |settings| {
+        // Long enough for a machine that stalls for two seconds, and short enough for a test that waits for a time-out.
         settings.issuing.timeout = Duration::from_secs(15);
         settings.writer.statement_timeout = Duration::from_secs(5);
         settings.database.acquire_timeout = Duration::from_secs(4);
@@ -38,12 +39,13 @@ async fn own_server(name: &str) -> (PrivatePostgres, TestApp) {
     (postgres, app)
 }
 
-fn kill(postgres: &PrivatePostgres) {
+/// Kills Postgres as a crash does: it flushes nothing more.
+pub fn kill(postgres: &PrivatePostgres) {
     let pid = postgres.postmaster_pid().to_string();
     assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
 }
 
-async fn restart(postgres: PrivatePostgres) -> PrivatePostgres {
+pub async fn restart(postgres: PrivatePostgres) -> PrivatePostgres {
     let restarted = tokio::task::spawn_blocking(move || {
         let mut postgres = postgres;
         postgres.restart().map(|()| postgres)
@@ -51,7 +53,7 @@ async fn restart(postgres: PrivatePostgres) -> PrivatePostgres {
     restarted.await.unwrap().unwrap()
 }
 
-/// Callers that ask for one coupon each, over and over, until told to stop; returns the coupons they were answered.
+/// 16 callers. Each requests one coupon after the other until [`Load::stop`], which returns customer and code of every coupon they got.
 struct Load {
     callers: Vec<tokio::task::JoinHandle<Vec<(String, String)>>>,
     stop: Arc<AtomicBool>,
@@ -104,19 +106,19 @@ async fn stored(app: &TestApp) -> BTreeMap<String, Vec<String>> {
 
 fn assert_all_stored_once(answered: &[(String, String)], stored: &BTreeMap<String, Vec<String>>) {
     for (customer, code) in answered {
-        assert_eq!(stored.get(customer), Some(&vec![code.clone()]), "answered to {customer}");
+        assert_eq!(stored.get(customer), Some(&vec![code.clone()]), "the coupon that {customer} got");
     }
-    assert!(stored.values().all(|codes| codes.len() == 1), "nobody has two");
+    assert!(stored.values().all(|codes| codes.len() == 1), "a customer has two coupons");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_postgres_takes_back_no_answered_coupon() {
-    let (mut postgres, app) = own_server("killed").await;
+async fn a_killed_postgres_loses_no_coupon_that_a_caller_got() {
+    let (mut postgres, app) = start_on_own_postgres("killed", &[repeatable_series(1, "")]).await;
     let app = Arc::new(app);
     let load = Load::start(&app, "r");
     for _ in 0..3 {
-        let so_far = app.count("select from coupon").await;
-        eventually("the load issues", || async { app.count("select from coupon").await > so_far + 150 }).await;
+        let issued = app.count("select from coupon").await;
+        eventually("the load issues", || async { app.count("select from coupon").await > issued + 150 }).await;
         kill(&postgres);
         postgres = restart(postgres).await;
         eventually("the service recovers", || async {
@@ -134,12 +136,12 @@ async fn a_killed_postgres_takes_back_no_answered_coupon() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_database_is_away_callers_are_told_to_retry() {
-    let (postgres, app) = own_server("away").await;
+async fn while_postgres_is_down_requests_get_503_with_retry_after() {
+    let (postgres, app) = start_on_own_postgres("away", &[repeatable_series(1, "")]).await;
     assert_eq!(app.issue_one("before", 1).await, "issued");
     kill(&postgres);
     let answer = app.post(r#"{"seriesIds":[1],"customer":{"id":"during"}}"#).send().await.unwrap();
-    // The batch that finds the connection cut does not know yet whether it was written.
+    // The batch that finds its connection cut is in doubt: nobody knows yet whether Postgres committed it.
     let in_doubt = answer.status() == 200;
     if in_doubt {
         assert_eq!(outcomes(&answer.json().await.unwrap()), ["748"]);
@@ -163,12 +165,12 @@ async fn while_the_database_is_away_callers_are_told_to_retry() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_connection_loses_nothing_and_issues_nothing_twice() {
-    let app = Arc::new(TestApp::start(&[series(1, "")]).await);
+    let app = Arc::new(TestApp::start(&[repeatable_series(1, "")]).await);
     let load = Load::start(&app, "r");
     let mut cut = 0;
     for _ in 0..20 {
-        let so_far = app.count("select from coupon").await;
-        eventually("the load goes on", || async { app.count("select from coupon").await > so_far + 20 }).await;
+        let issued = app.count("select from coupon").await;
+        eventually("the load goes on", || async { app.count("select from coupon").await > issued + 20 }).await;
         cut += app
             .count(
                 "select pg_terminate_backend(pid) from pg_stat_activity
@@ -180,14 +182,18 @@ async fn a_cut_connection_loses_nothing_and_issues_nothing_twice() {
     assert!(cut >= 20 && answered.len() > 400, "{cut} connections cut, {} answered", answered.len());
     let stored = stored(&app).await;
     assert_all_stored_once(&answered, &stored);
-    assert_eq!(stored.len(), answered.len(), "a cut connection is settled within the request");
+    assert_eq!(stored.len(), answered.len(), "each request that lost its connection recovered its coupon");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_hang_up_leave_nothing_half_done() {
+async fn a_request_whose_client_hangs_up_issues_all_of_its_coupons_or_none() {
     let app = Arc::new(
-        TestApp::start(&[series(1, ""), series(2, "max_create = 1000000"), series(3, "max_vouchers_per_user = 5")])
-            .await,
+        TestApp::start(&[
+            repeatable_series(1, ""),
+            repeatable_series(2, "max_create = 1000000"),
+            repeatable_series(3, "max_vouchers_per_user = 5"),
+        ])
+        .await,
     );
     assert_eq!(outcomes(&app.issue("warm", &[1, 2, 3]).await), ["issued"; 3]);
     let address = app.address;
@@ -202,7 +208,7 @@ async fn clients_that_hang_up_leave_nothing_half_done() {
                         body.len()
                     );
                     let mut stream = TcpStream::connect(address).unwrap();
-                    // Every fourth breaks off in the middle of its body.
+                    // Every fourth request ends in the middle of its body.
                     let sent = if number % 4 == 0 { request.len() - 10 } else { request.len() };
                     stream.write_all(&request.as_bytes()[..sent]).unwrap();
                     std::thread::sleep(Duration::from_micros(100 * (number % 20)));
@@ -231,19 +237,19 @@ async fn clients_that_hang_up_leave_nothing_half_done() {
     let pool = app.pool.clone();
     Arc::into_inner(app).unwrap().stop().await;
     let halves = sqlx::query("select customer_id from coupon group by customer_id having count(*) <> 3");
-    assert_eq!(halves.fetch_all(&pool).await.unwrap().len(), 0, "all three or none");
+    assert_eq!(halves.fetch_all(&pool).await.unwrap().len(), 0, "customers with one or two of their three coupons");
     let counted: i64 = sqlx::query_scalar(
         "select max(issued) - (select count(*) from coupon where series_id = 2) from series_counter where series_id = 2",
     )
     .fetch_one(&pool)
     .await
     .unwrap();
-    assert_eq!(counted, 0, "the counter counts what is stored");
+    assert_eq!(counted, 0, "the counter differs from the coupons that are stored");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_coupon_the_database_cannot_take_fails_alone() {
-    let app = Arc::new(TestApp::start(&[series(1, "")]).await);
+async fn a_coupon_that_the_database_rejects_fails_alone() {
+    let app = Arc::new(TestApp::start(&[repeatable_series(1, "")]).await);
     sqlx::raw_sql(
         "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$;
          create trigger refuse before insert on coupon for each row when (new.customer_id = 'poison')
@@ -266,7 +272,7 @@ async fn a_coupon_the_database_cannot_take_fails_alone() {
     assert_eq!(app.count("select from coupon").await, 28);
 }
 
-/// Makes the database fail on coupons of these customers, each with the error of its name.
+/// A trigger that fails on a coupon if its customer is one of these error codes, with that error.
 async fn fail_on(app: &TestApp, errors: &[&str]) {
     sqlx::raw_sql(
         "create function fail() returns trigger language plpgsql as
@@ -282,12 +288,13 @@ async fn fail_on(app: &TestApp, errors: &[&str]) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(trigger)).execute(&app.pool).await.unwrap();
 }
 
-/// A disk that is full, memory that is short, a file that is broken: 748, since it may pass.
+/// A full disk, too little memory, or a damaged file may be temporary: 748, which callers may retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_of_the_server_on_one_coupon_fails_it_alone() {
-    let app =
-        Arc::new(TestApp::start_with(&format!("{ORG}{}", series(1, "")), |settings| settings.writer.tasks = 1).await);
-    // The last three as a trigger has them that speaks to another server, or that does what it may not.
+async fn a_server_error_on_one_coupon_fails_that_coupon_alone() {
+    let app = Arc::new(
+        TestApp::start_with(&format!("{ORG}{}", repeatable_series(1, "")), |settings| settings.writer.tasks = 1).await,
+    );
+    // A trigger that connects to another server, or that may not write, raises the last three.
     let faults = ["53100", "53200", "58030", "58P01", "XX000", "XX001", "53300", "08001", "25006"];
     fail_on(&app, &faults).await;
     assert_eq!(app.issue_one("warm", 1).await, "issued");
@@ -295,7 +302,7 @@ async fn a_fault_of_the_server_on_one_coupon_fails_it_alone() {
                     where datname = current_database() and application_name = 'coupon-issuer writer' order by pid";
     let before: Vec<(i32, String)> = sqlx::query_as(writers).fetch_all(&app.pool).await.unwrap();
     for fault in faults {
-        // While the organisation is locked the 64 gather, so that they are written together.
+        // The lock holds the 64 requests back until they form one batch.
         let mut holder = app.connect.connect().await.unwrap();
         sqlx::raw_sql("begin; select lock_organisation_1(1)").execute(&mut holder).await.unwrap();
         let calls: Vec<_> = (0..64)
@@ -321,10 +328,10 @@ async fn a_fault_of_the_server_on_one_coupon_fails_it_alone() {
     assert_eq!(ready.status(), 200);
 }
 
-/// As after an upgrade of Postgres' packages under a running server, whose libraries no longer load.
+/// As after an upgrade of the Postgres packages under a running server, which then fails to load its libraries.
 #[tokio::test]
-async fn where_every_write_fails_the_database_is_away() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 5")]).await;
+async fn while_every_write_fails_requests_get_503() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 5")]).await;
     let keyed = |key: &str| {
         app.post(r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#).header("Idempotency-Key", key.to_owned()).send()
     };
@@ -342,17 +349,19 @@ async fn where_every_write_fails_the_database_is_away() {
         let (status, _) = app.send(&json!({"seriesIds": [1], "customer": {"id": "unkeyed"}})).await;
         assert_eq!((status, ready().await), (503, 503), "{error}");
         replaced.put_back().await;
-        // Nobody has to ask for a coupon first.
+        // The service recovers without a request.
         eventually("ready again", async || ready().await == 200).await;
         assert_eq!(keyed("k").await.unwrap().text().await.unwrap(), first, "{error}");
     }
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// A type that a session knows was made anew, say: others are well, and so is the one that takes its place.
+/// A session may keep a stale cache, of a type that was created anew, for example. A new session works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_ill_is_replaced() {
-    let app = TestApp::start(&[series(1, ""), series(2, "do_not_resend_existing_voucher = false")]).await;
+async fn a_broken_session_is_replaced() {
+    let app =
+        TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "do_not_resend_existing_voucher = false")])
+            .await;
     let app = Arc::new(app);
     for _ in 0..4 {
         let answers = issue_all(&app, (0..16).map(|caller| caller.to_string())).await;
@@ -360,17 +369,17 @@ async fn a_session_that_is_ill_is_replaced() {
     }
     let writers = "select pid from pg_stat_activity
                     where datname = current_database() and application_name = 'coupon-issuer writer'";
-    let ill: Vec<i32> = sqlx::query_scalar(writers).fetch_all(&app.pool).await.unwrap();
-    assert!(!ill.is_empty());
+    let broken: Vec<i32> = sqlx::query_scalar(writers).fetch_all(&app.pool).await.unwrap();
+    assert!(!broken.is_empty());
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
-        "alter procedure issue_coupons_1 rename to well;
+        "alter procedure issue_coupons_1 rename to original;
          create procedure issue_coupons_1(
              coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[], inout issued_codes text[])
          language plpgsql as $$ begin
              if pg_backend_pid() = any ('{{{}}}') then raise exception 'cache lookup failed' using errcode = 'XX000'; end if;
-             call well(coupons, of_incarnation, durability, outcomes, issued_codes);
+             call original(coupons, of_incarnation, durability, outcomes, issued_codes);
          end $$",
-        ill.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
+        broken.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
     )))
     .execute(&app.pool)
     .await
@@ -384,10 +393,10 @@ async fn a_session_that_is_ill_is_replaced() {
     assert_eq!(ready.status(), 200);
 }
 
-/// As when whoever runs Postgres lets nobody write any more, because its disk is nearly full. The sessions stay.
+/// Some hosts of Postgres make a database read-only when its disk is nearly full. Sessions stay open.
 #[tokio::test]
-async fn a_database_that_lets_nobody_write_is_away() {
-    let app = TestApp::start(&[series(1, "")]).await;
+async fn while_the_database_is_read_only_requests_get_503() {
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
     assert_eq!(app.issue_one("before", 1).await, "issued");
     let set = async |value: &str| {
         let database = app.connect.get_database().unwrap();
@@ -398,13 +407,13 @@ async fn a_database_that_lets_nobody_write_is_away() {
     };
     let ready = async || app.client().get(app.url("/readyz")).send().await.unwrap().status().as_u16();
     set("on").await;
-    // Sessions that are there go on; those that are ended come back as ones that may not write.
+    // The setting holds for new sessions only.
     app.count(
         "select pg_terminate_backend(pid) from pg_stat_activity
           where datname = current_database() and application_name = 'coupon-issuer writer'",
     )
     .await;
-    eventually("nobody may write", async || {
+    eventually("the service finds the database read-only", async || {
         app.send(&json!({"seriesIds": [1], "customer": {"id": "during"}})).await.0 == 503
     })
     .await;
@@ -416,20 +425,22 @@ async fn a_database_that_lets_nobody_write_is_away() {
 }
 
 #[tokio::test]
-async fn a_service_that_starts_where_no_write_is_taken_is_not_ready() {
-    let app = TestApp::start(&[series(1, "")]).await;
+async fn a_service_is_not_ready_until_the_database_takes_writes() {
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
     let replaced = ReplacedWriter::with(&app, "begin raise exception 'no' using errcode = 'XX000'; end").await;
-    let other = TestApp::start_over(app.connect.clone(), &format!("{ORG}{}", series(1, "")), |_| {}).await;
+    let other = TestApp::start_over(app.connect.clone(), &format!("{ORG}{}", repeatable_series(1, "")), |_| {}).await;
     let ready = async || other.client().get(other.url("/readyz")).send().await.unwrap().status().as_u16();
     assert_eq!(ready().await, 503);
     replaced.put_back().await;
     eventually("ready", async || ready().await == 200).await;
 }
 
-/// The retry cannot show what the first attempt has issued: 786 would say that it is not stored.
+/// The database fails during the retry, so that it cannot show the coupons. A 786 would say that they are not stored.
 #[tokio::test]
-async fn what_an_earlier_attempt_has_issued_never_counts_as_not_stored() {
-    let app = TestApp::start(&[series(1, ""), series(2, ""), series(3, "max_create = 9")]).await;
+async fn a_retry_never_answers_786_for_a_coupon_that_the_first_attempt_issued() {
+    let app =
+        TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, ""), repeatable_series(3, "max_create = 9")])
+            .await;
     for (number, error) in ["XX000", "53100", "P0001", "22012"].into_iter().enumerate() {
         let (ids, key) = (["[1]", "[1,2]", "[3]", "[1,1,3]"][number], format!("k-{number}"));
         let body = format!(r#"{{"seriesIds":{ids},"customer":{{"id":"c"}}}}"#);
@@ -438,7 +449,7 @@ async fn what_an_earlier_attempt_has_issued_never_counts_as_not_stored() {
             (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
         };
         let (_, first) = keyed().await;
-        // An empty call works: what fails is each coupon.
+        // The empty call of the probe succeeds, so that the database counts as up and each coupon fails.
         let body = format!(
             "begin
                  if cardinality(coupons) > 0 then raise exception 'no' using errcode = '{error}'; end if;
@@ -456,20 +467,20 @@ async fn what_an_earlier_attempt_has_issued_never_counts_as_not_stored() {
     }
 }
 
-/// One request of each of these customers, at once.
+/// Requests coupons of series 1 and 2 for each of these customers, at once.
 async fn issue_all(app: &Arc<TestApp>, customers: impl Iterator<Item = String>) -> Vec<serde_json::Value> {
-    let mut asking = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for customer in customers {
         let app = Arc::clone(app);
-        asking.spawn(async move { app.issue(&customer, &[1, 2]).await });
+        requests.spawn(async move { app.issue(&customer, &[1, 2]).await });
     }
-    asking.join_all().await
+    requests.join_all().await
 }
 
-/// An outcome that this version does not know says nothing of whether the coupon is stored.
+/// A newer procedure may return an outcome that this version does not know: the coupon may be stored or not.
 #[tokio::test]
-async fn an_outcome_that_is_not_known_is_748() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 5")]).await;
+async fn an_unknown_outcome_is_748() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 5")]).await;
     for outcomes_are in ["array[99, 99]", "array[0, 1]", "array[99]"] {
         let body = format!(
             "begin
@@ -485,10 +496,14 @@ async fn an_outcome_that_is_not_known_is_748() {
     }
 }
 
-/// Whatever the database says each time, a request does not ask without end.
+/// The database returns the same refusal to every call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_gets_nowhere_is_bounded() {
-    let all = [series(1, ""), series(2, "max_create = 5"), series(3, "do_not_resend_existing_voucher = false")];
+async fn a_request_gives_up_after_a_bounded_number_of_calls() {
+    let all = [
+        repeatable_series(1, ""),
+        repeatable_series(2, "max_create = 5"),
+        repeatable_series(3, "do_not_resend_existing_voucher = false"),
+    ];
     let shorter = |settings: &mut Settings| settings.issuing.timeout = Duration::from_secs(1);
     let app = TestApp::start_with(&format!("{ORG}{}", all.concat()), shorter).await;
     assert_eq!(outcomes(&app.issue("c", &[3]).await), ["issued"]);
@@ -510,13 +525,13 @@ async fn a_request_that_gets_nowhere_is_bounded() {
             let answer = request.send().await.unwrap();
             let status = answer.status().as_u16();
             if status == 200 {
-                let told = outcomes(&answer.json().await.unwrap());
+                let codes = outcomes(&answer.json().await.unwrap());
                 assert!(
-                    told.iter().all(|told| told == "748" || (told == "786" && (outcome == 5 || outcome == 11))),
-                    "{outcome} {told:?}"
+                    codes.iter().all(|code| code == "748" || (code == "786" && (outcome == 5 || outcome == 11))),
+                    "{outcome} {codes:?}"
                 );
             } else {
-                assert_eq!((status, outcome), (500, 10), "a claim that is lost each time");
+                assert_eq!((status, outcome), (500, 10), "only a claim that is lost each time is a 500");
             }
             let count = "select case when is_called then last_value else 0 end from calls";
             let calls: i64 = sqlx::query_scalar(count).fetch_one(&app.pool).await.unwrap();
@@ -526,16 +541,16 @@ async fn a_request_that_gets_nowhere_is_bounded() {
         replaced.put_back().await;
     }
     assert_eq!(app.count("select from coupon").await, 1);
-    // A claim that led to nothing is given back.
+    // The failed requests have released their keys.
     let retried = app.post(r#"{"seriesIds":[1,2,1],"customer":{"id":"c"}}"#).header("Idempotency-Key", "k-10");
     let answer = retried.send().await.unwrap().json().await.unwrap();
     assert_eq!(outcomes(&answer), ["issued"; 3]);
 }
 
 #[tokio::test]
-async fn a_transaction_that_takes_too_long_is_answered_748_and_stores_nothing() {
-    let app = TestApp::start_over(new_database().await, &format!("{ORG}{}", series(1, "")), |settings| {
-        // A coupon that waits is tried twice: both end before the request does.
+async fn a_transaction_that_times_out_is_748_and_stores_nothing() {
+    let app = TestApp::start_over(new_database().await, &format!("{ORG}{}", repeatable_series(1, "")), |settings| {
+        // The service sends a coupon twice before it gives up: both statements time out before the request does.
         settings.issuing.timeout = Duration::from_secs(15);
         settings.writer.statement_timeout = Duration::from_secs(4);
     })
@@ -552,8 +567,8 @@ async fn a_transaction_that_takes_too_long_is_answered_748_and_stores_nothing() 
 }
 
 #[tokio::test]
-async fn a_space_of_codes_that_is_full_is_786_and_no_loop() {
-    let app = TestApp::start(&[series(1, "alpha_numeric = false\nrandom_code_length = 5")]).await;
+async fn a_full_code_space_is_786() {
+    let app = TestApp::start(&[repeatable_series(1, "alpha_numeric = false\nrandom_code_length = 5")]).await;
     sqlx::query(
         "insert into coupon (org_id, coupon_id, series_id, series_version, origin_id, customer_id, code, expires_on, issued_at,
                              request_id)
@@ -565,11 +580,14 @@ async fn a_space_of_codes_that_is_full_is_786_and_no_loop() {
     assert_eq!(app.issue_one("c", 1).await, "786");
 }
 
-/// Where a code is drawn from so vast a space that it should never exist already, and does.
+/// The service draws codes from so large a space that it expects no collision. An index forces one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collision_against_all_odds_costs_that_coupon_alone() {
-    let app = Arc::new(TestApp::start(&[series(1, ""), series(2, "")]).await);
-    sqlx::query("create unique index odds on coupon (org_id) where series_id = 1").execute(&app.pool).await.unwrap();
+async fn an_unexpected_code_collision_fails_that_coupon_alone() {
+    let app = Arc::new(TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await);
+    sqlx::query("create unique index collision on coupon (org_id) where series_id = 1")
+        .execute(&app.pool)
+        .await
+        .unwrap();
     let calls: Vec<_> = (0..32)
         .map(|caller| {
             let app = Arc::clone(&app);
@@ -587,12 +605,11 @@ async fn a_collision_against_all_odds_costs_that_coupon_alone() {
     assert_eq!(app.count("select from coupon").await, 33);
 }
 
-/// Whoever changes one organisation holds up its own coupons, and nobody else's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_organisation_that_is_being_changed_holds_up_no_other() {
+async fn a_locked_organisation_does_not_delay_another() {
     let other = "[[orgs]]\nid = 2\nname = \"O\"\ndefault_access = \"write\"\n[[orgs.stores]]\nid = 10\nname = \"S\"\n\
                  [[orgs.tills]]\nid = \"other\"\nstore_id = 10\npassword = \"p\"\n";
-    let file = format!("{ORG}{}{other}{}", series(1, ""), series(1, ""));
+    let file = format!("{ORG}{}{other}{}", repeatable_series(1, ""), repeatable_series(1, ""));
     let app = Arc::new(TestApp::start_with(&file, |_| {}).await);
     let mut holder = app.connect.connect().await.unwrap();
     sqlx::raw_sql("begin; select lock_organisation_1(1)").execute(&mut holder).await.unwrap();
@@ -615,10 +632,10 @@ async fn an_organisation_that_is_being_changed_holds_up_no_other() {
     }
 }
 
-/// A commit whose wait for a standby is cut short succeeds, with a warning that nobody reads: it is not durable as asked.
+/// If a time-out ends a commit that waits for a standby, the commit succeeds with only a warning. The standby does not have it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_no_standby_has_is_not_answered_as_issued() {
-    let (postgres, app) = own_server("standby").await;
+async fn a_coupon_that_no_standby_has_is_748() {
+    let (postgres, app) = start_on_own_postgres("standby", &[repeatable_series(1, "")]).await;
     let setting = |value: &'static str| {
         let pool = app.pool.clone();
         async move {

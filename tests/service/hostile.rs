@@ -1,8 +1,8 @@
-//! Hostile credentials against the real binary: forged tokens, other people's, broken headers, wrong passwords. Each gets
-//! the same bland answer as every other, issues nothing, and leaves its own reason in the log and no secret.
-//! Each is named, by the id of its request.
+//! Hostile credentials against the binary: forged and foreign tokens, broken headers, wrong passwords. None issues a coupon. The
+//! answer shows no reason, except that a token has expired or that access is missing. The log has the reason, but no secret.
+//!
+//! The name of a case is the id of its request, by which the test finds it in the log.
 
-use coupon_issuer::provisioning;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -16,6 +16,7 @@ use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RsaEncoding};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use coupon_issuer::provisioning;
 use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey};
@@ -29,15 +30,15 @@ use sqlx::{ConnectOptions, raw_sql};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::authentication::{basic, but, parts, signed, unsigned};
-use crate::support::{ORG, TestApp, failure, new_database, series};
+use crate::support::{ORG, TestApp, failure, new_database, repeatable_series};
 
 const TOKEN_HEADER: &str = "X-CAP-API-OAUTH-TOKEN";
 const BODY: &str = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
 const FORM: &str = "application/x-www-form-urlencoded";
-/// The wrong password, which must turn up nowhere.
+/// A wrong password, which must not appear in the log.
 const WRONG: &str = "hunter2-hunter2";
 
-// The reasons that more than one case has.
+// The reasons in the log.
 const NO_CREDENTIALS: &str = "no credentials";
 const NOT_READ: &str = "the Basic credentials cannot be read";
 const TWICE: &str = "the header with the credentials comes twice";
@@ -67,7 +68,7 @@ const NOT_YET: &str = "the token is not valid yet";
 const NO_CLIENT: &str = "the token's client_id or org_id is none";
 const CLIENT: &str = "the token's client is none of its issuer's";
 
-/// One request for a coupon that must be refused: its name, the reason in the log, and the headers it comes with.
+/// A request for a coupon that the service must refuse: its name, the reason in the log, and its headers.
 struct Case {
     name: String,
     reason: &'static str,
@@ -79,22 +80,22 @@ fn case<const N: usize>(name: &str, reason: &'static str, headers: [(&'static st
     Case { name: name.to_owned(), reason, headers }
 }
 
-/// A token in the contract's own header.
+/// A case with this token in the header `X-CAP-API-OAUTH-TOKEN`.
 fn token(name: &str, reason: &'static str, token: &str) -> Case {
     case(name, reason, [(TOKEN_HEADER, token.as_bytes())])
 }
 
-/// A till's name and password.
+/// A case with this name and password of a till.
 fn till(name: &str, reason: &'static str, till_id: &str, password: &str) -> Case {
     case(name, reason, [("Authorization", basic(till_id, password).as_bytes())])
 }
 
-/// A case for each, named after what it is of and its number.
+/// A case for each of these, with its number in its name.
 fn each<T>(name: &str, all: impl IntoIterator<Item = T>, case: impl Fn(&str, T) -> Case) -> Vec<Case> {
     all.into_iter().enumerate().map(|(number, one)| case(&format!("{name}-{number}"), one)).collect()
 }
 
-/// The running binary, with everyone in its database whom the cases are about.
+/// The running binary, with the tills and clients of the cases in its database.
 struct Service {
     child: Child,
     address: String,
@@ -103,7 +104,7 @@ struct Service {
     client: reqwest::Client,
 }
 
-/// More clients of the organisation, and another organisation.
+/// A till and clients for [`ORG`], which [`CHANGES`] makes unusable.
 const OTHERS: &str = r#"
 [[orgs.tills]]
 id = "till.off"
@@ -120,8 +121,8 @@ secret = "client-revoked-secret"
 till = "store.server"
 access = "write"
 [[orgs.oauth_clients]]
-key = "client.outside"
-secret = "client-outside-secret"
+key = "client.external"
+secret = "client-external-secret"
 till = "store.server"
 access = "write"
 [[orgs.oauth_clients]]
@@ -155,13 +156,13 @@ const CHANGES: &str = "
     update oauth_client set tokens_from = now() + interval '1 minute' where client_key = 'client.revoked';
     insert into token_issuer (org_id, issuer, audience, jwks_url, client_claim, algorithms)
     values (1, 'https://issuer.invalid', 'coupons', null, 'client_id', array['RS256']);
-    update oauth_client set issuer = 'https://issuer.invalid', secret_hash = null where client_key = 'client.outside';
+    update oauth_client set issuer = 'https://issuer.invalid', secret_hash = null where client_key = 'client.external';
     select pg_notify('coupon_issuer_credentials', '')";
 
 impl Service {
     async fn start() -> Self {
         let database = new_database().await;
-        let file = format!("{ORG}{OTHERS}{}{OTHER_ORG}{}", series(1, ""), series(1, ""));
+        let file = format!("{ORG}{OTHERS}{}{OTHER_ORG}{}", repeatable_series(1, ""), repeatable_series(1, ""));
         provisioning::apply_text(&database, &file).await.unwrap();
         let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
         raw_sql(CHANGES).execute(&pool).await.unwrap();
@@ -186,23 +187,23 @@ impl Service {
         self.client.post(format!("http://{}{path}", self.address)).header("X-Request-Id", id)
     }
 
-    /// A request for a coupon under this id, with these headers besides.
-    async fn ask(&self, id: &str, headers: &[(&'static str, Vec<u8>)]) -> Response {
-        let request =
+    /// Requests a coupon under this id with these headers.
+    async fn request(&self, id: &str, headers: &[(&'static str, Vec<u8>)]) -> Response {
+        let without_headers =
             self.post("/v2/coupon/bulk/issue", id).header("Content-Type", "application/json").body(BODY.to_owned());
         let with = |request: RequestBuilder, (name, value): &(&'static str, Vec<u8>)| {
             request.header(*name, HeaderValue::from_bytes(value).unwrap())
         };
-        headers.iter().fold(request, with).send().await.unwrap()
+        headers.iter().fold(without_headers, with).send().await.unwrap()
     }
 
-    /// The answer must be the bland one that belongs to the reason, to the byte.
-    async fn refuses(&self, case: &Case) {
+    /// Sends the request of a case. Asserts the answer that its reason may show, to the byte.
+    async fn assert_refused(&self, case: &Case) {
         let name = &case.name;
-        let answer = self.ask(name, &case.headers).await;
+        let answer = self.request(name, &case.headers).await;
         let challenges: Vec<_> = answer.headers().get_all("www-authenticate").iter().cloned().collect();
         assert_eq!(answer.headers()["x-request-id"], *name);
-        let (told, error) = match case.reason {
+        let (expected, error) = match case.reason {
             NO_CREDENTIALS => ((401, 401, "Authentication is required".to_owned()), ""),
             EXPIRED => ((401, 498, "The access token has expired".to_owned()), ", error=\"invalid_token\""),
             ACCESS => ((403, 4000, "Not authorized. Access is denied!".to_owned()), ""),
@@ -210,8 +211,8 @@ impl Service {
         };
         let both =
             ["Basic realm=\"coupon-issuer\", charset=\"UTF-8\"", &format!("Bearer realm=\"coupon-issuer\"{error}")];
-        assert_eq!(challenges, if told.0 == 401 { both.as_slice() } else { &[] }, "{name}");
-        assert_eq!(failure(answer).await, told, "{name}");
+        assert_eq!(challenges, if expected.0 == 401 { both.as_slice() } else { &[] }, "{name}");
+        assert_eq!(failure(answer).await, expected, "{name}");
     }
 
     async fn coupons(&self) -> i64 {
@@ -222,14 +223,14 @@ impl Service {
         sqlx::query_scalar(query).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// Stops it, and returns all that it has logged.
+    /// Stops the service. Returns its log.
     fn stop(mut self) -> Vec<String> {
         assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
         self.log.take().unwrap().join().unwrap()
     }
 }
 
-/// A test that fails leaves nothing running.
+/// Kills the service of a test that fails.
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -237,23 +238,22 @@ impl Drop for Service {
     }
 }
 
-/// By the id of each request, why it was denied.
+/// The reason in the log for each id of a request.
 fn denials(log: &[String]) -> BTreeMap<String, String> {
     let lines = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let text = |value: &Value| value.as_str().map(str::to_owned);
     lines.filter_map(|line| Some((text(&line["request_id"])?, text(&line["denied"])?))).collect()
 }
 
-/// Neither as it was sent nor decoded.
 fn assert_unlogged(log: &[String], name: &str, secret: &str) {
-    assert!(secret.len() >= 8, "{name}: too short to be looked for");
+    assert!(secret.len() >= 8, "{name}: a secret this short may be in the log by chance");
     assert!(!log.iter().any(|line| line.contains(secret)), "{name}: its secret is in the log");
 }
 
-/// What forgers have: a good token, and keys. With the service's own, nothing is wrong with a token but what it says.
+/// Makes forged tokens from a good one. It signs with the service's own key where only the header or the claims are to be wrong.
 struct Forge {
-    own: KeyPair,
-    attackers: KeyPair,
+    service_key: KeyPair,
+    attacker_key: KeyPair,
     /// The service's published key.
     jwk: Value,
     header: Value,
@@ -273,8 +273,8 @@ impl Forge {
         let jwks: Value = service.client.get(url).send().await.unwrap().json().await.unwrap();
         let (header, claims) = parts(&good);
         Self {
-            own: KeyPair::from_pkcs8(&der).unwrap(),
-            attackers: KeyPair::generate(KeySize::Rsa2048).unwrap(),
+            service_key: KeyPair::from_pkcs8(&der).unwrap(),
+            attacker_key: KeyPair::generate(KeySize::Rsa2048).unwrap(),
             jwk: jwks["keys"][0].clone(),
             header,
             claims,
@@ -286,42 +286,42 @@ impl Forge {
         self.claims["iat"].as_i64().unwrap()
     }
 
-    /// A token of the service's own key, with these changes of its header.
-    fn headed(&self, changes: &Value) -> String {
-        signed(&self.own, &but(&self.header, changes), &self.claims)
+    /// The good token with these changes of its header, signed with the service's key.
+    fn with_header(&self, changes: &Value) -> String {
+        signed(&self.service_key, &but(&self.header, changes), &self.claims)
     }
 
-    /// As [`Forge::headed`], of its claims.
-    fn claiming(&self, changes: &Value) -> String {
-        signed(&self.own, &self.header, &but(&self.claims, changes))
+    /// The good token with these changes of its claims, signed with the service's key.
+    fn with_claims(&self, changes: &Value) -> String {
+        signed(&self.service_key, &self.header, &but(&self.claims, changes))
     }
 
-    /// A token of the service's own key whose header and claims are these texts, whatever they are.
-    fn saying(&self, header: &[u8], claims: &[u8]) -> String {
+    /// A token with these bytes as header and claims, signed with the service's key.
+    fn with_bytes(&self, header: &[u8], claims: &[u8]) -> String {
         let unsigned = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         self.with_signature(&unsigned, &aws_lc_rs::signature::RSA_PKCS1_SHA256)
     }
 
     fn with_signature(&self, unsigned: &str, padding: &'static dyn RsaEncoding) -> String {
-        let mut signature = vec![0; self.own.public_modulus_len()];
-        self.own.sign(padding, &SystemRandom::new(), unsigned.as_bytes(), &mut signature).unwrap();
+        let mut signature = vec![0; self.service_key.public_modulus_len()];
+        self.service_key.sign(padding, &SystemRandom::new(), unsigned.as_bytes(), &mut signature).unwrap();
         format!("{unsigned}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    /// The claims as text, with this one put in front of them or, where it is there, in its place.
+    /// The claims as text, with this claim added or replaced.
     fn claims_text(&self, name: &str, value: &str) -> String {
         let rest = but(&self.claims, &json!({name: null})).to_string();
         format!("{{\"{name}\":{value},{}", &rest[1..])
     }
 
-    /// A token of the service's own key, with this JSON as one of its claims.
-    fn claiming_text(&self, name: &str, value: &str) -> String {
-        self.saying(self.header.to_string().as_bytes(), self.claims_text(name, value).as_bytes())
+    /// The good token with this JSON as one of its claims, signed with the service's key.
+    fn with_claim_text(&self, name: &str, value: &str) -> String {
+        self.with_bytes(self.header.to_string().as_bytes(), self.claims_text(name, value).as_bytes())
     }
 
-    /// A token of an attacker's key, with these changes of its header.
-    fn attackers(&self, changes: &Value) -> String {
-        signed(&self.attackers, &but(&self.header, changes), &self.claims)
+    /// The good token with these changes of its header, signed with the attacker's key.
+    fn by_attacker(&self, changes: &Value) -> String {
+        signed(&self.attacker_key, &but(&self.header, changes), &self.claims)
     }
 
     /// Head, body and signature of the good token.
@@ -342,7 +342,7 @@ fn no_algorithm(forge: &Forge) -> Vec<Case> {
     }
     for alg in [json!(null), json!(7), json!(["RS256"]), json!("rs256"), json!("RS257"), json!("ES256K")] {
         let name = format!("alg-{}", alg.to_string().replace(['"', '[', ']'], ""));
-        cases.push(token(&name, HEADER, &forge.headed(&json!({"alg": alg}))));
+        cases.push(token(&name, HEADER, &forge.with_header(&json!({"alg": alg}))));
     }
     cases
 }
@@ -350,7 +350,7 @@ fn no_algorithm(forge: &Forge) -> Vec<Case> {
 fn other_algorithms(forge: &Forge) -> Vec<Case> {
     let mut cases: Vec<Case> = ["RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA", "HS256", "HS512"]
         .iter()
-        .map(|alg| token(&format!("alg-{alg}-over-rs256"), ALGORITHM, &forge.headed(&json!({"alg": alg}))))
+        .map(|alg| token(&format!("alg-{alg}-over-rs256"), ALGORITHM, &forge.with_header(&json!({"alg": alg}))))
         .collect();
     for (alg, padding) in [("RS512", &RSA_PKCS1_SHA512), ("PS256", &RSA_PSS_SHA256)] {
         let unsigned_as = |alg: &str| unsigned(&but(&forge.header, &json!({"alg": alg})), &forge.claims);
@@ -362,10 +362,10 @@ fn other_algorithms(forge: &Forge) -> Vec<Case> {
     cases
 }
 
-/// The public key is everybody's: as the secret of an HMAC it must prove nothing.
+/// Everybody has the public key. It must not work as the secret of an HMAC.
 fn symmetric(forge: &Forge) -> Vec<Case> {
-    let pkcs1 = forge.own.public_key().as_ref().to_vec();
-    let spki = AsDer::<PublicKeyX509Der>::as_der(forge.own.public_key()).unwrap().as_ref().to_vec();
+    let pkcs1 = forge.service_key.public_key().as_ref().to_vec();
+    let spki = AsDer::<PublicKeyX509Der>::as_der(forge.service_key.public_key()).unwrap().as_ref().to_vec();
     let pem = |label: &str, der: &[u8]| {
         let body = STANDARD.encode(der);
         let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
@@ -404,12 +404,12 @@ fn header_fields(forge: &Forge) -> Vec<Case> {
         json!("at"),
         json!("JOSE"),
     ];
-    let mut cases = each("typ", typs, |name, typ| token(name, TYP, &forge.headed(&json!({"typ": typ}))));
+    let mut cases = each("typ", typs, |name, typ| token(name, TYP, &forge.with_header(&json!({"typ": typ}))));
     cases.extend(each("typ-no-text", [json!(7), json!(["at+jwt"]), json!({"at+jwt": 1})], |name, typ| {
-        token(name, HEADER, &forge.headed(&json!({"typ": typ})))
+        token(name, HEADER, &forge.with_header(&json!({"typ": typ})))
     }));
     cases.extend(each("crit", [json!(["exp"]), json!([]), json!(["b64"]), json!(["x"])], |name, crit| {
-        token(name, CRIT, &forge.headed(&json!({"crit": crit, "b64": false})))
+        token(name, CRIT, &forge.with_header(&json!({"crit": crit, "b64": false})))
     }));
     let text = forge.header.to_string();
     let doubled = text.replacen('{', r#"{"alg":"none","#, 1);
@@ -424,20 +424,20 @@ fn header_fields(forge: &Forge) -> Vec<Case> {
         ("header-more", HEADER, &format!("{text}{text}")),
         ("header-deep", HEADER, &text.replacen('{', &format!("{{\"x\":{},", "[".repeat(2000)), 1)),
     ] {
-        cases.push(token(name, reason, &forge.saying(header.as_bytes(), forge.claims.to_string().as_bytes())));
+        cases.push(token(name, reason, &forge.with_bytes(header.as_bytes(), forge.claims.to_string().as_bytes())));
     }
-    cases.push(token("header-no-utf8", HEADER, &forge.saying(b"{\"alg\":\"\xff\"}", b"{}")));
+    cases.push(token("header-no-utf8", HEADER, &forge.with_bytes(b"{\"alg\":\"\xff\"}", b"{}")));
     cases
 }
 
-/// A key that comes with the token, or that it says where to find, is no key of ours. `bait` is where it says.
-fn keys_of_their_own(forge: &Forge, bait: &str) -> Vec<Case> {
-    let der: Pkcs8V1Der = forge.attackers.as_der().unwrap();
+/// Tokens that bring their own key, or its URL. `bait` is that URL.
+fn foreign_keys(forge: &Forge, bait: &str) -> Vec<Case> {
+    let der: Pkcs8V1Der = forge.attacker_key.as_der().unwrap();
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()));
     let mut jwk =
         Jwk::from_encoding_key(&EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(), Algorithm::RS256).unwrap();
     jwk.common.key_id = Some("attackers".to_owned());
-    let certificate = STANDARD.encode(forge.attackers.public_key().as_ref());
+    let certificate = STANDARD.encode(forge.attacker_key.public_key().as_ref());
     let mut cases = Vec::new();
     for (name, field) in [
         ("jku", json!({"jku": bait})),
@@ -447,13 +447,13 @@ fn keys_of_their_own(forge: &Forge, bait: &str) -> Vec<Case> {
         ("jwk-jku-x5u", json!({"jwk": jwk, "jku": bait, "x5u": bait})),
         ("no-hint", json!({})),
     ] {
-        let kid = |kid: Value| forge.attackers(&but(&field, &json!({"kid": kid})));
+        let kid = |kid: Value| forge.by_attacker(&but(&field, &json!({"kid": kid})));
         cases.push(token(&format!("{name}-attackers-kid"), KEY, &kid(json!("attackers"))));
         let own = but(&field, &json!({"kid": forge.header["kid"]}));
-        cases.push(token(&format!("{name}-own-kid"), SIGNATURE, &forge.attackers(&own)));
+        cases.push(token(&format!("{name}-own-kid"), SIGNATURE, &forge.by_attacker(&own)));
         let mut header = but(&forge.header, &field);
         header.as_object_mut().unwrap().remove("kid");
-        cases.push(token(&format!("{name}-no-kid"), NO_KID, &signed(&forge.attackers, &header, &forge.claims)));
+        cases.push(token(&format!("{name}-no-kid"), NO_KID, &signed(&forge.attacker_key, &header, &forge.claims)));
     }
     cases
 }
@@ -476,13 +476,13 @@ fn kids(forge: &Forge) -> Vec<Case> {
         &own[1..],
         &"k".repeat(5000),
     ];
-    let mut cases = each("kid", unknown, |name, kid| token(name, KEY, &forge.headed(&json!({"kid": kid}))));
+    let mut cases = each("kid", unknown, |name, kid| token(name, KEY, &forge.with_header(&json!({"kid": kid}))));
     cases.extend(each("kid-no-text", [json!([own]), json!(7), json!({"kid": own}), json!(true)], |name, kid| {
-        token(name, HEADER, &forge.headed(&json!({"kid": kid})))
+        token(name, HEADER, &forge.with_header(&json!({"kid": kid})))
     }));
     let null = forge.header.to_string().replace(&json!(own).to_string(), "null");
-    cases.push(token("kid-null", NO_KID, &forge.saying(null.as_bytes(), forge.claims.to_string().as_bytes())));
-    cases.push(token("kid-missing", NO_KID, &forge.headed(&json!({"kid": null}))));
+    cases.push(token("kid-null", NO_KID, &forge.with_bytes(null.as_bytes(), forge.claims.to_string().as_bytes())));
+    cases.push(token("kid-missing", NO_KID, &forge.with_header(&json!({"kid": null}))));
     cases
 }
 
@@ -498,8 +498,8 @@ fn missing_claims(forge: &Forge) -> Vec<Case> {
         ("org_id", LACKS),
         ("iat", NO_INSTANT),
     ] {
-        cases.push(token(&format!("no-{claim}"), reason, &forge.claiming(&json!({claim: null}))));
-        cases.push(token(&format!("null-{claim}"), reason, &forge.claiming_text(claim, "null")));
+        cases.push(token(&format!("no-{claim}"), reason, &forge.with_claims(&json!({claim: null}))));
+        cases.push(token(&format!("null-{claim}"), reason, &forge.with_claim_text(claim, "null")));
     }
     cases
 }
@@ -523,7 +523,7 @@ fn claims_of_a_wrong_type(forge: &Forge) -> Vec<Case> {
         ("nbf-nested", "nbf", UNREADABLE, &["[1]"]),
     ] {
         cases.extend(each(&format!("typed-{name}"), values, |name, value| {
-            token(name, reason, &forge.claiming_text(claim, value))
+            token(name, reason, &forge.with_claim_text(claim, value))
         }));
     }
     cases
@@ -553,7 +553,7 @@ fn times(forge: &Forge) -> Vec<Case> {
         ("nbf-in-the-future", NOT_YET, "nbf", (now + 600).to_string()),
         ("nbf-1e300", NO_INSTANT, "nbf", "1e300".to_owned()),
     ] {
-        cases.push(token(name, reason, &forge.claiming_text(claim, &value)));
+        cases.push(token(name, reason, &forge.with_claim_text(claim, &value)));
     }
     cases
 }
@@ -584,28 +584,27 @@ fn whose(forge: &Forge) -> Vec<Case> {
         ("client-with-nul", NUL, json!({"client_id": "crm\0"})),
         ("client-sql", CLIENT, json!({"client_id": "' or client_key = 'crm"})),
         ("client-is-a-till", CLIENT, json!({"client_id": "store.server"})),
-        ("client-of-an-outside-issuer", CLIENT, json!({"client_id": "client.outside"})),
+        ("client-of-an-external-issuer", CLIENT, json!({"client_id": "client.external"})),
         ("client-disabled", "the token's client is disabled", json!({"client_id": "client.off"})),
         ("client-revoked", "the token was revoked", json!({"client_id": "client.revoked"})),
         ("client-reads-only", ACCESS, json!({"client_id": "reports"})),
         ("client-may-nothing", ACCESS, json!({"client_id": "client.none"})),
     ] {
-        cases.push(token(name, reason, &forge.claiming(&changes)));
+        cases.push(token(name, reason, &forge.with_claims(&changes)));
     }
     cases
 }
 
-/// What is left after it depends on whether a parser takes the first or the last: the last counts here, as RFC 7519 asks, or
-/// nothing at all.
-fn claims_that_come_twice(forge: &Forge) -> Vec<Case> {
+/// Parsers differ: some take the first of two equal claims, and some the last. RFC 7519 allows the last, or no token at all.
+fn repeated_claims(forge: &Forge) -> Vec<Case> {
     let twice = |first: &str| {
         let text = forge.claims.to_string().replacen('{', &format!("{{{first},"), 1);
-        forge.saying(forge.header.to_string().as_bytes(), text.as_bytes())
+        forge.with_bytes(forge.header.to_string().as_bytes(), text.as_bytes())
     };
     let last = |last: &str| {
         let text = forge.claims.to_string();
         let text = format!("{},{last}}}", &text[..text.len() - 1]);
-        forge.saying(forge.header.to_string().as_bytes(), text.as_bytes())
+        forge.with_bytes(forge.header.to_string().as_bytes(), text.as_bytes())
     };
     vec![
         token("twice-client", CLIENT, &last(r#""client_id":"nobody""#)),
@@ -631,10 +630,10 @@ fn signatures(forge: &Forge) -> Vec<Case> {
         bytes[at] ^= 1;
         URL_SAFE_NO_PAD.encode(bytes)
     };
-    let other = forge.claiming(&json!({"jti": "another"}));
+    let other = forge.with_claims(&json!({"jti": "another"}));
     let (_, others) = other.rsplit_once('.').unwrap();
     let short = URL_SAFE_NO_PAD.encode(&bytes[..128]);
-    // The last character has four bits that mean nothing: with any of them set it is no base64.
+    // The last character has four unused bits. Base64 with any of them set is invalid.
     let loose = format!("{}{}", &signature[..341], if signature.ends_with('A') { 'B' } else { 'h' });
     let richer = unsigned(&forge.header, &but(&forge.claims, &json!({"exp": forge.now() + 86400})));
     vec![
@@ -661,7 +660,7 @@ fn shapes(forge: &Forge) -> Vec<Case> {
     let cut = head.len() + 10;
     let spaced = format!("{} {}", &good[..cut], &good[cut..]);
     let tabbed = format!("{}\t{}", &good[..cut], &good[cut..]);
-    let long = forge.claiming(&json!({"padding": "p".repeat(6500)}));
+    let long = forge.with_claims(&json!({"padding": "p".repeat(6500)}));
     assert!((8193..10_240).contains(&long.len()), "{}", long.len());
     let mut cases = vec![
         token("segments-4", NOT_JWT, &format!("{good}.{signature}")),
@@ -697,12 +696,12 @@ fn shapes(forge: &Forge) -> Vec<Case> {
         ("claims-deep", forge.claims_text("deep", &deep).as_bytes()),
         ("claims-lone-surrogate", forge.claims_text("client_id", "\"\\ud800\"").as_bytes()),
     ] {
-        cases.push(token(name, CLAIMS, &forge.saying(header.as_bytes(), claims)));
+        cases.push(token(name, CLAIMS, &forge.with_bytes(header.as_bytes(), claims)));
     }
     cases
 }
 
-/// Where a good credential is, and must not count: it is not alone, or not where it belongs.
+/// Good credentials that must not count, since they come twice or in the wrong header.
 fn placements(forge: &Forge) -> Vec<Case> {
     let (good, till) = (forge.good.as_bytes(), basic("store.server", "server123"));
     let (till, bearer) = (till.as_bytes(), format!("Bearer {}", forge.good));
@@ -732,7 +731,7 @@ fn placements(forge: &Forge) -> Vec<Case> {
         case("scheme-with-a-colon", NO_CREDENTIALS, [("Authorization", &[b"Bearer: ", good].concat())]),
         case("proxy-authorization", NO_CREDENTIALS, [("Proxy-Authorization", till)]),
         case("cookie", NO_CREDENTIALS, [("Cookie", &[b"access_token=", good].concat())]),
-        case("identity-told", NO_CREDENTIALS, [("X-Forwarded-User", b"store.server"), ("X-Org-Id", b"1")]),
+        case("identity-in-a-header", NO_CREDENTIALS, [("X-Forwarded-User", b"store.server"), ("X-Org-Id", b"1")]),
     ]
 }
 
@@ -793,7 +792,7 @@ fn basics(forge: &Forge, stored_hash: &str) -> Vec<Case> {
     ]
 }
 
-/// Each token once more, as a Bearer.
+/// Adds each case with a token once more, as a Bearer in `Authorization`.
 fn by_either_header(cases: Vec<Case>) -> Vec<Case> {
     let mut all = Vec::new();
     for case in cases {
@@ -809,10 +808,10 @@ fn by_either_header(cases: Vec<Case>) -> Vec<Case> {
     all
 }
 
-/// The secrets of a case: the words of its headers, and the passwords in them.
+/// The secrets of a case: the words of its headers, and the passwords that Basic encodes.
 fn secrets(case: &Case) -> Vec<String> {
-    let told = case.headers.iter().filter(|(header, _)| *header != "X-Forwarded-User");
-    let texts: Vec<_> = told.map(|(_, value)| String::from_utf8_lossy(value)).collect();
+    let with_secrets = case.headers.iter().filter(|(header, _)| *header != "X-Forwarded-User");
+    let texts: Vec<_> = with_secrets.map(|(_, value)| String::from_utf8_lossy(value)).collect();
     let words: Vec<String> = texts.iter().flat_map(|text| text.split(' ').map(str::to_owned)).collect();
     let decoded = words.iter().filter_map(|word| String::from_utf8(STANDARD.decode(word).ok()?).ok());
     let passwords: Vec<String> = decoded.filter_map(|pair| Some(pair.split_once(':')?.1.to_owned())).collect();
@@ -820,7 +819,7 @@ fn secrets(case: &Case) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_hostile_credential_gets_more_than_a_bland_refusal_and_each_leaves_its_reason_in_the_log() {
+async fn a_hostile_credential_is_refused_and_only_the_log_has_the_reason() {
     let service = Service::start().await;
     let forge = Forge::new(&service).await;
     let bait = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -832,13 +831,13 @@ async fn no_hostile_credential_gets_more_than_a_bland_refusal_and_each_leaves_it
         other_algorithms(&forge),
         symmetric(&forge),
         header_fields(&forge),
-        keys_of_their_own(&forge, &bait_url),
+        foreign_keys(&forge, &bait_url),
         kids(&forge),
         missing_claims(&forge),
         claims_of_a_wrong_type(&forge),
         times(&forge),
         whose(&forge),
-        claims_that_come_twice(&forge),
+        repeated_claims(&forge),
         signatures(&forge),
         shapes(&forge),
         placements(&forge),
@@ -848,25 +847,25 @@ async fn no_hostile_credential_gets_more_than_a_bland_refusal_and_each_leaves_it
     assert!(cases.len() >= 300, "{} cases", cases.len());
     let cases = by_either_header(cases);
     for case in &cases {
-        service.refuses(case).await;
+        service.assert_refused(case).await;
     }
     assert_eq!(service.coupons().await, 0);
-    assert!(bait.accept().is_err(), "nobody asks where a token says that keys are");
+    assert!(bait.accept().is_err(), "the service fetches keys from a URL in a token");
 
-    // What the cases were made of is good.
-    let good = [(TOKEN_HEADER, forge.claiming(&json!({})).into_bytes())];
-    assert_eq!(service.ask("good-token", &good).await.status(), 200);
+    // The good token and the good password, from which the cases are made.
+    let good = [(TOKEN_HEADER, forge.with_claims(&json!({})).into_bytes())];
+    assert_eq!(service.request("good-token", &good).await.status(), 200);
     let till = [("Authorization", basic("store.server", "server123").into_bytes())];
-    assert_eq!(service.ask("good-till", &till).await.status(), 200);
+    assert_eq!(service.request("good-till", &till).await.status(), 200);
     assert_eq!(service.coupons().await, 2);
 
     let log = service.stop();
     let denials = denials(&log);
     let reason = |case: &Case| denials.get(&case.name).cloned().unwrap_or_default();
-    let others: Vec<_> = cases.iter().filter(|case| reason(case) != case.reason).collect();
-    let others: Vec<_> = others.iter().map(|case| (&case.name, case.reason, reason(case))).collect();
-    assert!(others.is_empty(), "the log has another reason: {others:#?}");
-    assert_eq!(denials.len(), cases.len(), "each case has a name of its own, and nothing else was denied");
+    let wrong: Vec<_> = cases.iter().filter(|case| reason(case) != case.reason).collect();
+    let wrong: Vec<_> = wrong.iter().map(|case| (&case.name, case.reason, reason(case))).collect();
+    assert!(wrong.is_empty(), "the log has another reason: {wrong:#?}");
+    assert_eq!(denials.len(), cases.len(), "two cases have one name, or the service denied another request");
     for case in &cases {
         for secret in secrets(case) {
             assert_unlogged(&log, &case.name, &secret);
@@ -874,16 +873,16 @@ async fn no_hostile_credential_gets_more_than_a_bland_refusal_and_each_leaves_it
     }
 }
 
-/// A request for a token that must be refused: its name, the reason in the log, the key and the secret.
-type Asking<'a> = (&'a str, &'static str, &'a str, &'a str);
+/// A request for a token that the service must refuse: its name, the reason in the log, the key and the secret.
+type TokenCase<'a> = (&'a str, &'static str, &'a str, &'a str);
 
-/// By each of the ways of asking, under a name of its own.
-fn ways_of_asking(service: &Service, (name, _, key, secret): Asking<'_>) -> [(String, RequestBuilder); 3] {
+/// The request in each form in which a client may send its secret. Each has a name of its own.
+fn token_requests(service: &Service, (name, _, key, secret): TokenCase<'_>) -> [(String, RequestBuilder); 3] {
     let quoted = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let form = "grant_type=client_credentials";
     let mut post = form.to_owned();
     write!(post, "&client_id={}&client_secret={}", quoted(key), quoted(secret)).unwrap();
-    let names = ["v3", "post", "basic"].map(|way| format!("{name}/{way}"));
+    let names = ["v3", "post", "basic"].map(|form| format!("{name}/{form}"));
     let v3 = service.post("/v3/oauth/token/generate", &names[0]).json(&json!({"key": key, "secret": secret}));
     let standard = |name: &str| service.post("/oauth/token", name).header("Content-Type", FORM);
     let by_post = standard(&names[1]).body(post);
@@ -893,12 +892,12 @@ fn ways_of_asking(service: &Service, (name, _, key, secret): Asking<'_>) -> [(St
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_hostile_client_gets_a_token() {
+async fn a_client_with_hostile_credentials_gets_no_token() {
     let service = Service::start().await;
     let good = Forge::new(&service).await.good;
     let hash = service.text("select secret_hash from oauth_client where client_key = 'crm'").await;
     let disabled = "the client is disabled";
-    let cases: [Asking<'_>; 16] = [
+    let cases: [TokenCase<'_>; 16] = [
         ("a-till", UNKNOWN, "store.server", "server123"),
         ("a-till-by-md5", UNKNOWN, "store.server", "8a16a6b70505eb1f1ff7cdc0cd5559a7"),
         ("key-unknown", UNKNOWN, "nobody", "crm-secret"),
@@ -912,13 +911,13 @@ async fn no_hostile_client_gets_a_token() {
         ("secret-of-another", SECRET, "crm", "other-crm-secret"),
         ("secret-is-a-token", SECRET, "crm", &good),
         ("secret-is-the-stored-hash", SECRET, "crm", &hash),
-        ("client-of-an-outside-issuer", UNKNOWN, "client.outside", "client-outside-secret"),
+        ("client-of-an-external-issuer", UNKNOWN, "client.external", "client-external-secret"),
         ("client-disabled", disabled, "client.off", "client-off-secret"),
         ("client-disabled-and-wrong", SECRET, "client.off", WRONG),
     ];
     let mut expected = BTreeMap::new();
     for case in cases {
-        for (name, request) in ways_of_asking(&service, case) {
+        for (name, request) in token_requests(&service, case) {
             let answer = request.send().await.unwrap();
             assert_eq!(
                 (answer.status().as_u16(), &answer.headers()["cache-control"]),
@@ -932,9 +931,9 @@ async fn no_hostile_client_gets_a_token() {
                 r#"{"error":"invalid_client","error_description":"the client or its secret is not valid"}"#
             };
             assert_eq!(answer.text().await.unwrap(), body, "{name}");
-            // In a form, a parameter without a value is one that is not there.
-            let is_left_out = name.ends_with("/post") && (case.2.is_empty() || case.3.is_empty());
-            expected.insert(name, if is_left_out { "no client credentials" } else { case.1 }.to_owned());
+            // In a form, a parameter without a value counts as missing.
+            let is_missing = name.ends_with("/post") && (case.2.is_empty() || case.3.is_empty());
+            expected.insert(name, if is_missing { "no client credentials" } else { case.1 }.to_owned());
         }
     }
     let log = service.stop();
@@ -944,8 +943,8 @@ async fn no_hostile_client_gets_a_token() {
     }
 }
 
-/// Status, headers and body, but for what differs between any two answers.
-async fn all_of(request: RequestBuilder) -> String {
+/// Status, headers and body of an answer, without the date, which always differs.
+async fn whole_answer(request: RequestBuilder) -> String {
     let answer = request.header("X-Request-Id", "the-same").send().await.unwrap();
     let mut headers = answer.headers().clone();
     headers.remove("date");
@@ -953,12 +952,12 @@ async fn all_of(request: RequestBuilder) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_does_not_tell_whether_a_till_or_client_exists() {
-    let file = format!("{ORG}{OTHERS}{}{OTHER_ORG}", series(1, ""));
+async fn an_answer_does_not_show_whether_a_till_or_client_exists() {
+    let file = format!("{ORG}{OTHERS}{}{OTHER_ORG}", repeatable_series(1, ""));
     let app = TestApp::start_with(&file, |_| {}).await;
     raw_sql(CHANGES).execute(&app.pool).await.unwrap();
     let issue = |till: &str, password: &str| {
-        all_of(app.bare(BODY).header("Content-Type", "application/json").basic_auth(till, Some(password)))
+        whole_answer(app.bare(BODY).header("Content-Type", "application/json").basic_auth(till, Some(password)))
     };
     let unknown = issue("nobody", WRONG).await;
     assert!(unknown.starts_with("401 "), "{unknown}");
@@ -973,7 +972,7 @@ async fn an_answer_does_not_tell_whether_a_till_or_client_exists() {
     ] {
         assert_eq!(issue(till, password).await, unknown, "{till} {password}");
     }
-    let asked = |path: &str, key: &str, secret: &str| match path {
+    let token_request = |path: &str, key: &str, secret: &str| match path {
         "/oauth/token" => app
             .client()
             .post(app.url(path))
@@ -982,57 +981,57 @@ async fn an_answer_does_not_tell_whether_a_till_or_client_exists() {
         _ => app.client().post(app.url(path)).json(&json!({"key": key, "secret": secret})),
     };
     for path in ["/oauth/token", "/v3/oauth/token/generate"] {
-        let unknown = all_of(asked(path, "nobody", WRONG)).await;
+        let unknown = whole_answer(token_request(path, "nobody", WRONG)).await;
         assert!(unknown.starts_with("401 "), "{unknown}");
         for (key, secret) in [
             ("crm", WRONG),
             ("client.off", WRONG),
             ("client.off", "client-off-secret"),
-            ("client.outside", WRONG),
+            ("client.external", WRONG),
             ("store.server", "server123"),
         ] {
-            assert_eq!(all_of(asked(path, key, secret)).await, unknown, "{path} {key} {secret}");
+            assert_eq!(whole_answer(token_request(path, key, secret)).await, unknown, "{path} {key} {secret}");
         }
     }
 }
 
-/// As RFC 7519 asks of a parser that takes them at all: the last of them is the one that counts.
+/// RFC 7519 requires this of a parser that does not refuse the token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_claim_that_comes_twice_the_last_one_counts() {
+async fn the_last_of_two_equal_claims_counts() {
     let service = Service::start().await;
     let forge = Forge::new(&service).await;
-    let ask = async |id: &str, claims: String| {
-        let token = forge.saying(forge.header.to_string().as_bytes(), claims.as_bytes());
-        service.ask(id, &[(TOKEN_HEADER, token.into_bytes())]).await.status().as_u16()
+    let request = async |id: &str, claims: String| {
+        let token = forge.with_bytes(forge.header.to_string().as_bytes(), claims.as_bytes());
+        service.request(id, &[(TOKEN_HEADER, token.into_bytes())]).await.status().as_u16()
     };
     let claims = |client: &str| but(&forge.claims, &json!({"client_id": client})).to_string();
     let twice = |first: &str, last: &str| claims(last).replacen('{', &format!("{{\"client_id\":\"{first}\","), 1);
-    assert_eq!(ask("first-unknown", twice("nobody", "crm")).await, 200);
-    assert_eq!(ask("last-unknown", twice("crm", "nobody")).await, 401);
-    assert_eq!(ask("first-reads-only", twice("reports", "crm")).await, 200);
-    assert_eq!(ask("last-reads-only", twice("crm", "reports")).await, 403);
-    assert_eq!(ask("first-of-another-org", twice("other.crm", "crm")).await, 200);
-    assert_eq!(ask("last-of-another-org", twice("crm", "other.crm")).await, 401);
+    assert_eq!(request("first-unknown", twice("nobody", "crm")).await, 200);
+    assert_eq!(request("last-unknown", twice("crm", "nobody")).await, 401);
+    assert_eq!(request("first-reads-only", twice("reports", "crm")).await, 200);
+    assert_eq!(request("last-reads-only", twice("crm", "reports")).await, 403);
+    assert_eq!(request("first-of-another-org", twice("other.crm", "crm")).await, 200);
+    assert_eq!(request("last-of-another-org", twice("crm", "other.crm")).await, 401);
     assert_eq!(service.coupons().await, 3);
 }
 
-/// What is beyond HTTP itself is refused below the service, without a body, and the service goes on.
+/// The HTTP library refuses such a request before the service sees it, and answers without a body.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_beyond_all_measure_are_cut_short_and_the_service_goes_on() {
+async fn oversized_headers_are_refused_and_the_service_goes_on() {
     let service = Service::start().await;
     let many = "X-Filler: x\r\n".repeat(200);
     let lines = format!("Authorization: Bearer {}\r\n", "A".repeat(1024 * 1024));
     for (filler, must_answer) in [(many, true), (lines, false)] {
         let mut stream = tokio::net::TcpStream::connect(&service.address).await.unwrap();
         let head = format!("POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: {}\r\n{filler}\r\n", service.address);
-        // It may hang up before it has heard all, and then its answer may be lost as well.
+        // The service may close the connection before it has read everything. Then its answer may be lost, too.
         let _ = stream.write_all(head.as_bytes()).await;
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer).await;
         let is_refused = answer.starts_with("HTTP/1.1 431 ") && answer.ends_with("\r\n\r\n");
         assert!(is_refused || (answer.is_empty() && !must_answer), "{answer}");
         let till = [("Authorization", basic("store.server", "server123").into_bytes())];
-        assert_eq!(service.ask("after", &till).await.status(), 200);
+        assert_eq!(service.request("after", &till).await.status(), 200);
     }
     assert_eq!(service.coupons().await, 2);
 }

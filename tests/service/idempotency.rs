@@ -1,16 +1,17 @@
-//! Requests with an Idempotency-Key, or a natural one (contract 6).
-//! A retry finishes what an earlier attempt began, whatever became of it.
+//! Requests with an Idempotency-Key or a natural key (contract 6): a retry finishes the first attempt, however that ended.
 
-use coupon_issuer::provisioning;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use coupon_issuer::model::{Clock, SystemClock};
+use coupon_issuer::provisioning;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Executor};
 
-use crate::support::{ORG, TestApp, close, eventually, failure, outcomes, series, tally};
+use crate::failures::{kill, restart, start_on_own_postgres};
+use crate::support::{ORG, TestApp, close, default_series, eventually, failure, outcomes, repeatable_series, tally};
 
 const BODY: &str = r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#;
 
@@ -31,14 +32,14 @@ async fn json_of(answer: Response) -> Value {
     answer.json().await.unwrap()
 }
 
-async fn receipt(app: &TestApp, key: &str) -> Response {
+async fn get_receipt(app: &TestApp, key: &str) -> Response {
     let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
     app.client().get(url).basic_auth("store.server", Some("server123")).send().await.unwrap()
 }
 
 #[tokio::test]
-async fn a_retry_is_answered_as_the_first_time_and_issues_nothing() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 5")]).await;
+async fn a_retry_gets_the_same_response_and_issues_nothing() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 5")]).await;
     let first = send(&app, "k-1", BODY).await;
     assert!(!is_replayed(&first));
     let first = first.text().await.unwrap();
@@ -56,9 +57,9 @@ async fn a_retry_is_answered_as_the_first_time_and_issues_nothing() {
 }
 
 #[tokio::test]
-async fn a_coupon_comes_back_as_it_was_though_its_series_has_changed() {
+async fn a_retry_shows_the_series_as_it_was_when_the_coupon_was_issued() {
     let file = |description: &str| {
-        let series = series(1, "is_multiple_vouchers_per_user_allowed = false");
+        let series = default_series(1, "");
         format!("{ORG}{}", series.replace("Series 1", description))
     };
     let app = TestApp::start_with(&file("Old name"), |_| {}).await;
@@ -76,15 +77,15 @@ async fn a_coupon_comes_back_as_it_was_though_its_series_has_changed() {
 
 #[tokio::test]
 async fn another_body_under_the_same_key_is_422() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     assert_eq!(send(&app, "k", BODY).await.status(), 200);
     for body in [
         r#"{"seriesIds":[2,1],"customer":{"id":"c"}}"#,
         r#"{"seriesIds":[1,2],"customer":{"id":"d"}}"#,
         r#"{"seriesIds":[1,2],"customer":{"id":"c"},"metadata":{"sourceId":"1"}}"#,
     ] {
-        let told = (422, 422, "Idempotency-Key: was used for another request".to_owned());
-        assert_eq!(failure(send(&app, "k", body).await).await, told, "{body}");
+        let expected = (422, 422, "Idempotency-Key: was used for another request".to_owned());
+        assert_eq!(failure(send(&app, "k", body).await).await, expected, "{body}");
     }
     let from_web = app.client().post(app.url("/v2/coupon/bulk/issue?source=WEBSITE")).body(BODY);
     let from_web = from_web.header("Content-Type", "application/json").header("Idempotency-Key", "k");
@@ -92,12 +93,12 @@ async fn another_body_under_the_same_key_is_422() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// What a field that is ignored may hold, and a stricter parser does not read.
+/// The service ignores `customerName`, but not when it compares two bodies. A strict JSON parser rejects or changes these values.
 #[tokio::test]
-async fn whatever_a_body_holds_it_is_told_from_another() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn another_body_is_422_even_if_an_ignored_field_holds_odd_json() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let nested = format!("{}1{}", "[".repeat(200), "]".repeat(200));
-    let held = [
+    let values = [
         r#""Zoe \ud83d""#,
         r#""\udc00\ud83d\n""#,
         "1e999",
@@ -107,51 +108,54 @@ async fn whatever_a_body_holds_it_is_told_from_another() {
         r#"{"a":1,"a":2}"#,
         r#"{"\ud83d":1}"#,
     ];
-    for (number, held) in held.into_iter().enumerate() {
-        let body = |ids: &str, customer: &str, held: &str| {
-            format!(r#"{{"seriesIds":{ids},"customer":{{"id":"{customer}"}},"customerName":{held}}}"#)
+    for (number, value) in values.into_iter().enumerate() {
+        let body = |ids: &str, customer: &str, value: &str| {
+            format!(r#"{{"seriesIds":{ids},"customer":{{"id":"{customer}"}},"customerName":{value}}}"#)
         };
         let key = format!("k-{number}");
-        let first = send(&app, &key, &body("[1]", "aa", held)).await.text().await.unwrap();
-        assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued"], "{held}");
+        let first = send(&app, &key, &body("[1]", "aa", value)).await.text().await.unwrap();
+        assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued"], "{value}");
         for other in [
-            body("[1]", "bb", held),
-            body("[1,2,1]", "aa", held),
+            body("[1]", "bb", value),
+            body("[1,2,1]", "aa", value),
             body("[1]", "aa", "18446744073709551616"),
             body("[1]", "aa", "[[[[[[[[[[[[2]]]]]]]]]]]]"),
             body("[1]", "aa", "null"),
         ] {
-            let told = (422, 422, "Idempotency-Key: was used for another request".to_owned());
-            assert_eq!(failure(send(&app, &key, &other).await).await, told, "{held}: {other}");
+            let expected = (422, 422, "Idempotency-Key: was used for another request".to_owned());
+            assert_eq!(failure(send(&app, &key, &other).await).await, expected, "{value}: {other}");
         }
-        let spaced = body("[ 1 ]", "aa", held).replace(",\"customerName\"", " , \"customerName\" ");
-        for again in [body("[1]", "aa", held), body(r#"["1"]"#, "aa", held), spaced] {
-            assert_eq!(send(&app, &key, &again).await.text().await.unwrap(), first, "{held}: {again}");
+        let spaced = body("[ 1 ]", "aa", value).replace(",\"customerName\"", " , \"customerName\" ");
+        for again in [body("[1]", "aa", value), body(r#"["1"]"#, "aa", value), spaced] {
+            assert_eq!(send(&app, &key, &again).await.text().await.unwrap(), first, "{value}: {again}");
         }
     }
-    assert_eq!(app.count("select from coupon").await, held.len());
+    assert_eq!(app.count("select from coupon").await, values.len());
 }
 
-/// What another version has stored of a refusal is not known; that is not the same as nothing.
+/// Another version of the service may have stored a refusal that this version cannot read.
 #[tokio::test]
-async fn a_receipt_tells_what_it_can_read() {
-    let app = TestApp::start(&[series(1, "max_create = 0"), series(2, "max_create = 0")]).await;
+async fn a_receipt_shows_an_unreadable_refusal_as_748() {
+    let app = TestApp::start(&[repeatable_series(1, "max_create = 0"), repeatable_series(2, "max_create = 0")]).await;
     assert_eq!(outcomes(&json_of(send(&app, "k", BODY).await).await), ["5001", "5001"]);
-    for (answers, told) in [("1!cap_reached 2!blocked", ["5001", "748"]), ("1?x 2~y", ["748", "748"])] {
+    for (answers, expected) in [("1!cap_reached 2!blocked", ["5001", "748"]), ("1?x 2~y", ["748", "748"])] {
         sqlx::query("update keyed_request set answers = $1, incarnation = 0")
             .bind(answers)
             .execute(&app.pool)
             .await
             .unwrap();
-        let known: Value = receipt(&app, "k").await.json().await.unwrap();
-        assert_eq!((outcomes(&known), &known["state"]), (told.map(str::to_owned).to_vec(), &json!("INTERRUPTED")));
-        assert_eq!([&known["response"][0]["entityId"], &known["response"][1]["entityId"]], [1, 2]);
+        let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
+        assert_eq!(
+            (outcomes(&receipt), &receipt["state"]),
+            (expected.map(str::to_owned).to_vec(), &json!("INTERRUPTED"))
+        );
+        assert_eq!([&receipt["response"][0]["entityId"], &receipt["response"][1]["entityId"]], [1, 2]);
     }
 }
 
 #[tokio::test]
-async fn a_retry_issues_what_was_refused_before_and_nothing_else() {
-    let file = |cap: &str| format!("{ORG}{}{}", series(1, ""), series(2, cap));
+async fn a_retry_issues_what_was_refused_and_nothing_twice() {
+    let file = |cap: &str| format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, cap));
     let app = TestApp::start_with(&file("max_create = 0"), |_| {}).await;
     let first = json_of(send(&app, "k", BODY).await).await;
     assert_eq!(outcomes(&first), ["issued", "5001"]);
@@ -167,7 +171,7 @@ async fn a_retry_issues_what_was_refused_before_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn every_kind_of_series_comes_back_as_it_was() {
+async fn a_retry_gets_the_same_coupons_of_every_kind_of_series() {
     let kinds = [
         "",
         "max_create = 9",
@@ -178,7 +182,7 @@ async fn every_kind_of_series_comes_back_as_it_was() {
         "max_vouchers_per_user = 2",
         "client_handling_type = \"DISC_CODE_PIN\"",
     ];
-    let all: Vec<String> = kinds.iter().zip(1..).map(|(settings, id)| series(id, settings)).collect();
+    let all: Vec<String> = kinds.iter().zip(1..).map(|(settings, id)| repeatable_series(id, settings)).collect();
     let app = TestApp::start(&all).await;
     app.pool
         .execute("insert into pool_code (org_id, series_id, code, position) values (1, 8, 'P1', 1), (1, 8, 'P2', 2)")
@@ -192,33 +196,34 @@ async fn every_kind_of_series_comes_back_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_coupon_that_was_sent_again_is_tried_again() {
-    let app = TestApp::start(&[series(1, "do_not_resend_existing_voucher = false")]).await;
+async fn a_retry_of_a_resend_is_a_resend_and_a_retry_of_an_issuance_is_an_issuance() {
+    let app = TestApp::start(&[repeatable_series(1, "do_not_resend_existing_voucher = false")]).await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
     assert_eq!(outcomes(&json_of(send(&app, "a", body).await).await), ["issued"]);
     let resent = json_of(send(&app, "b", body).await).await;
     assert_eq!(outcomes(&resent), ["resent"]);
     assert_eq!(json_of(send(&app, "b", body).await).await, resent);
-    assert_eq!(outcomes(&json_of(send(&app, "a", body).await).await), ["issued"], "it is what that request has issued");
+    assert_eq!(outcomes(&json_of(send(&app, "a", body).await).await), ["issued"], "the request that issued it");
     assert_eq!(app.count("select from coupon").await, 1);
-    let told: Value = receipt(&app, "b").await.json().await.unwrap();
-    assert_eq!((&told["response"], &told["state"]), (&resent["response"], &json!("ANSWERED")));
+    let receipt: Value = get_receipt(&app, "b").await.json().await.unwrap();
+    assert_eq!((&receipt["response"], &receipt["state"]), (&resent["response"], &json!("ANSWERED")));
 }
 
 #[tokio::test]
-async fn while_it_is_running_it_is_409_and_its_receipt_says_so() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn a_retry_during_the_first_attempt_is_409_and_the_receipt_says_running() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let mut apply = app.connect.connect().await.unwrap();
     apply.execute("begin; select lock_organisation_1(1)").await.unwrap();
     let running = tokio::spawn(keyed(&app, "k", BODY).send());
-    eventually("it has begun", async || app.count("select from keyed_request").await == 1).await;
+    eventually("the first attempt has claimed its key", async || app.count("select from keyed_request").await == 1)
+        .await;
     let refused = send(&app, "k", BODY).await;
     assert_eq!(refused.headers()["retry-after"], "1");
-    let told = "Idempotency-Key: this request is still being processed; try again later".to_owned();
-    assert_eq!(failure(refused).await, (409, 409, told));
-    let known: Value = receipt(&app, "k").await.json().await.unwrap();
-    assert_eq!((&known["state"], &known["failureCount"]), (&json!("RUNNING"), &json!(2)));
-    assert_eq!(outcomes(&known), ["748", "748"]);
+    let message = "Idempotency-Key: this request is still being processed; try again later".to_owned();
+    assert_eq!(failure(refused).await, (409, 409, message));
+    let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
+    assert_eq!((&receipt["state"], &receipt["failureCount"]), (&json!("RUNNING"), &json!(2)));
+    assert_eq!(outcomes(&receipt), ["748", "748"]);
 
     close(apply).await;
     let answer = running.await.unwrap().unwrap().text().await.unwrap();
@@ -226,28 +231,28 @@ async fn while_it_is_running_it_is_409_and_its_receipt_says_so() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// The beginning is not flushed: a crash of the database can take it back while the attempt goes on.
+/// The claim of a key is not flushed: a crash of the database can lose it while the attempt goes on.
 #[tokio::test]
-async fn a_beginning_that_a_crash_takes_back_is_made_again() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn a_claim_that_a_database_crash_loses_is_made_again() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let mut apply = app.connect.connect().await.unwrap();
     apply.execute("begin; select lock_organisation_1(1)").await.unwrap();
     let running = tokio::spawn(keyed(&app, "k", BODY).send());
-    eventually("it has begun", async || app.count("select from keyed_request").await == 1).await;
+    eventually("the first attempt has claimed its key", async || app.count("select from keyed_request").await == 1)
+        .await;
     app.pool.execute("delete from keyed_request").await.unwrap();
     close(apply).await;
     let first = running.await.unwrap().unwrap().text().await.unwrap();
     assert!(first.contains("\"failureCount\":0"), "{first}");
-    assert_eq!(receipt(&app, "k").await.status(), 200);
+    assert_eq!(get_receipt(&app, "k").await.status(), 200);
     assert_eq!(send(&app, "k", r#"{"seriesIds":[1,2,2],"customer":{"id":"c"}}"#).await.status(), 422);
     assert_eq!(send(&app, "k", BODY).await.text().await.unwrap(), first);
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// What was issued is shown again, whatever the coupons of others wait for.
 #[tokio::test]
-async fn a_retry_of_what_is_issued_waits_for_nobody() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 50")]).await;
+async fn a_retry_of_an_issued_coupon_does_not_wait_for_stuck_writers() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 50")]).await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
     let first = send(&app, "k", body).await.text().await.unwrap();
     let mut holder = app.connect.connect().await.unwrap();
@@ -266,7 +271,7 @@ async fn a_retry_of_what_is_issued_waits_for_nobody() {
         })
         .await;
     }
-    // Every writer does, and has for as long as to be known for it.
+    // Every writer waits, and has waited long enough to count as stuck.
     tokio::time::sleep(Duration::from_millis(150)).await;
     let again = send(&app, "k", body).await;
     assert_eq!(again.text().await.unwrap(), first);
@@ -277,41 +282,41 @@ async fn a_retry_of_what_is_issued_waits_for_nobody() {
     }
 }
 
-/// The crash of a replica leaves an attempt that never ends, and coupons that it has issued.
+/// A replica that crashes leaves its coupons, and an attempt without an end.
 #[tokio::test]
-async fn a_retry_finishes_what_a_crash_has_cut_short() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn a_retry_after_a_replica_crash_issues_the_missing_coupon() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let first = json_of(send(&app, "k", BODY).await).await;
     let mut replica = app.connect.connect().await.unwrap();
     replica.execute("select pg_advisory_lock_shared(20193, 99)").await.unwrap();
     for statement in ["delete from coupon where series_id = 2", "update keyed_request set incarnation = 99"] {
         app.pool.execute(statement).await.unwrap();
     }
-    assert_eq!(send(&app, "k", BODY).await.status(), 409, "its replica lives");
-    let known: Value = receipt(&app, "k").await.json().await.unwrap();
-    assert_eq!(known["state"], "RUNNING");
+    assert_eq!(send(&app, "k", BODY).await.status(), 409, "its replica still runs");
+    let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
+    assert_eq!(receipt["state"], "RUNNING");
     close(replica).await;
-    eventually("it is known to be dead", async || {
-        receipt(&app, "k").await.json::<Value>().await.unwrap()["state"] != "RUNNING"
+    eventually("the replica counts as dead", async || {
+        get_receipt(&app, "k").await.json::<Value>().await.unwrap()["state"] != "RUNNING"
     })
     .await;
-    let known: Value = receipt(&app, "k").await.json().await.unwrap();
+    let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
     assert_eq!(
-        (known["state"].as_str().unwrap(), outcomes(&known)),
+        (receipt["state"].as_str().unwrap(), outcomes(&receipt)),
         ("INTERRUPTED", vec!["issued".into(), "748".into()])
     );
     let finished = json_of(send(&app, "k", BODY).await).await;
     assert_eq!(finished["response"][0], first["response"][0]);
     assert_eq!(outcomes(&finished), ["issued", "issued"]);
     assert_eq!(app.count("select from coupon").await, 2);
-    let known: Value = receipt(&app, "k").await.json().await.unwrap();
-    assert_eq!((&known["state"], &known["response"]), (&json!("ANSWERED"), &finished["response"]));
+    let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
+    assert_eq!((&receipt["state"], &receipt["response"]), (&json!("ANSWERED"), &finished["response"]));
 }
 
-/// A replica that lives, but ended an attempt and could not store that: its lease ends it.
+/// A replica may end an attempt and fail to store that. It still runs, so that only the lease frees the key.
 #[tokio::test]
-async fn a_lease_ends_an_attempt_whose_end_is_not_stored() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn the_lease_ends_an_attempt_whose_end_was_not_stored() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     send(&app, "k", BODY).await;
     let mut replica = app.connect.connect().await.unwrap();
     replica.execute("select pg_advisory_lock_shared(20193, 99)").await.unwrap();
@@ -326,19 +331,22 @@ async fn a_lease_ends_an_attempt_whose_end_is_not_stored() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// An attempt that was believed to be over, and was not: what it has not issued yet, the other issues.
+/// The first attempt is still at work when a second one takes its key over.
 #[tokio::test]
 async fn two_attempts_at_once_issue_once() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 100")]).await;
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 100")]).await;
     for round in 0..10 {
         let key = format!("k-{round}");
         let mut apply = app.connect.connect().await.unwrap();
         apply.execute("begin; select lock_organisation_1(1)").await.unwrap();
         let first = tokio::spawn(keyed(&app, &key, BODY).send());
-        eventually("it has begun", async || app.count("select from keyed_request").await == round + 1).await;
+        eventually("the first attempt has claimed its key", async || {
+            app.count("select from keyed_request").await == round + 1
+        })
+        .await;
         app.pool.execute("update keyed_request set incarnation = 32767 where attempt = 0").await.unwrap();
         let second = tokio::spawn(keyed(&app, &key, BODY).send());
-        eventually("the second has taken it over", async || {
+        eventually("the second attempt has taken over", async || {
             app.count("select from keyed_request where attempt > 0").await == round + 1
         })
         .await;
@@ -347,7 +355,7 @@ async fn two_attempts_at_once_issue_once() {
         let second = json_of(second).await;
         assert_eq!(outcomes(&second), ["issued", "issued"]);
         let first = first.await.unwrap().unwrap();
-        // It finds that another attempt is at work, or what that has issued.
+        // It gets a 409 while the second attempt is at work, and the coupons of the second attempt after that.
         if first.status() != 409 {
             assert_eq!(json_of(first).await, second);
         }
@@ -357,66 +365,77 @@ async fn two_attempts_at_once_issue_once() {
 }
 
 #[tokio::test]
-async fn of_64_who_send_the_same_at_once_one_issues_and_the_others_learn_of_it() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 100")]).await;
+async fn of_64_equal_requests_at_once_one_issues_and_the_others_get_its_response_or_409() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 100")]).await;
     for round in 0..20 {
         let key = format!("k-{round}");
-        let mut asking = tokio::task::JoinSet::new();
+        let mut requests = tokio::task::JoinSet::new();
         for _ in 0..64 {
-            asking.spawn(keyed(&app, &key, BODY).send());
+            requests.spawn(keyed(&app, &key, BODY).send());
         }
-        let mut told = Vec::new();
-        for answer in asking.join_all().await {
+        let mut responses = Vec::new();
+        for answer in requests.join_all().await {
             let answer = answer.unwrap();
-            told.push(if answer.status() == 200 { answer.text().await.unwrap() } else { answer.status().to_string() });
+            responses.push(if answer.status() == 200 {
+                answer.text().await.unwrap()
+            } else {
+                answer.status().to_string()
+            });
         }
-        let told = tally(told);
-        let bodies = told.keys().filter(|told| told.starts_with('{')).count();
-        assert_eq!(bodies, 1, "{told:?}");
-        assert!(told.keys().all(|told| told.starts_with('{') || told == "409 Conflict"), "{told:?}");
+        let responses = tally(responses);
+        let bodies = responses.keys().filter(|response| response.starts_with('{')).count();
+        assert_eq!(bodies, 1, "{responses:?}");
+        assert!(
+            responses.keys().all(|response| response.starts_with('{') || response == "409 Conflict"),
+            "{responses:?}"
+        );
     }
     assert_eq!(app.count("select from coupon").await, 40);
 }
 
-/// Nobody has looked which of them was there first: the key's first coupon decides.
+/// No claim precedes the coupons here: the first coupon under the key decides which body wins.
 #[tokio::test]
 async fn of_two_bodies_under_one_key_at_once_one_is_issued_and_the_other_is_422() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let another = BODY.replace("\"c\"", "\"d\"");
     for round in 0..20 {
         let key = format!("k-{round}");
-        let mut asking = tokio::task::JoinSet::new();
+        let mut requests = tokio::task::JoinSet::new();
         for number in 0..32 {
-            asking.spawn(keyed(&app, &key, if number % 2 == 0 { BODY } else { &another }).send());
+            requests.spawn(keyed(&app, &key, if number % 2 == 0 { BODY } else { &another }).send());
         }
-        let mut told = Vec::new();
-        for answer in asking.join_all().await {
+        let mut responses = Vec::new();
+        for answer in requests.join_all().await {
             let answer = answer.unwrap();
-            told.push(if answer.status() == 200 { answer.text().await.unwrap() } else { answer.status().to_string() });
+            responses.push(if answer.status() == 200 {
+                answer.text().await.unwrap()
+            } else {
+                answer.status().to_string()
+            });
         }
-        let told = tally(told);
-        assert_eq!(told.keys().filter(|told| told.starts_with('{')).count(), 1, "{told:?}");
-        assert_eq!(told.get("422 Unprocessable Entity"), Some(&16), "{told:?}");
+        let responses = tally(responses);
+        assert_eq!(responses.keys().filter(|response| response.starts_with('{')).count(), 1, "{responses:?}");
+        assert_eq!(responses.get("422 Unprocessable Entity"), Some(&16), "{responses:?}");
         assert_eq!(app.count("select from coupon").await, 2 * (round + 1));
         assert_eq!(app.count("select from coupon group by issued_at, customer_id, request_uuid").await, round + 1);
     }
 }
 
-/// The series that goes first runs out under them: the others are issued all the same, each under its own key.
+/// The first coupon of a request also claims its key. Here the cap of its series refuses most of these coupons.
 #[tokio::test]
-async fn a_first_coupon_that_is_refused_as_it_is_written_takes_no_other_with_it() {
-    let app = TestApp::start(&[series(1, "max_create = 5"), series(2, "")]).await;
-    let mut asking = tokio::task::JoinSet::new();
+async fn a_refusal_of_the_first_coupon_leaves_the_second_issued() {
+    let app = TestApp::start(&[repeatable_series(1, "max_create = 5"), repeatable_series(2, "")]).await;
+    let mut requests = tokio::task::JoinSet::new();
     for number in 0..64 {
-        asking.spawn(keyed(&app, &format!("k-{number}"), BODY).send());
+        requests.spawn(keyed(&app, &format!("k-{number}"), BODY).send());
     }
-    let mut told = Vec::new();
-    for answer in asking.join_all().await {
-        told.push(format!("{:?}", outcomes(&json_of(answer.unwrap()).await)));
+    let mut responses = Vec::new();
+    for answer in requests.join_all().await {
+        responses.push(format!("{:?}", outcomes(&json_of(answer.unwrap()).await)));
     }
-    let told = tally(told);
+    let responses = tally(responses);
     assert_eq!(
-        told.into_iter().collect::<Vec<_>>(),
+        responses.into_iter().collect::<Vec<_>>(),
         [("[\"5001\", \"issued\"]".to_owned(), 59), ("[\"issued\", \"issued\"]".to_owned(), 5)]
     );
     assert_eq!(app.count("select from keyed_request").await, 64);
@@ -427,8 +446,8 @@ async fn a_first_coupon_that_is_refused_as_it_is_written_takes_no_other_with_it(
 }
 
 #[tokio::test]
-async fn a_key_that_was_used_for_something_else_makes_no_customer() {
-    let app = TestApp::start(&[series(1, "")]).await;
+async fn a_request_with_a_used_key_creates_no_customer() {
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
     let body = |mobile: &str| format!(r#"{{"seriesIds":[1],"customer":{{"mobile":"{mobile}"}}}}"#);
     let first = send(&app, "k", &body("919876543210")).await.text().await.unwrap();
     assert_eq!(send(&app, "k", &body("919876543211")).await.status(), 422);
@@ -436,24 +455,26 @@ async fn a_key_that_was_used_for_something_else_makes_no_customer() {
     assert_eq!((app.count("select from customer").await, app.count("select from coupon").await), (1, 1));
 }
 
-/// It claimed its key before its customer was looked for.
+/// A request claims its key before it looks its customer up.
 #[tokio::test]
-async fn a_request_that_is_refused_as_a_whole_gives_its_key_back() {
-    let file = format!("{}{}", ORG.replace("\"open\"", "\"registered\""), series(1, ""));
+async fn a_request_that_fails_as_a_whole_releases_its_key() {
+    let file = format!("{}{}", ORG.replace("\"open\"", "\"registered\""), repeatable_series(1, ""));
     let app = TestApp::start_with(&file, |_| {}).await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"nobody"}}"#;
     for _ in 0..3 {
         assert_eq!(failure(send(&app, "k", body).await).await.1, 701);
     }
-    let known: Value = receipt(&app, "k").await.json().await.unwrap();
-    assert_eq!((outcomes(&known), &known["state"]), (vec!["748".to_owned()], &json!("INTERRUPTED")));
+    let receipt: Value = get_receipt(&app, "k").await.json().await.unwrap();
+    assert_eq!((outcomes(&receipt), &receipt["state"]), (vec!["748".to_owned()], &json!("INTERRUPTED")));
 }
 
 #[tokio::test]
 async fn keys_belong_to_their_organisation() {
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\ndefault_access = \"write\"\n\
                  [[orgs.stores]]\nid = 20\nname = \"Uptown\"\n[[orgs.tills]]\nid = \"other.till\"\nstore_id = 20\npassword = \"x\"\n";
-    let app = TestApp::start_with(&format!("{ORG}{}{other}{}", series(1, ""), series(1, "")), |_| {}).await;
+    let app =
+        TestApp::start_with(&format!("{ORG}{}{other}{}", repeatable_series(1, ""), repeatable_series(1, "")), |_| {})
+            .await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
     let ours = send(&app, "k", body).await.text().await.unwrap();
     let by_other = || app.bare(body).basic_auth("other.till", Some("x")).header("Content-Type", "application/json");
@@ -469,31 +490,31 @@ async fn keys_belong_to_their_organisation() {
 }
 
 #[tokio::test]
-async fn a_receipt_needs_read_access_and_tells_what_the_answer_told() {
-    let app = TestApp::start(&[series(1, ""), series(2, "max_create = 0")]).await;
+async fn a_receipt_needs_read_access_and_shows_the_response() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "max_create = 0")]).await;
     let answer = json_of(send(&app, "order 7/a", BODY).await).await;
     let url = app.url("/v2/coupon/bulk/issue/order%207%2Fa");
     let by = |till: &str, password: &str| app.client().get(&url).basic_auth(till, Some(password.to_owned())).send();
-    let known = json_of(by("office.desk", "office123").await.unwrap()).await;
-    assert_eq!(known["response"], answer["response"]);
-    assert_eq!((&known["totalCount"], &known["failureCount"]), (&json!(2), &json!(1)));
-    assert_eq!(known["state"], "ANSWERED");
-    // By the database's clock.
-    let received_at: Timestamp = known["receivedAt"].as_str().unwrap().parse().unwrap();
+    let receipt = json_of(by("office.desk", "office123").await.unwrap()).await;
+    assert_eq!(receipt["response"], answer["response"]);
+    assert_eq!((&receipt["totalCount"], &receipt["failureCount"]), (&json!(2), &json!(1)));
+    assert_eq!(receipt["state"], "ANSWERED");
+    // The database sets it, from its own clock.
+    let received_at: Timestamp = receipt["receivedAt"].as_str().unwrap().parse().unwrap();
     assert!(received_at.duration_until(SystemClock.now()).abs() < SignedDuration::from_mins(5), "{received_at}");
     assert_eq!(by("office.desk", "wrong").await.unwrap().status(), 401);
     assert_eq!(by("warehouse.gate", "gate123").await.unwrap().status(), 403);
-    assert_eq!(receipt(&app, "unknown").await.status(), 404);
+    assert_eq!(get_receipt(&app, "unknown").await.status(), 404);
 }
 
 #[tokio::test]
-async fn a_key_that_cannot_be_one_is_400() {
-    let app = TestApp::start(&[series(1, "")]).await;
+async fn an_invalid_key_is_400() {
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
     let long = "k".repeat(256);
     for key in ["", "\"\"", "\"a\"b\"", "\"a\\n\"", "sch\u{e4}n", &long] {
         let request = app.post(BODY).header("Idempotency-Key", key.as_bytes());
-        let told = "Idempotency-Key: must be 1 to 255 printable ASCII characters".to_owned();
-        assert_eq!(failure(request.send().await.unwrap()).await, (400, 400, told), "{key}");
+        let message = "Idempotency-Key: must be 1 to 255 printable ASCII characters".to_owned();
+        assert_eq!(failure(request.send().await.unwrap()).await, (400, 400, message), "{key}");
     }
     let twice = keyed(&app, "a", BODY).header("Idempotency-Key", "a").send().await.unwrap();
     assert_eq!(failure(twice).await, (400, 400, "Idempotency-Key: comes twice".to_owned()));
@@ -505,15 +526,15 @@ async fn a_key_that_cannot_be_one_is_400() {
 }
 
 #[tokio::test]
-async fn what_is_older_than_two_days_is_purged() {
-    let app = TestApp::start(&[series(1, ""), series(2, "")]).await;
+async fn requests_older_than_two_days_are_purged() {
+    let app = TestApp::start(&[repeatable_series(1, ""), repeatable_series(2, "")]).await;
     let kept = send(&app, "kept", BODY).await.text().await.unwrap();
     app.pool
         .execute(
             "insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
              select 1, 1000000 + n, 0, now() - interval '2 days 1 second', 0, 0, gen_random_uuid(), '1'
                from generate_series(1, 1200) n;
-             -- Somebody is just trying it again.
+             -- An old request with a recent attempt.
              insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
              values (1, 2000000, 0, now() - interval '3 days', 0, 64 * 3 * 86400, gen_random_uuid(), '1');
              insert into natural_issuance (org_id, series_id, coupon_id, issued_at, natural_key)
@@ -523,31 +544,83 @@ async fn what_is_older_than_two_days_is_purged() {
         )
         .await
         .unwrap();
-    let other =
-        TestApp::start_over(app.connect.clone(), &format!("{ORG}{}{}", series(1, ""), series(2, "")), |_| {}).await;
-    eventually("they are gone", async || {
+    let other = TestApp::start_over(
+        app.connect.clone(),
+        &format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, "")),
+        |_| {},
+    )
+    .await;
+    eventually("the old ones are purged", async || {
         other.count("select from keyed_request").await == 2 && other.count("select from natural_issuance").await == 1
     })
     .await;
     assert_eq!(send(&other, "kept", BODY).await.text().await.unwrap(), kept);
 }
 
-/// The connection breaks in the middle: the answer does not know, the retry finds out.
-#[tokio::test]
-async fn a_retry_finds_out_what_an_answer_did_not_know() {
-    let app = TestApp::start_with(&format!("{ORG}{}{}", series(1, ""), series(2, "")), |settings| {
-        // A coupon that waits is tried twice: both end before the request does.
-        settings.issuing.timeout = Duration::from_secs(15);
-        settings.writer.statement_timeout = Duration::from_secs(4);
+/// The lock of the second series stops its coupon after the first one is committed. Then Postgres is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_after_a_database_crash_shows_the_first_coupon_and_issues_the_second() {
+    let all = [repeatable_series(1, ""), repeatable_series(2, "max_create = 5")];
+    let (postgres, app) = start_on_own_postgres("crash-between-coupons", &all).await;
+    let mut holder = app.connect.connect().await.unwrap();
+    holder.execute("select pg_advisory_lock(hashint8extended(2, 1))").await.unwrap();
+    let request = tokio::spawn(keyed(&app, "k", BODY).send());
+    eventually("the second coupon waits for its series", async || {
+        app.count(
+            "select from pg_locks where locktype = 'advisory' and not granted
+                                    and database = (select oid from pg_database where datname = current_database())",
+        )
+        .await
+            == 1
     })
     .await;
-    // The second entity's coupon waits, the first one's is committed by then.
+    let committed: Vec<(i64, String)> =
+        sqlx::query_as("select series_id, code from coupon").fetch_all(&app.pool).await.unwrap();
+    let [(1, first_code)] = &committed[..] else { panic!("only the first coupon is committed: {committed:?}") };
+    // The commit of a coupon does not flush: a flush of the whole log saves the coupon from the crash.
+    app.pool.execute("create table flushed ()").await.unwrap();
+    kill(&postgres);
+    let in_doubt = json_of(request.await.unwrap().unwrap()).await;
+    assert_eq!(outcomes(&in_doubt), ["748", "748"]);
+
+    let postgres = restart(postgres).await;
+    drop(holder);
+    assert_eq!(app.count("select from coupon").await, 1, "the crash lost the first coupon");
+    let finished = Mutex::new(Value::Null);
+    eventually("a retry issues the second coupon", async || {
+        let answer = send(&app, "k", BODY).await;
+        if answer.status() != 200 {
+            return false;
+        }
+        let answer: Value = answer.json().await.unwrap();
+        let is_finished = outcomes(&answer) == ["issued", "issued"];
+        *finished.lock().unwrap() = answer;
+        is_finished
+    })
+    .await;
+    let finished = finished.into_inner().unwrap();
+    assert_eq!(finished["response"][0]["result"]["code"], first_code.as_str());
+    assert_eq!(app.count("select from coupon").await, 2);
+    app.stop().await;
+    tokio::task::spawn_blocking(|| postgres.stop()).await.unwrap().unwrap();
+}
+
+/// A lock on the table stops both coupons until their statements time out.
+#[tokio::test]
+async fn a_retry_after_a_statement_time_out_issues_both_coupons() {
+    let app =
+        TestApp::start_with(&format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, "")), |settings| {
+            // The service sends a coupon twice before it gives up: both statements time out before the request does.
+            settings.issuing.timeout = Duration::from_secs(15);
+            settings.writer.statement_timeout = Duration::from_secs(4);
+        })
+        .await;
     let mut holder = app.connect.connect().await.unwrap();
     holder.execute("begin; lock table coupon in exclusive mode").await.unwrap();
-    let unknown = json_of(send(&app, "k", BODY).await).await;
-    assert_eq!(outcomes(&unknown), ["748", "748"]);
+    let in_doubt = json_of(send(&app, "k", BODY).await).await;
+    assert_eq!(outcomes(&in_doubt), ["748", "748"]);
     close(holder).await;
-    eventually("it is finished", async || {
+    eventually("a retry issues both", async || {
         let answer = send(&app, "k", BODY).await;
         answer.status() == 200 && outcomes(&answer.json().await.unwrap()) == ["issued", "issued"]
     })
@@ -555,81 +628,81 @@ async fn a_retry_finds_out_what_an_answer_did_not_know() {
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
-/// An organisation where what caused an issuance identifies it.
-async fn natural(settings: &str) -> TestApp {
+/// A service whose organisation has natural keys.
+async fn start_with_natural_keys(settings: &str) -> TestApp {
     let org = ORG.replace("customer_policy", "natural_key = true\ncustomer_policy");
-    TestApp::start_with(&format!("{org}{}{}", series(1, settings), series(2, "")), |_| {}).await
+    TestApp::start_with(&format!("{org}{}{}", repeatable_series(1, settings), repeatable_series(2, "")), |_| {}).await
 }
 
-fn caused_by(customer: &str, kind: &str, id: &str) -> String {
+fn with_source(customer: &str, kind: &str, id: &str) -> String {
     json!({"seriesIds": [1, 2], "customer": {"id": customer}, "metadata": {"sourceType": kind, "sourceId": id}})
         .to_string()
 }
 
 #[tokio::test]
-async fn where_the_cause_identifies_an_issuance_it_comes_back_without_a_key() {
+async fn a_natural_key_replays_an_issuance_without_an_idempotency_key() {
     for settings in ["", "is_multiple_vouchers_per_user_allowed = false", "max_create = 5"] {
-        let app = natural(settings).await;
+        let app = start_with_natural_keys(settings).await;
         let send = async |body: String| app.post(body).send().await.unwrap();
-        let first = send(caused_by("c", "BILL", "7")).await;
+        let first = send(with_source("c", "BILL", "7")).await;
         assert!(!is_replayed(&first));
         let first = first.text().await.unwrap();
         assert_eq!(outcomes(&serde_json::from_str(&first).unwrap()), ["issued", "issued"]);
-        let again = send(caused_by("c", "BILL", "7")).await;
+        let again = send(with_source("c", "BILL", "7")).await;
         assert!(is_replayed(&again));
         assert_eq!(again.text().await.unwrap(), first);
-        // In any order, and with others: each is an issuance of its own.
+        // The key belongs to each coupon: another order of the series, or a repeated one, finds the same coupons.
         let mixed = json!({"seriesIds": [2, 1, 2], "customer": {"id": "c"}, "metadata": {"sourceType": "BILL", "sourceId": "7"}});
         let mixed = json_of(send(mixed.to_string()).await).await;
-        let codes = |answer: &Value, at: usize| answer["response"][at]["result"]["code"].clone();
+        let code = |answer: &Value, index: usize| answer["response"][index]["result"]["code"].clone();
         let first: Value = serde_json::from_str(&first).unwrap();
         assert_eq!(
-            [codes(&mixed, 0), codes(&mixed, 1), codes(&mixed, 2)],
-            [codes(&first, 1), codes(&first, 0), codes(&first, 1)]
+            [code(&mixed, 0), code(&mixed, 1), code(&mixed, 2)],
+            [code(&first, 1), code(&first, 0), code(&first, 1)]
         );
         assert_eq!(app.count("select from coupon").await, 2);
         for (other, (customer, kind, id)) in
             [("d", "BILL", "7"), ("e", "GAME", "7"), ("f", "BILL", "8")].into_iter().enumerate()
         {
-            assert!(!is_replayed(&send(caused_by(customer, kind, id)).await));
+            assert!(!is_replayed(&send(with_source(customer, kind, id)).await));
             assert_eq!(app.count("select from coupon").await, 4 + 2 * other);
         }
-        // With nothing that tells the cause, and with a key of its own, it is as everywhere else.
-        let unnamed =
+        // A blank source id makes no natural key.
+        let without_source =
             json!({"seriesIds": [2], "customer": {"id": "c"}, "metadata": {"sourceType": "BILL", "sourceId": " "}});
         for _ in 0..2 {
-            assert!(!is_replayed(&send(unnamed.to_string()).await));
+            assert!(!is_replayed(&send(without_source.to_string()).await));
         }
         assert_eq!(app.count("select from coupon").await, 10);
     }
 }
 
 #[tokio::test]
-async fn of_64_with_the_same_cause_at_once_all_learn_of_one_issuance() {
-    let app = natural("max_create = 100").await;
+async fn of_64_requests_at_once_with_one_natural_key_all_get_the_same_coupons() {
+    let app = start_with_natural_keys("max_create = 100").await;
     for round in 0..10 {
-        let mut asking = tokio::task::JoinSet::new();
+        let mut requests = tokio::task::JoinSet::new();
         for _ in 0..64 {
-            asking.spawn(app.post(caused_by("c", "BILL", &round.to_string())).send());
+            requests.spawn(app.post(with_source("c", "BILL", &round.to_string())).send());
         }
-        let mut told = Vec::new();
-        for answer in asking.join_all().await {
-            told.push(answer.unwrap().text().await.unwrap());
+        let mut responses = Vec::new();
+        for answer in requests.join_all().await {
+            responses.push(answer.unwrap().text().await.unwrap());
         }
-        assert_eq!(tally(told).into_values().collect::<Vec<_>>(), [64]);
+        assert_eq!(tally(responses).into_values().collect::<Vec<_>>(), [64]);
     }
     assert_eq!(app.count("select from coupon").await, 20);
     assert_eq!(app.count("select from series_counter where series_id = 1 and issued = 10").await, 1);
 }
 
 #[tokio::test]
-async fn a_natural_key_holds_from_the_moment_that_it_is_declared() {
-    let file = |natural: &str| {
-        let org = ORG.replace("customer_policy", &format!("{natural}customer_policy"));
-        format!("{org}{}{}", series(1, ""), series(2, ""))
+async fn natural_keys_count_from_the_apply_that_enables_them() {
+    let file = |natural_key: &str| {
+        let org = ORG.replace("customer_policy", &format!("{natural_key}customer_policy"));
+        format!("{org}{}{}", repeatable_series(1, ""), repeatable_series(2, ""))
     };
     let app = TestApp::start_with(&file(""), |_| {}).await;
-    let send = async || app.post(caused_by("c", "BILL", "7")).send().await.unwrap();
+    let send = async || app.post(with_source("c", "BILL", "7")).send().await.unwrap();
     for _ in 0..2 {
         assert!(!is_replayed(&send().await));
     }

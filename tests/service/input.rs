@@ -1,5 +1,5 @@
-//! Bad input: whatever is wrong with a request, the caller gets the contract's status and code and is told where.
-//! Nothing of a refused request is stored, and none is a 500.
+//! Bad input: the caller gets the contract's status and code, and a message that names the field. A refused request stores
+//! nothing, and no input causes a 500.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn with_metadata(metadata: &str) -> String {
     format!(r#"{{"seriesIds":[101],"customer":{{"id":"c"}},"metadata":{metadata}}}"#)
 }
 
-/// Each of these bodies is a 400 with this code and a message with these words; nothing is stored.
+/// Each body must get a 400 with this code and a message with its words, and store nothing.
 async fn assert_refused<B: Into<reqwest::Body> + Clone>(app: &TestApp, code: u64, rows: &[(B, &str)]) {
     for (row, (body, words)) in rows.iter().enumerate() {
         let (status, got, message) = failure(app.post(body.clone()).send().await.unwrap()).await;
@@ -43,8 +43,8 @@ async fn assert_nothing_stored(app: &TestApp) {
     assert_eq!(app.count("select from customer").await, 0);
 }
 
-/// Each of these bodies is taken, and its one coupon issued.
-async fn assert_taken(app: &TestApp, bodies: &[String]) {
+/// Each body must be accepted, and its one coupon issued.
+async fn assert_issued(app: &TestApp, bodies: &[String]) {
     for body in bodies {
         let answer = app.post(body.clone()).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{body}");
@@ -52,18 +52,18 @@ async fn assert_taken(app: &TestApp, bodies: &[String]) {
     }
 }
 
-/// Writes these bytes to a connection of its own, and returns head and body of what comes back until it is closed.
+/// Sends these bytes over a new connection, and returns head and body of what comes back until it is closed.
 async fn exchange(app: &TestApp, request: &[u8]) -> (String, String) {
     let (mut read, mut write) = TcpStream::connect(app.address).await.unwrap().into_split();
     let mut answer = Vec::new();
-    // An answer may come before the whole request is sent, and what is sent after it may find the connection closed.
+    // The service may answer and close the connection before it has read the whole request: a failed write is no failure.
     let _ = tokio::join!(write.write_all(request), read.read_to_end(&mut answer));
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.to_ascii_lowercase(), body.to_owned())
 }
 
-/// The head of a raw request by the till, up to the headers that these lines add.
+/// The head of a raw request by the till, with these further header lines.
 fn head(version: &str, lines: &str) -> String {
     format!(
         "POST /v2/coupon/bulk/issue {version}\r\nHost: till\r\nConnection: close\r\n\
@@ -101,7 +101,7 @@ async fn a_body_must_be_utf_8() {
     let rows: Vec<(Vec<u8>, &str)> = vec![
         (b"{\"seriesIds\":[101],\"customer\":{\"id\":\"\xff\"}}".to_vec(), ""),
         (b"{\"seriesIds\":[101],\"customer\":{\"id\":\"c\xc3\"}}".to_vec(), ""),
-        (b"{\"seriesIds\":[101],\"customer\":{\"id\":\"c\"},\"unheardOf\":\"\xff\"}".to_vec(), ""),
+        (b"{\"seriesIds\":[101],\"customer\":{\"id\":\"c\"},\"unknownField\":\"\xff\"}".to_vec(), ""),
         (b"\xff\xfe{\0}\0".to_vec(), "not JSON"),
     ];
     assert_refused(&app, 400, &rows).await;
@@ -136,14 +136,14 @@ async fn series_ids_must_be_integers() {
 }
 
 #[tokio::test]
-async fn a_number_beyond_all_types_is_told_by_its_field() {
+async fn a_number_out_of_range_is_reported_with_its_field() {
     let app = start().await;
     let rows = [(with_ids("[101,1e400]"), "seriesIds[1]"), (with_customer(r#"{"id":-1e400}"#), "customer.id")];
     assert_refused(&app, 400, &rows).await;
 }
 
 #[tokio::test]
-async fn a_request_may_list_a_hundred_ids_and_no_more() {
+async fn a_request_may_list_at_most_100_series() {
     let app = start().await;
     let ids = |count: i64| json!((900..900 + count).collect::<Vec<_>>()).to_string();
     assert_refused(&app, 1060, &[(with_ids(&ids(101)), "seriesIds"), (with_ids(&ids(5000)), "seriesIds")]).await;
@@ -185,7 +185,7 @@ async fn a_customer_must_have_an_identifier() {
 }
 
 #[tokio::test]
-async fn identifiers_have_their_types_and_lengths() {
+async fn an_identifier_of_a_wrong_type_or_length_is_refused() {
     let app = start().await;
     let long = |field: &str, length: usize| format!(r#"{{"{field}":"{}"}}"#, "x".repeat(length));
     let rows = [
@@ -217,7 +217,7 @@ async fn identifiers_have_their_types_and_lengths() {
 }
 
 #[tokio::test]
-async fn any_one_identifier_will_do() {
+async fn one_identifier_of_any_kind_is_enough() {
     let app = start().await;
     let longest = "𝟙".repeat(255);
     let customers = [
@@ -232,18 +232,18 @@ async fn any_one_identifier_will_do() {
         &format!(r#"{{"id":"{longest}"}}"#),
         &format!(r#"{{"externalId":"{longest}"}}"#),
     ];
-    assert_taken(&app, &customers.map(with_customer)).await;
+    assert_issued(&app, &customers.map(with_customer)).await;
 }
 
-/// JSON has one kind of number, and some libraries write all of them with a fraction.
+/// JSON has one type of number, and some libraries write each number with a fraction.
 #[tokio::test]
-async fn a_whole_number_may_have_a_fraction_of_zero() {
+async fn a_whole_number_may_be_written_with_a_fraction_of_zero() {
     let app = start().await;
     let bodies = [with_ids("[101.0]"), with_ids("[1.01e2]"), with_customer(r#"{"id":2251799813685247.0}"#)];
-    assert_taken(&app, &bodies).await;
+    assert_issued(&app, &bodies).await;
     assert_eq!(app.count("select from coupon where series_id = 101 and customer_id = 'c'").await, 2);
     assert_eq!(app.count("select from coupon where customer_id = '2251799813685247'").await, 1);
-    // Its neighbour is the same floating-point number: nobody can tell which one is meant.
+    // 2^53 and 2^53 + 1 are the same floating-point number, so the service cannot know which one is meant. The others are not whole.
     for id in ["9007199254740992.0", "9007199254740990.6", "4503599627370497.2", "1e-1", "1.00000000000000000001"] {
         let answer = app.post(with_customer(&format!(r#"{{"id":{id}}}"#))).send().await.unwrap();
         let (status, _, message) = failure(answer).await;
@@ -251,22 +251,22 @@ async fn a_whole_number_may_have_a_fraction_of_zero() {
     }
 }
 
-/// As public clients of the platform write them.
+/// Public clients of the platform write them like this.
 #[tokio::test]
-async fn a_series_id_may_be_its_digits_and_a_mobile_a_number() {
+async fn a_series_id_may_be_a_string_and_a_mobile_a_number() {
     let app = start().await;
     let bodies = [with_ids(r#"["101"]"#), with_ids(r#"["0101"]"#), with_customer(r#"{"mobile":919900000001}"#)];
-    assert_taken(&app, &bodies).await;
+    assert_issued(&app, &bodies).await;
     assert_eq!(app.count("select from customer where mobile = '919900000001'").await, 1);
-    let spelt = with_customer(r#"{"mobile":"+91 99000-00001"}"#);
-    assert_taken(&app, &[spelt, with_customer(r#"{"mobile":919900000001.0}"#)]).await;
+    let formatted = with_customer(r#"{"mobile":"+91 99000-00001"}"#);
+    assert_issued(&app, &[formatted, with_customer(r#"{"mobile":919900000001.0}"#)]).await;
     assert_eq!(app.count("select from customer").await, 1);
     assert_eq!(app.count("select from coupon where series_id = 101").await, 5);
 }
 
-/// What people and address books write, and only that: the message names what is in the way.
+/// People and address books write these separators. The message names a character that is none of them.
 #[tokio::test]
-async fn a_mobile_is_its_digits_whatever_stands_between_them() {
+async fn separators_in_a_mobile_are_ignored_and_other_characters_refused() {
     let app = start().await;
     let written = [
         "+91/99000-00001",
@@ -276,7 +276,7 @@ async fn a_mobile_is_its_digits_whatever_stands_between_them() {
         "\u{feff}919900000001",
         "\u{ff0b}91 (99000) 0.0.0.0.1",
     ];
-    assert_taken(&app, &written.map(|mobile| with_customer(&json!({"mobile": mobile}).to_string()))).await;
+    assert_issued(&app, &written.map(|mobile| with_customer(&json!({"mobile": mobile}).to_string()))).await;
     assert_eq!(app.count("select from customer").await, 1);
     for (mobile, words) in
         [("91 9900O00001", "'O', U+004F"), ("9199\u{7}", "U+0007"), ("٩١", "U+0669"), ("+", "no digit")]
@@ -287,9 +287,8 @@ async fn a_mobile_is_its_digits_whatever_stands_between_them() {
     }
 }
 
-/// What is wrong is called by its name.
 #[tokio::test]
-async fn an_encoding_that_is_not_utf_8_is_named() {
+async fn the_message_names_a_wrong_encoding() {
     let app = start().await;
     let utf_16: Vec<u8> = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let with_mark = [b"\xff\xfe".to_vec(), utf_16.clone()].concat();
@@ -308,9 +307,9 @@ async fn an_encoding_that_is_not_utf_8_is_named() {
     assert_nothing_stored(&app).await;
 }
 
-/// Somebody who points a browser at the service looks for its page; whoever asks for data is told that there is nothing.
+/// A person with a browser looks for a page. A program that asks for data at `/` gets 404.
 #[tokio::test]
-async fn a_browser_is_sent_from_the_root_to_the_docs() {
+async fn a_browser_is_redirected_from_the_root_to_the_docs() {
     let app = start().await;
     let browser = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
     let get =
@@ -327,7 +326,7 @@ async fn a_browser_is_sent_from_the_root_to_the_docs() {
 }
 
 #[tokio::test]
-async fn headers_and_parameters_that_mean_nothing_here_are_ignored() {
+async fn irrelevant_headers_and_query_parameters_are_ignored() {
     let app = start().await;
     for query in ["format=json", "source=instore&x=1&x=2", "format=json&source=Instore"] {
         let request = app.client().post(app.url(&format!("/v2/coupon/bulk/issue?{query}"))).body(GOOD);
@@ -340,23 +339,24 @@ async fn headers_and_parameters_that_mean_nothing_here_are_ignored() {
 }
 
 #[tokio::test]
-async fn fields_that_nobody_knows_are_ignored() {
+async fn unknown_fields_are_ignored() {
     let app = start().await;
     let bodies = [
-        r#"{"unheardOf":null,"seriesIds":[101],"customer":{"id":"c"}}"#,
+        r#"{"unknownField":null,"seriesIds":[101],"customer":{"id":"c"}}"#,
         r#"{"seriesIds":[101],"customer":{"id":"c","name":["C"],"id2":7}}"#,
         r#"{"seriesIds":[101],"customer":{"id":"c"},"metadata":{"sourceTypes":[1]}}"#,
         r#"{"seriesids":"x","seriesIds":[101],"Customer":1,"customer":{"id":"c"}}"#,
         "\n\t {\"seriesIds\" : [ 101 ] , \"customer\" : { \"id\" : \"c\" } } \r\n",
     ];
-    assert_taken(&app, &bodies.map(str::to_owned)).await;
+    assert_issued(&app, &bodies.map(str::to_owned)).await;
 }
 
 #[tokio::test]
-async fn nesting_is_ignored_where_the_field_is_and_refused_where_it_is_not() {
+async fn deep_nesting_is_ignored_in_unknown_fields_and_refused_in_known_ones() {
     let app = start().await;
     let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-    let unknown = |levels| format!(r#"{{"unheardOf":{},"seriesIds":[101],"customer":{{"id":"c"}}}}"#, nested(levels));
+    let unknown =
+        |levels| format!(r#"{{"unknownField":{},"seriesIds":[101],"customer":{{"id":"c"}}}}"#, nested(levels));
     assert_refused(
         &app,
         400,
@@ -367,11 +367,11 @@ async fn nesting_is_ignored_where_the_field_is_and_refused_where_it_is_not() {
         ],
     )
     .await;
-    assert_taken(&app, &[unknown(50), unknown(200), unknown(100_000)]).await;
+    assert_issued(&app, &[unknown(50), unknown(200), unknown(100_000)]).await;
 }
 
 #[tokio::test]
-async fn a_key_must_not_be_given_twice() {
+async fn a_duplicate_key_is_refused() {
     let app = start().await;
     let rows = [
         (r#"{"seriesIds":[101],"seriesIds":[102],"customer":{"id":"c"}}"#, "seriesIds"),
@@ -384,7 +384,7 @@ async fn a_key_must_not_be_given_twice() {
 }
 
 #[tokio::test]
-async fn metadata_must_be_an_object_of_short_texts() {
+async fn metadata_must_be_an_object_of_short_strings() {
     let app = start().await;
     let rows = [
         (r#"["POS"]"#.to_owned(), "metadata"),
@@ -403,12 +403,12 @@ async fn metadata_must_be_an_object_of_short_texts() {
     let (short, long) = ("é".repeat(50), "☕".repeat(250));
     let full = json!({"sourceType": short, "sourceId": short, "sourceActivity": short, "notes": long, "reason": long});
     let bodies = ["null", "{}", r#"{"notes":null}"#, r#"{"notes":""}"#, &full.to_string()].map(with_metadata);
-    assert_taken(&app, &bodies).await;
+    assert_issued(&app, &bodies).await;
 }
 
-/// Postgres has no such character in a text.
+/// Postgres cannot store U+0000 in a text.
 #[tokio::test]
-async fn a_nul_is_refused_by_the_field_it_is_in() {
+async fn a_nul_character_is_refused_with_the_name_of_its_field() {
     let app = start().await;
     let rows = [
         (with_customer(r#"{"id":"a\u0000b"}"#), "customer.id"),
@@ -423,7 +423,7 @@ async fn a_nul_is_refused_by_the_field_it_is_in() {
 }
 
 #[tokio::test]
-async fn the_query_has_one_source_of_the_list_and_one_account() {
+async fn the_query_may_have_one_known_source_and_one_account() {
     let app = start().await;
     let send = async |query: &str| {
         let request = app.client().post(app.url(&format!("/v2/coupon/bulk/issue?{query}")));
@@ -470,7 +470,7 @@ async fn the_query_has_one_source_of_the_list_and_one_account() {
 }
 
 #[tokio::test]
-async fn only_plain_json_is_taken() {
+async fn only_uncompressed_json_is_accepted() {
     let app = start().await;
     let send = async |headers: &[(&str, &str)]| {
         let mut request = app.bare(GOOD).basic_auth("store.server", Some("server123"));
@@ -511,7 +511,7 @@ async fn only_plain_json_is_taken() {
 }
 
 #[tokio::test]
-async fn a_method_that_a_path_does_not_have_is_told_which_it_has() {
+async fn a_wrong_method_is_405_with_the_allowed_ones() {
     let app = start().await;
     for (method, path, allowed) in [
         (Method::GET, "/v2/coupon/bulk/issue", "POST"),
@@ -534,7 +534,7 @@ async fn a_method_that_a_path_does_not_have_is_told_which_it_has() {
 }
 
 #[tokio::test]
-async fn a_path_that_does_not_exist_is_404() {
+async fn an_unknown_path_is_404() {
     let app = start().await;
     for path in [
         "/",
@@ -555,7 +555,7 @@ async fn a_path_that_does_not_exist_is_404() {
 }
 
 #[tokio::test]
-async fn a_body_may_have_a_mebibyte_and_no_more() {
+async fn a_body_may_have_at_most_one_mebibyte() {
     let app = start().await;
     let padded = |size: usize| format!("{GOOD}{}", " ".repeat(size - GOOD.len()));
     assert_eq!(app.post(padded(1 << 20)).send().await.unwrap().status(), 200);
@@ -575,7 +575,7 @@ async fn a_body_may_have_a_mebibyte_and_no_more() {
 }
 
 #[tokio::test]
-async fn chunks_and_http_1_0_are_taken() {
+async fn chunked_bodies_and_http_1_0_are_accepted() {
     let app = start().await;
     let (first, second) = GOOD.split_at(20);
     let chunks = format!("{:x}\r\n{first}\r\n{:x};ext=1\r\n{second}\r\n0\r\n\r\n", first.len(), second.len());
@@ -590,7 +590,7 @@ async fn chunks_and_http_1_0_are_taken() {
 }
 
 #[tokio::test]
-async fn a_body_that_takes_too_long_is_408() {
+async fn a_slow_body_is_408() {
     let file = format!("{ORG}{}", series(101, ""));
     let app = TestApp::start_with(&file, |settings| settings.http.body_timeout = Duration::from_millis(100)).await;
     let half = &GOOD[..GOOD.len() / 2];
@@ -672,7 +672,7 @@ async fn a_well_formed_request_id_is_kept_and_any_other_replaced() {
 }
 
 #[tokio::test]
-async fn a_refused_request_has_its_id_too() {
+async fn a_refused_request_keeps_its_request_id() {
     let app = start().await;
     let requests = [
         app.post("{}"),

@@ -1,5 +1,4 @@
-//! The endpoint's answers: the contract's bytes, and what is stored with them.
-//! One caller at a time; races.rs has the others.
+//! What the endpoint answers, to the byte, and what it stores. Here one caller calls at a time; concurrent callers are in races.rs.
 
 use std::time::Duration;
 
@@ -8,9 +7,9 @@ use sqlx::{ConnectOptions, Row};
 
 use crate::support::{ORG, TestApp, close, outcome, outcomes, series};
 
-/// Contract 2: key order and spelling, byte for byte but for the code.
+/// Section 2 of the contract, including the order of the keys. Only the code may differ.
 #[tokio::test]
-async fn the_answer_has_the_contracts_bytes() {
+async fn the_answer_matches_the_contract_to_the_byte() {
     let welcome = "discount_code = \"AUT10\"\ndiscount_upto = 0";
     let app = TestApp::start(&[series(101, welcome)]).await;
     let answer = app.post(r#"{"seriesIds":[101,999],"customer":{"id":"566881933"}}"#).send().await.unwrap();
@@ -33,7 +32,7 @@ async fn the_answer_has_the_contracts_bytes() {
 }
 
 #[tokio::test]
-async fn good_unknown_and_exhausted_in_one_request_store_one_coupon() {
+async fn of_a_good_an_unknown_and_an_exhausted_series_only_the_good_one_issues() {
     let app = TestApp::start(&[series(101, ""), series(104, "max_create = 0")]).await;
     let answer = app.issue("c", &[101, 999, 104]).await;
     assert_eq!(outcomes(&answer), ["issued", "707", "5001"]);
@@ -42,7 +41,7 @@ async fn good_unknown_and_exhausted_in_one_request_store_one_coupon() {
 }
 
 #[tokio::test]
-async fn each_coupon_is_a_transaction_of_its_own() {
+async fn each_coupon_has_its_own_transaction() {
     let all: Vec<String> = (1..=10).map(|id| series(id, "")).collect();
     let app = TestApp::start(&all).await;
     app.issue("c", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await;
@@ -50,11 +49,11 @@ async fn each_coupon_is_a_transaction_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_the_caller_says_is_stored_with_the_coupon() {
+async fn a_coupon_stores_its_till_source_account_metadata_and_request_id() {
     let app = TestApp::start(&[series(101, "")]).await;
     let body = json!({
         "seriesIds": [101], "customer": {"id": 42}, "somethingNew": {"deep": [1, 2]},
-        "metadata": {"sourceType": "CAMPAIGN", "notes": "naïve ☕", "unheardOf": 1},
+        "metadata": {"sourceType": "CAMPAIGN", "notes": "naïve ☕", "unknownField": 1},
     });
     let url = app.url("/v2/coupon/bulk/issue?source=MOBILE_APP&accountId=acc%2F7&other=1");
     let answer = app.client().post(url).basic_auth("store.server", Some("server123")).json(&body);
@@ -79,7 +78,7 @@ async fn what_the_caller_says_is_stored_with_the_coupon() {
 }
 
 #[tokio::test]
-async fn an_id_is_the_same_as_text_and_as_number() {
+async fn a_customer_id_means_the_same_as_string_and_as_number() {
     let app = TestApp::start(&[series(103, "is_multiple_vouchers_per_user_allowed = false")]).await;
     for (id, expected) in [(json!("566881933"), "issued"), (json!(566_881_933), "709")] {
         let (status, answer) = app.send(&json!({"seriesIds": [103], "customer": {"id": id}})).await;
@@ -88,7 +87,7 @@ async fn an_id_is_the_same_as_text_and_as_number() {
 }
 
 #[tokio::test]
-async fn a_series_listed_again_is_processed_again_in_order() {
+async fn a_series_listed_twice_is_processed_twice_in_order() {
     let app = TestApp::start(&[
         series(101, ""),
         series(103, "is_multiple_vouchers_per_user_allowed = false"),
@@ -106,7 +105,7 @@ async fn a_series_listed_again_is_processed_again_in_order() {
     assert_eq!(codes.len(), 5);
 }
 
-/// The answer to one request that meets every row of contract 3, byte for byte.
+/// An answer with every entity error of section 3 of the contract.
 const EVERY_REFUSAL: &str = r#"{"response":[
 {"entityId":99,"errors":[{"status":false,"code":707,"message":"Coupon Series ID is invalid","retryable":false}],"warnings":[]},
 {"entityId":1,"errors":[{"status":false,"code":777,"message":"coupon source not valid for issue coupon","retryable":false}],"warnings":[]},
@@ -162,7 +161,7 @@ async fn every_refusal_has_its_code_and_message() {
 }
 
 #[tokio::test]
-async fn a_coupon_held_is_sent_again_with_its_own_validity() {
+async fn a_resent_coupon_keeps_its_expiry() {
     let resend = "do_not_resend_existing_voucher = false\nexpiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 2";
     let app = TestApp::start(&[series(1, resend)]).await;
     let first = app.issue("c", &[1]).await;
@@ -175,14 +174,14 @@ async fn a_coupon_held_is_sent_again_with_its_own_validity() {
     );
     assert_eq!((&again["failureCount"], app.count("select from coupon").await), (&json!(0), 1));
 
-    // It has run out: another is allowed here, so another is issued.
+    // The first coupon has expired, and the series allows another one.
     app.clock.set("2026-11-25T00:00:00Z");
     assert_eq!(app.issue_one("c", 1).await, "issued");
     assert_eq!(app.count("select from coupon").await, 2);
 }
 
 #[tokio::test]
-async fn dates_are_told_in_the_organisations_zone() {
+async fn dates_are_in_the_organisations_time_zone() {
     let file = crate::support::ORG.replace("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\"");
     let today = "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0";
     let app = TestApp::start_with(&format!("{file}{}", series(1, today)), |_| {}).await;

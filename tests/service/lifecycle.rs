@@ -1,5 +1,4 @@
-//! The binary itself, as a new user and an operator run it: demo, migrate, serve, healthcheck, signals and exit codes.
-//! Whatever a test starts, it stops.
+//! The binary as new users and operators run it: demo, migrate, serve, healthcheck, signals and exit codes.
 
 use coupon_issuer::provisioning;
 use std::io::{BufRead, BufReader};
@@ -13,11 +12,11 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_database, outcomes, series};
 
-/// The running binary.
+/// A process of the binary. Dropping it kills it, so that a failing test leaves no process behind.
 pub struct Running {
     child: Child,
     pub address: String,
-    /// What it printed before it was serving.
+    /// The lines that it printed before it served.
     printed: Vec<String>,
 }
 
@@ -25,7 +24,7 @@ fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.env_remove("DATABASE_URL").env("COUPON_ISSUER__METRICS__LISTEN", "");
     command.env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "0");
-    // As in `TestApp`: a busy machine cuts nothing short.
+    // As in `TestApp`: long enough that no request times out on a busy machine.
     for (name, seconds) in [
         ("ISSUING__TIMEOUT_SECONDS", "60"),
         ("ISSUING__MAX_WAIT_SECONDS", "60"),
@@ -39,20 +38,21 @@ fn binary() -> Command {
 }
 
 impl Running {
-    /// Starts it and waits until it says where it serves.
+    /// Waits until the process logs its address.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut printed = Vec::new();
         let address = loop {
-            let line = lines.next().unwrap_or_else(|| panic!("it ended before it served: {printed:?}")).unwrap();
+            let line =
+                lines.next().unwrap_or_else(|| panic!("the process ended before it served: {printed:?}")).unwrap();
             if line.contains("serving") && line.contains("address") && !line.contains("metrics") {
                 let from = line.rfind("127.0.0.1:").unwrap();
                 break line[from..].trim_end_matches(['"', '}']).to_owned();
             }
             printed.push(line);
         };
-        // It must be able to go on printing.
+        // A full pipe would block the process.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, address, printed }
     }
@@ -67,13 +67,11 @@ impl Running {
         assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
     }
 
-    /// Waits until it ends by itself.
     pub fn wait(mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 }
 
-/// A test that fails leaves nothing running.
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -97,9 +95,9 @@ fn url(database: &PgConnectOptions) -> String {
     database.to_url_lossy().to_string()
 }
 
-/// What a newcomer does: starts the demo, pastes the line it prints, stops it, starts it again.
+/// A newcomer starts the demo, pastes the command that it prints, stops it, and starts it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
+async fn the_curl_command_of_the_demo_issues_two_coupons_that_survive_a_restart() {
     let dir = fresh_dir("demo");
     let running = Running::start(&mut demo(&dir));
     let printed = running.printed.join("\n");
@@ -115,7 +113,7 @@ async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
     running.signal("-INT");
     assert_eq!(running.wait().code(), Some(0));
 
-    // Killed hard this time: what it leaves behind is taken over by the next one.
+    // SIGKILL gives the demo no chance to clean up. The next one must take over its data directory.
     let mut running = Running::start(&mut demo(&dir));
     assert!(running.printed.iter().any(|line| line.contains("no change")), "{:?}", running.printed);
     running.child.kill().unwrap();
@@ -129,7 +127,7 @@ async fn the_demos_curl_issues_two_coupons_and_they_survive_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_demo_serves_metrics_where_it_can() {
+async fn the_demo_warns_and_serves_without_metrics_if_their_port_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap();
     let dir = fresh_dir("demo-metrics");
@@ -153,7 +151,7 @@ async fn the_demo_serves_metrics_where_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_postgres_the_demo_says_what_to_do() {
+async fn without_postgres_the_demo_names_the_variable_to_set() {
     let output = demo(&fresh_dir("none")).env("COUPON_ISSUER_PG_BIN", "/nonexistent").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = String::from_utf8(output.stderr).unwrap();
@@ -161,16 +159,16 @@ async fn without_postgres_the_demo_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_finishes_what_is_in_flight() {
+async fn sigterm_finishes_requests_in_flight() {
     let database = new_database().await;
     provisioning::apply_text(&database, &format!("{ORG}{}", series(1, "max_create = 100"))).await.unwrap();
     let running = Running::start(&mut serve(&database));
-    // A coupon that waits for the lock on its series is in flight for as long as the test wants.
+    // While the test holds the lock on the series, the request stays in flight.
     let mut holder = database.connect().await.unwrap();
     sqlx::raw_sql("select pg_advisory_lock(hashint8extended(1, 1))").execute(&mut holder).await.unwrap();
     let request = running.post(json!({"seriesIds": [1], "customer": {"id": "c"}}));
     let (answer, ()) = tokio::join!(request, async {
-        eventually("the coupon waits", || async {
+        eventually("the coupon waits for the lock", || async {
             let mut connection = database.connect().await.unwrap();
             let waits = sqlx::query(
                 "select from pg_locks where locktype = 'advisory' and not granted
@@ -183,8 +181,7 @@ async fn sigterm_finishes_what_is_in_flight() {
         .await;
         running.signal("-TERM");
         let address = running.address.clone();
-        eventually("it accepts nothing more", || async { tokio::net::TcpStream::connect(&address).await.is_err() })
-            .await;
+        eventually("the port is closed", || async { tokio::net::TcpStream::connect(&address).await.is_err() }).await;
         close(holder).await;
     });
     assert_eq!(outcomes(&answer.unwrap()), ["issued"]);
@@ -192,7 +189,7 @@ async fn sigterm_finishes_what_is_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn serve_refuses_a_schema_it_does_not_know() {
+async fn serve_refuses_a_missing_newer_older_or_altered_schema() {
     let refused = |database: PgConnectOptions| {
         let output = serve(&database).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -224,7 +221,7 @@ async fn serve_refuses_a_schema_it_does_not_know() {
     run(&changed, "update _sqlx_migrations set checksum = '' where version = 1").await;
     let error = refused(changed.clone());
     assert!(error.contains("cannot be trusted"), "{error}");
-    // Nor does any other command work on it.
+    // The other commands refuse an altered schema, too.
     for command in [
         &["verify"] as &[&str],
         &["apply", "config/demo.toml"],
@@ -249,7 +246,7 @@ async fn run(database: &PgConnectOptions, statements: &'static str) {
     close(connection).await;
 }
 
-/// What the next version's migration may do to the tables that this one reads and writes.
+/// A migration as the next version may have it: a column more in each table that this version reads or writes.
 const NEXT_MIGRATION: &str = "
     begin;
     insert into _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -271,16 +268,16 @@ const NEXT_MIGRATION: &str = "
     alter table activity_writer add column of_later text;
     commit";
 
-/// The older of two versions that run side by side goes on, and may even be started again.
+/// During a rolling upgrade, replicas of the older version keep serving, and may be started again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_migration_of_the_next_version_fails_no_request_of_this_one() {
+async fn the_older_version_serves_and_starts_on_the_schema_of_the_next() {
     let database = new_database().await;
     let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 1000000"));
     provisioning::apply_text(&database, &file).await.unwrap();
     let running = Running::start(&mut serve(&database));
     let ask = async |number: usize| {
         let url = format!("http://{}/v2/coupon/bulk/issue", running.address);
-        // Each twice under its key, and for a customer who is looked up.
+        // Each key is used twice, and each customer is looked up by mobile.
         let body = json!({"seriesIds": [1, 2], "customer": {"mobile": format!("99{}", number / 2 % 5)}});
         let request = reqwest::Client::new().post(url).basic_auth("store.server", Some("server123")).json(&body);
         let request = request.header("Idempotency-Key", format!("k{}", number / 2));
@@ -302,9 +299,9 @@ async fn a_migration_of_the_next_version_fails_no_request_of_this_one() {
     assert_eq!(outcomes(&answer), ["issued", "issued"]);
 }
 
-/// A balancer that looks every moment sends nothing to a replica that stops by the time it takes nothing.
+/// A load balancer sees `/readyz` fail, and stops sending before the replica closes its port.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sigterm_tells_balancers_before_it_takes_nothing_more() {
+async fn after_sigterm_readyz_fails_while_requests_are_still_answered() {
     let database = new_database().await;
     provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
     let running = Running::start(serve(&database).env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "60"));
@@ -316,19 +313,19 @@ async fn sigterm_tells_balancers_before_it_takes_nothing_more() {
     assert!(ask().await.unwrap().headers().get("connection").is_none());
 
     running.signal("-TERM");
-    eventually("not ready", async || reqwest::get(url("/readyz")).await.unwrap().status() == 503).await;
+    eventually("the replica is not ready", async || reqwest::get(url("/readyz")).await.unwrap().status() == 503).await;
     let answer = ask().await.unwrap();
     assert_eq!(answer.headers()["connection"], "close");
     assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
     assert_eq!(reqwest::get(url("/healthz")).await.unwrap().status(), 200);
 
-    // Told again, it does not wait for the rest of the minute.
+    // A second signal ends the drain of a minute at once.
     running.signal("-TERM");
     assert_eq!(running.wait().code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_start_at_once_all_migrate_and_serve() {
+async fn replicas_that_start_at_the_same_time_all_migrate_and_serve() {
     let database = empty_database().await;
     let replicas: Vec<_> = (0..3)
         .map(|_| {
@@ -345,12 +342,12 @@ async fn replicas_that_start_at_once_all_migrate_and_serve() {
         assert_eq!(check(&format!("http://{}/nothing", replica.address)), Some(1));
         replica.signal("-TERM");
         assert_eq!(replica.wait().code(), Some(0));
-        assert_eq!(check(&ready), Some(1), "nobody is there any more");
+        assert_eq!(check(&ready), Some(1), "the replica has stopped");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn migrate_and_apply_from_the_command_line() {
+async fn migrate_and_apply_may_be_run_twice() {
     let database = empty_database().await;
     let run = |arguments: &[&str]| {
         let output = binary().args(arguments).env("DATABASE_URL", url(&database)).output().unwrap();
@@ -368,7 +365,7 @@ async fn migrate_and_apply_from_the_command_line() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_printed_is_no_failure_of_what_was_done() {
+async fn apply_succeeds_even_if_its_output_cannot_be_written() {
     let database = new_database().await;
     let run = |arguments: &[&str], stdout: Stdio| {
         let mut command = binary();
@@ -383,15 +380,16 @@ async fn what_cannot_be_printed_is_no_failure_of_what_was_done() {
     assert!(error.starts_with("it is done, but standard output cannot be written") && error.contains("101"), "{error}");
     assert_eq!(run(&["apply", demo], Stdio::null()), (Some(0), String::new()));
 
+    // The output of this command is its only result, so it fails.
     let (code, error) = run(&["openapi"], full());
     assert!(code == Some(1) && error.starts_with("coupon-issuer: standard output: "), "{error}");
-    let (reader, gone) = std::io::pipe().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    assert_eq!(run(&["openapi"], gone.into()), (Some(0), String::new()), "as `| head` leaves it");
+    assert_eq!(run(&["openapi"], writer.into()), (Some(0), String::new()), "the reader has left, as `| head` does");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminal_that_hangs_up_stops_nothing() {
+async fn sighup_does_not_stop_the_service() {
     let database = new_database().await;
     let running = Running::start(&mut serve(&database));
     running.signal("-HUP");
@@ -402,14 +400,14 @@ async fn a_terminal_that_hangs_up_stops_nothing() {
 }
 
 #[test]
-fn the_version_names_the_release_of_the_zone_data() {
+fn version_shows_the_release_of_the_time_zone_data() {
     let printed = String::from_utf8(binary().arg("--version").output().unwrap().stdout).unwrap();
     let start = concat!("coupon-issuer ", env!("CARGO_PKG_VERSION"), " (time zones: 20");
     assert!(printed.starts_with(start), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_are_checked_before_anything_starts() {
+async fn serve_refuses_a_wrong_setting_by_name_and_shows_no_secret() {
     let database = new_database().await;
     for (variable, value, named) in [
         ("COUPON_ISSUER__HTTP__LISTEN", "everywhere", "http.listen"),
@@ -426,7 +424,7 @@ async fn settings_are_checked_before_anything_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_are_on_a_port_of_their_own() {
+async fn metrics_are_served_on_their_own_port_only() {
     let database = new_database().await;
     provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -449,22 +447,22 @@ async fn metrics_are_on_a_port_of_their_own() {
         .unwrap();
 }
 
-/// The pool says of itself that its time is over; what is in the way is that nobody listens.
+/// The error of the connection pool says only that it timed out. Operators need the reason behind it.
 #[tokio::test]
-async fn whoever_waits_for_a_database_is_told_why_there_is_none() {
+async fn serve_reports_why_the_database_cannot_be_reached() {
     let mut command = binary();
     command.arg("serve").env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");
     command.env("COUPON_ISSUER__DATABASE__ACQUIRE_TIMEOUT_SECONDS", "0.2");
     command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "1");
     let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     assert!(!ended.status.success());
-    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    assert!(told.contains("Connection refused") && told.contains("waiting for the database"), "{told}");
-    assert!(!told.contains("pool timed out"), "{told}");
+    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    assert!(output.contains("Connection refused") && output.contains("waiting for the database"), "{output}");
+    assert!(!output.contains("pool timed out"), "{output}");
 }
 
 #[tokio::test]
-async fn a_database_of_another_encoding_is_refused_in_words() {
+async fn migrate_and_serve_refuse_a_database_that_is_not_utf8() {
     let database = empty_database().await;
     let name = format!("{}_latin1", database.get_database().unwrap());
     let mut connection = database.connect().await.unwrap();
@@ -477,7 +475,7 @@ async fn a_database_of_another_encoding_is_refused_in_words() {
         command.env("DATABASE_URL", url(&database.clone().database(&name)));
         let ended = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         assert!(!ended.status.success());
-        let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-        assert!(told.contains("encoding is LATIN1, and must be UTF8"), "{told}");
+        let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+        assert!(output.contains("encoding is LATIN1, and must be UTF8"), "{output}");
     }
 }

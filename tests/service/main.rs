@@ -1,6 +1,6 @@
-//! The service as callers, operators and Postgres see it: the real router, the real writer, a real database.
+//! Tests of the whole service on a real Postgres. Each asserts what callers see and what the database stores.
 //!
-//! One binary, so that all tests share one server. Each asserts on what a caller sees, and on what is stored.
+//! One binary, so that all tests share one Postgres server.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,7 +1,6 @@
-//! The model of the contract, and the service beside it: both are asked the same at random, one request after the other and
-//! several at once, and must agree.
+//! Random requests, one by one and concurrently: each answer must be one that the model of the contract (tests/model) allows.
 //!
-//! Seeds are fixed: a disagreement comes again, with its seed in the message.
+//! The seeds are fixed, and a failure prints its seed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -129,7 +128,7 @@ impl Organisation {
         instant.to_zoned(self.zone.clone()).date()
     }
 
-    /// What an answer says. `None`: it contradicts itself, or says nothing.
+    /// What an answer says in the words of the model. `None`: it contradicts itself or is incomplete.
     fn outcome(&self, id: i64, entity: &Value) -> Option<Outcome> {
         assert_eq!(entity["entityId"], id);
         if let Some(error) = entity["errors"].get(0) {
@@ -147,28 +146,28 @@ impl Organisation {
         (is_whole && day("validTillDateTime") == Some(last_day)).then_some(Outcome::New { code, last_day })
     }
 
-    /// Whether an answer is one that the contract allows; what it did is then part of the model.
+    /// Applies an answer to the model. `None`: the contract does not allow the answer.
     fn accept(&mut self, context: &IssueContext, id: i64, entity: &Value) -> Option<Undo> {
         let outcome = self.outcome(id, entity)?;
         self.model.accept(context, id, &outcome)
     }
 
-    /// Whether there is an order of these answers in which the contract allows each. Where two entities of a request
-    /// have nothing to do with one another, they may have happened in either order.
+    /// Whether the contract allows these answers in some order. Two entities of one request may have happened in either order
+    /// if they do not interact.
     fn accept_in_some_order(&mut self, answers: &[Answer], done: &mut Vec<(usize, usize)>) -> bool {
         let all = answers.iter().map(|answer| answer.ids.len()).sum::<usize>();
         if done.len() == all {
             return true;
         }
         for (request, answer) in answers.iter().enumerate() {
-            for (place, id) in answer.ids.iter().enumerate() {
-                let waits =
+            for (position, id) in answer.ids.iter().enumerate() {
+                let must_wait_for =
                     |earlier: usize| !done.contains(&(request, earlier)) && self.interact(answer.ids[earlier], *id);
-                if done.contains(&(request, place)) || (0..place).any(waits) {
+                if done.contains(&(request, position)) || (0..position).any(must_wait_for) {
                     continue;
                 }
-                let Some(undo) = self.accept(&answer.context, *id, &answer.entities[place]) else { continue };
-                done.push((request, place));
+                let Some(undo) = self.accept(&answer.context, *id, &answer.entities[position]) else { continue };
+                done.push((request, position));
                 if self.accept_in_some_order(answers, done) {
                     return true;
                 }
@@ -185,8 +184,8 @@ impl Organisation {
         one == other || series.get(&one).zip(series.get(&other)).is_some_and(|(one, other)| excludes(one, other))
     }
 
-    /// What a caller sees only in sum, and what is stored.
-    async fn is_stored_by(&self, app: &TestApp) {
+    /// The database has the coupons of the model, and no others.
+    async fn assert_stored(&self, app: &TestApp) {
         let stored: Vec<(i64, String, String)> = sqlx::query_as(
             "select series_id, customer_id, code from issued_coupon where org_id = $1 order by series_id, customer_id, code",
         )
@@ -195,9 +194,9 @@ impl Organisation {
         .await
         .unwrap();
         let row = |coupon: &Coupon| (coupon.series, coupon.customer.clone(), coupon.code.clone());
-        let mut known: Vec<_> = self.model.coupons().iter().map(row).collect();
-        known.sort();
-        assert_eq!(stored, known);
+        let mut expected: Vec<_> = self.model.coupons().iter().map(row).collect();
+        expected.sort();
+        assert_eq!(stored, expected);
     }
 }
 
@@ -222,20 +221,20 @@ async fn ask(app: &TestApp, org: i64, context: IssueContext, ids: Vec<i64>) -> A
     Answer { context, ids, entities }
 }
 
-/// Everything is stored as the models have it, and `verify` has nothing to say of it.
-async fn is_stored_by(app: &TestApp, organisations: &[Organisation]) {
+/// The database has the coupons of all models, and `verify` finds nothing wrong.
+async fn assert_all_stored(app: &TestApp, organisations: &[Organisation]) {
     for organisation in organisations {
-        organisation.is_stored_by(app).await;
+        organisation.assert_stored(app).await;
     }
-    // The clock that is held may be behind the one that tells since when the limits hold.
+    // `apply` takes this instant from the clock of Postgres. If that is ahead of the test's clock, `verify` would check no coupon.
     sqlx::query("update series set limits_changed_at = '-infinity'").execute(&app.pool).await.unwrap();
     let verified = app.verify().await;
     assert_eq!(verified.wrong(), 0, "{verified}");
 }
 
-fn some_ids(random: &mut StdRng, most: usize) -> Vec<i64> {
-    // 9 is none.
-    (0..random.random_range(1..=most)).map(|_| random.random_range(1..=9)).collect()
+fn random_ids(random: &mut StdRng, max_count: usize) -> Vec<i64> {
+    // Series 9 does not exist.
+    (0..random.random_range(1..=max_count)).map(|_| random.random_range(1..=9)).collect()
 }
 
 async fn start(seed: u64) -> (Arc<TestApp>, Vec<Organisation>, StdRng) {
@@ -248,7 +247,7 @@ async fn start(seed: u64) -> (Arc<TestApp>, Vec<Organisation>, StdRng) {
             let series = *series;
             pool.codes().clone().into_iter().map(move |(code, owner)| (series, code, owner))
         };
-        for ((series, code, owner), place) in organisation.model.pools().iter().flat_map(codes).zip(1_i64..) {
+        for ((series, code, owner), position) in organisation.model.pools().iter().flat_map(codes).zip(1_i64..) {
             sqlx::query(
                 "insert into pool_code (org_id, series_id, code, uploaded_code, position, customer_id)
                  values ($1, $2, upper($3), $3, $4, $5)",
@@ -256,7 +255,7 @@ async fn start(seed: u64) -> (Arc<TestApp>, Vec<Organisation>, StdRng) {
             .bind(organisation.id)
             .bind(series)
             .bind(code)
-            .bind(owner.is_none().then_some(place))
+            .bind(owner.is_none().then_some(position))
             .bind(owner)
             .execute(&app.pool)
             .await
@@ -267,13 +266,13 @@ async fn start(seed: u64) -> (Arc<TestApp>, Vec<Organisation>, StdRng) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_request_after_the_other() {
+async fn sequential_answers_are_those_of_the_model() {
     let seed = 20_261_122;
     let (app, mut organisations, mut random) = start(seed).await;
     let mut kinds = BTreeMap::<String, usize>::new();
     for sequence in 0..SEQUENCES {
         for organisation in &mut organisations {
-            // A customer begins when its first sequence does; some come again in a later one.
+            // Each sequence has two customers of its own, so that the clock may start again.
             let mut now: Timestamp = NOW.parse().unwrap();
             for _ in 0..random.random_range(2..8) {
                 if one_in(&mut random, 2) {
@@ -283,13 +282,13 @@ async fn one_request_after_the_other() {
                 let customer = format!("c{}", sequence * 2 + random.random_range(0..2_usize));
                 let today = organisation.day(now);
                 let context = IssueContext { customer, store: random.random_range(10..12), today };
-                let answer = ask(&app, organisation.id, context, some_ids(&mut random, 4)).await;
+                let answer = ask(&app, organisation.id, context, random_ids(&mut random, 4)).await;
                 for (id, entity) in answer.ids.iter().zip(&answer.entities) {
                     let expected = organisation.model.expected(&answer.context, *id);
                     let accepted = organisation.accept(&answer.context, *id, entity);
                     assert!(
                         accepted.is_some(),
-                        "seed {seed}, {answer:?}: {entity}\nis not {expected:?}\n{:?}",
+                        "seed {seed}, {answer:?}: {entity}\nexpected: {expected:?}\n{:?}",
                         organisation.model.series()
                     );
                     *kinds.entry(kind(&expected)).or_default() += 1;
@@ -297,8 +296,8 @@ async fn one_request_after_the_other() {
             }
         }
     }
-    is_stored_by(&app, &organisations).await;
-    // A test that never meets a rule shows nothing of it.
+    assert_all_stored(&app, &organisations).await;
+    // A rule that applied to few answers is not tested.
     assert!(kinds.len() == 12 && kinds.values().all(|count| *count >= 20), "{kinds:#?}");
 }
 
@@ -311,7 +310,7 @@ fn kind(expected: &Expected) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_requests_at_once() {
+async fn concurrent_answers_are_those_of_the_model_in_some_order() {
     let seed = 20_261_123;
     let (app, mut organisations, mut random) = start(seed).await;
     let mut now: Timestamp = NOW.parse().unwrap();
@@ -324,7 +323,7 @@ async fn several_requests_at_once() {
                 .map(|_| {
                     let customer = format!("c{}", round / 2 * 2 + random.random_range(0..2_usize));
                     let context = IssueContext { customer, store: random.random_range(10..12), today };
-                    let (app, org, ids) = (Arc::clone(&app), organisation.id, some_ids(&mut random, 2));
+                    let (app, org, ids) = (Arc::clone(&app), organisation.id, random_ids(&mut random, 2));
                     tokio::spawn(async move { ask(&app, org, context, ids).await })
                 })
                 .collect();
@@ -335,10 +334,10 @@ async fn several_requests_at_once() {
             let accepted = organisation.accept_in_some_order(&answers, &mut Vec::new());
             assert!(
                 accepted,
-                "seed {seed}, round {round}: no order explains {answers:#?}\n{:?}",
+                "seed {seed}, round {round}: the contract allows these answers in no order: {answers:#?}\n{:?}",
                 organisation.model.series()
             );
         }
     }
-    is_stored_by(&app, &organisations).await;
+    assert_all_stored(&app, &organisations).await;
 }

@@ -1,5 +1,5 @@
-//! A database that does not answer, though nothing is broken: the network swallows it, a table is locked, it only reads.
-//! Nobody waits longer than the stated time, and the service recovers by itself.
+//! A database that does not answer although nothing is broken: the network drops all data, a table is locked, the database is
+//! read-only. Each request ends within its time-out, and the service recovers by itself.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use tokio::time::timeout;
 
 use crate::support::{ORG, TestApp, close, eventually, new_database, outcome, series};
 
-/// More than any request may take: a failure, not a measurement.
+/// Far above the time-outs of [`start`]: a request that takes longer has hung.
 const TOO_LONG: Duration = Duration::from_secs(25);
 
-/// A wire to Postgres that can swallow what is sent over it, without a word to either side, or be cut.
+/// A proxy in front of Postgres that can drop all data without notice to either side, or cut its connections.
 pub struct Wire {
-    /// Where its near end is.
+    /// Holds the socket that clients connect to.
     directory: TempDir,
-    swallows: watch::Sender<bool>,
-    /// Whether it takes new connections. Those that are there end each time that this is set.
+    drops_data: watch::Sender<bool>,
+    /// Whether it accepts new connections. Each assignment ends the present ones.
     is_open: watch::Sender<bool>,
 }
 
@@ -33,50 +33,50 @@ impl Wire {
     pub fn to(server: &PgConnectOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join(socket_name(server))).unwrap();
-        let (swallows, seen) = watch::channel(false);
+        let (drops_data, drops) = watch::channel(false);
         let (is_open, cuts) = watch::channel(true);
         let server = server.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (server, seen, mut cuts) = (server.clone(), seen.clone(), cuts.clone());
+                let (server, drops, mut cuts) = (server.clone(), drops.clone(), cuts.clone());
                 if !*cuts.borrow_and_update() {
                     continue;
                 }
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = carry(near, &server, seen) => {}
+                        () = carry(near, &server, drops) => {}
                         _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { directory, swallows, is_open }
+        Self { directory, drops_data, is_open }
     }
 
-    /// How to connect over it.
+    /// The options to connect through this proxy.
     pub fn through(&self, server: &PgConnectOptions) -> PgConnectOptions {
         server.clone().socket(self.directory.path())
     }
 
-    /// Ends every connection. The next one can be made at once.
+    /// Ends every connection. New ones can be made at once.
     pub fn cut(&self) {
         self.is_open.send_replace(true);
     }
 
-    /// Ends every connection, and lets none be made until it is cut the next time.
+    /// Ends every connection, and accepts none until the next [`Wire::cut`].
     pub fn close(&self) {
         self.is_open.send_replace(false);
     }
 }
 
-/// Carries one connection. A server that is away ends it.
-async fn carry(near: UnixStream, server: &PgConnectOptions, seen: watch::Receiver<bool>) {
+/// Forwards one connection, and closes it if the server cannot be reached.
+async fn carry(near: UnixStream, server: &PgConnectOptions, drops: watch::Receiver<bool>) {
     if let Some(directory) = server.get_socket() {
         let Ok(far) = UnixStream::connect(directory.join(socket_name(server))).await else { return };
-        pass_both_ways(near, far.into_split(), seen).await;
+        pass_both_ways(near, far.into_split(), drops).await;
     } else {
         let Ok(far) = TcpStream::connect((server.get_host(), server.get_port())).await else { return };
-        pass_both_ways(near, far.into_split(), seen).await;
+        pass_both_ways(near, far.into_split(), drops).await;
     }
 }
 
@@ -87,17 +87,17 @@ fn socket_name(server: &PgConnectOptions) -> String {
 async fn pass_both_ways(
     near: UnixStream,
     (far_in, far_out): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-    seen: watch::Receiver<bool>,
+    drops: watch::Receiver<bool>,
 ) {
     let (near_in, near_out) = near.into_split();
-    tokio::join!(pass(near_in, far_out, seen.clone()), pass(far_in, near_out, seen));
+    tokio::join!(pass(near_in, far_out, drops.clone()), pass(far_in, near_out, drops));
 }
 
-/// A connection that has lost anything never recovers, as after a failover to another host.
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, seen: watch::Receiver<bool>) {
+/// A connection that has lost data stays silent, as after a failover to another host.
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, drops: watch::Receiver<bool>) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if *seen.borrow() {
+        if *drops.borrow() {
             pending::<()>().await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
@@ -106,7 +106,6 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     }
 }
 
-/// The service over such a wire.
 async fn start() -> (Wire, Arc<TestApp>) {
     let database = new_database().await;
     let wire = Wire::to(&database);
@@ -122,11 +121,11 @@ async fn start() -> (Wire, Arc<TestApp>) {
     (wire, Arc::new(app))
 }
 
-/// Requests of every kind, at once: those that read and those that only write, with a key and without. Every round has customers
-/// and keys of its own.
-async fn all_answers(app: &Arc<TestApp>, round: &'static str) -> Vec<(u16, String)> {
+/// Sends requests of every kind at once: to a series that reads the customer's history and to one that only writes, with an
+/// idempotency key and without. Every round has its own customers and keys.
+async fn send_round(app: &Arc<TestApp>, round: &'static str) -> Vec<(u16, String)> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let asked: Vec<_> = (0..24)
+    let calls: Vec<_> = (0..24)
         .map(|number| {
             let app = Arc::clone(app);
             tokio::spawn(async move {
@@ -138,73 +137,73 @@ async fn all_answers(app: &Arc<TestApp>, round: &'static str) -> Vec<(u16, Strin
                 let answer = timeout(TOO_LONG, request.send()).await.unwrap().unwrap();
                 let status = answer.status().as_u16();
                 let answer: serde_json::Value = answer.json().await.unwrap();
-                let what = if status == 200 { outcome(&answer["response"][0]) } else { String::new() };
-                (status, what)
+                let outcome = if status == 200 { outcome(&answer["response"][0]) } else { String::new() };
+                (status, outcome)
             })
         })
         .collect();
     let mut answers = Vec::new();
-    for answer in asked {
-        answers.push(answer.await.unwrap());
+    for call in calls {
+        answers.push(call.await.unwrap());
     }
     answers
 }
 
-async fn all_are_answered(app: &Arc<TestApp>, round: &'static str, good: impl Fn(u16, &str) -> bool) {
-    for (status, what) in all_answers(app, round).await {
-        assert!(good(status, &what), "{round}: {status} {what}");
+async fn assert_round(app: &Arc<TestApp>, round: &'static str, is_allowed: impl Fn(u16, &str) -> bool) {
+    for (status, outcome) in send_round(app, round).await {
+        assert!(is_allowed(status, &outcome), "{round}: {status} {outcome}");
     }
 }
 
-fn told_to_retry(status: u16, what: &str) -> bool {
-    matches!((status, what), (503, "") | (200, "748" | "786"))
+fn is_retryable(status: u16, outcome: &str) -> bool {
+    matches!((status, outcome), (503, "") | (200, "748" | "786"))
 }
 
-/// Requests of every kind are issued. A round of which a busy machine delays one is followed by another.
-async fn all_is_well(app: &Arc<TestApp>) {
-    eventually("all of a round are issued", async || {
-        all_answers(app, "well").await.iter().all(|(status, what)| (*status, what.as_str()) == (200, "issued"))
+/// Every request of a round is issued. A busy machine may delay one of them, so there may be several rounds.
+async fn assert_works(app: &Arc<TestApp>) {
+    eventually("every request of a round is issued", async || {
+        send_round(app, "works").await.iter().all(|(status, outcome)| (*status, outcome.as_str()) == (200, "issued"))
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_that_swallows_everything_keeps_nobody_waiting() {
+async fn requests_end_in_time_while_the_network_drops_all_data() {
     let (wire, app) = start().await;
-    all_is_well(&app).await;
-    wire.swallows.send(true).unwrap();
+    assert_works(&app).await;
+    wire.drops_data.send(true).unwrap();
     for round in ["first", "second"] {
-        all_are_answered(&app, round, told_to_retry).await;
+        assert_round(&app, round, is_retryable).await;
     }
     assert_eq!(app.client().get(app.url("/readyz")).send().await.unwrap().status(), 503);
-    wire.swallows.send(false).unwrap();
-    all_is_well(&app).await;
+    wire.drops_data.send(false).unwrap();
+    assert_works(&app).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_locked_table_keeps_nobody_waiting() {
+async fn requests_end_in_time_while_a_table_is_locked() {
     let (_wire, app) = start().await;
-    all_is_well(&app).await;
+    assert_works(&app).await;
     for table in ["series", "coupon", "keyed_request", "organisation"] {
         let mut holder = app.connect.connect().await.unwrap();
         let lock = sqlx::AssertSqlSafe(format!("begin; lock table {table} in access exclusive mode"));
         sqlx::raw_sql(lock).execute(&mut holder).await.unwrap();
-        // What does not touch that table goes on.
-        all_are_answered(&app, table, |status, what| told_to_retry(status, what) || what == "issued").await;
+        // A request that does not need the table may be issued.
+        assert_round(&app, table, |status, outcome| is_retryable(status, outcome) || outcome == "issued").await;
         close(holder).await;
-        all_is_well(&app).await;
+        assert_works(&app).await;
         sqlx::query("delete from keyed_request").execute(&app.pool).await.unwrap();
         sqlx::query("delete from coupon").execute(&app.pool).await.unwrap();
     }
 }
 
-/// A primary that has become a standby, or is not one yet.
+/// A former primary, or a standby that is not promoted yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_only_reads_is_away() {
+async fn a_read_only_database_counts_as_unavailable() {
     let (_wire, app) = start().await;
-    all_is_well(&app).await;
+    assert_works(&app).await;
     let name = app.connect.get_database().unwrap();
-    for (value, round) in [("on", "meanwhile"), ("off", "after")] {
+    for (value, round) in [("on", "read-only"), ("off", "writable")] {
         let mut admin =
             app.connect.clone().options([("default_transaction_read_only", "off")]).connect().await.unwrap();
         let set = sqlx::AssertSqlSafe(format!(
@@ -215,8 +214,8 @@ async fn a_database_that_only_reads_is_away() {
         sqlx::raw_sql(set).execute(&mut admin).await.unwrap();
         close(admin).await;
         if value == "on" {
-            all_are_answered(&app, round, told_to_retry).await;
+            assert_round(&app, round, is_retryable).await;
         }
     }
-    all_is_well(&app).await;
+    assert_works(&app).await;
 }

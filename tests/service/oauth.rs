@@ -1,5 +1,5 @@
-//! Standard OAuth 2: tokens by client credentials as RFC 6749 says, metadata by RFC 8414, keys by RFC 7517; and keys that
-//! rotate while tokens of the old one are in use.
+//! Standard OAuth 2: client credentials (RFC 6749), metadata (RFC 8414), published keys (RFC 7517), and the rotation of keys while
+//! tokens of the old one are in use.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -23,15 +23,15 @@ async fn start() -> TestApp {
     TestApp::start(&[series(1, "")]).await
 }
 
-fn ask(app: &TestApp, form: &str) -> RequestBuilder {
+fn token_request(app: &TestApp, form: &str) -> RequestBuilder {
     app.client().post(app.url("/oauth/token")).header("Content-Type", FORM).body(form.to_owned())
 }
 
-fn ask_as_crm(app: &TestApp, form: &str) -> RequestBuilder {
-    ask(app, form).basic_auth("crm", Some("crm-secret"))
+fn token_request_of_crm(app: &TestApp, form: &str) -> RequestBuilder {
+    token_request(app, form).basic_auth("crm", Some("crm-secret"))
 }
 
-/// Status and body, of an answer that must not be cached.
+/// Status and body. The answer must forbid caching, and have a challenge only with 401.
 async fn answer(request: RequestBuilder) -> (u16, Value) {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.headers()["cache-control"], "no-store");
@@ -42,7 +42,7 @@ async fn answer(request: RequestBuilder) -> (u16, Value) {
     (status, answer.json().await.unwrap())
 }
 
-/// Status and error code, of an answer in the form of RFC 6749, section 5.2.
+/// Status and error code of a failure, whose form must be that of RFC 6749, section 5.2.
 async fn refusal(request: RequestBuilder) -> (u16, String) {
     let (status, body) = answer(request).await;
     assert!(!body["error_description"].as_str().unwrap().is_empty());
@@ -56,7 +56,7 @@ async fn issue(app: &TestApp, token: &str) -> Response {
 }
 
 async fn token(app: &TestApp) -> String {
-    let (status, body) = answer(ask_as_crm(app, "grant_type=client_credentials")).await;
+    let (status, body) = answer(token_request_of_crm(app, "grant_type=client_credentials")).await;
     assert_eq!(status, 200, "{body}");
     body["access_token"].as_str().unwrap().to_owned()
 }
@@ -77,67 +77,71 @@ pub fn pem() -> String {
 }
 
 #[tokio::test]
-async fn a_client_gets_a_token_by_either_way_of_authenticating_and_issues() {
+async fn a_client_authenticates_in_the_header_or_the_body_and_issues_with_its_token() {
     let app = start().await;
     for request in [
-        ask_as_crm(&app, "grant_type=client_credentials"),
-        ask_as_crm(&app, "grant_type=client_credentials&scope=coupon%3Aissue&resource=ignored"),
-        ask_as_crm(&app, "grant_type=client_credentials&client_id=crm"),
-        ask(&app, "grant_type=client_credentials&client_id=crm&client_secret=crm-secret"),
-        ask(&app, "grant_type=client_credentials").basic_auth("c%72m", Some("crm%2Dsecret")),
+        token_request_of_crm(&app, "grant_type=client_credentials"),
+        token_request_of_crm(&app, "grant_type=client_credentials&scope=coupon%3Aissue&resource=ignored"),
+        token_request_of_crm(&app, "grant_type=client_credentials&client_id=crm"),
+        token_request(&app, "grant_type=client_credentials&client_id=crm&client_secret=crm-secret"),
+        token_request(&app, "grant_type=client_credentials").basic_auth("c%72m", Some("crm%2Dsecret")),
     ] {
         let (status, body) = answer(request).await;
         assert_eq!(status, 200, "{body}");
-        let named = json!({
+        let expected = json!({
             "access_token": body["access_token"], "token_type": "Bearer", "expires_in": 3600, "scope": "coupon:issue",
         });
-        assert_eq!(body, named);
+        assert_eq!(body, expected);
         let issued = issue(&app, body["access_token"].as_str().unwrap()).await;
         assert_eq!(outcomes(&issued.json().await.unwrap()), ["issued"]);
     }
 }
 
 #[tokio::test]
-async fn a_secret_may_hold_whatever_a_form_must_quote() {
+async fn a_secret_may_have_characters_that_a_form_must_encode() {
     let secret = "a b+c%d&e=f:é";
     let file = ORG.replace("\"crm-secret\"", &format!("{secret:?}")) + &series(1, "");
     let app = TestApp::start_with(&file, |_| {}).await;
-    let quoted: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
     let form = "grant_type=client_credentials";
-    assert_eq!(answer(ask(&app, form).basic_auth("crm", Some(&quoted))).await.0, 200);
-    let post = format!("{form}&client_id=crm&client_secret={quoted}");
-    assert_eq!(answer(ask(&app, &post)).await.0, 200);
+    assert_eq!(answer(token_request(&app, form).basic_auth("crm", Some(&encoded))).await.0, 200);
+    let post = format!("{form}&client_id=crm&client_secret={encoded}");
+    assert_eq!(answer(token_request(&app, &post)).await.0, 200);
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_request_for_a_token_is_told_as_the_standard_says() {
+async fn a_bad_token_request_gets_the_error_code_of_the_standard() {
     let app = start().await;
     let good = "grant_type=client_credentials";
     let long = format!("{good}&scope={}", "x".repeat(2 * 1024 * 1024));
-    assert_eq!(ask_as_crm(&app, &long).send().await.unwrap().status(), 413);
+    assert_eq!(token_request_of_crm(&app, &long).send().await.unwrap().status(), 413);
     for (request, status, error) in [
-        (ask_as_crm(&app, ""), 400, "invalid_request"),
-        (ask_as_crm(&app, "grant_type="), 400, "invalid_request"),
-        (ask_as_crm(&app, "grant_type=password"), 400, "unsupported_grant_type"),
-        (ask_as_crm(&app, &format!("{good}&{good}")), 400, "invalid_request"),
-        (ask_as_crm(&app, &format!("{good}&scope=admin")), 400, "invalid_scope"),
-        (ask_as_crm(&app, &format!("{good}&scope=coupon:issue+admin")), 400, "invalid_scope"),
-        (ask_as_crm(&app, &format!("{good}&client_id=reports")), 400, "invalid_request"),
-        (ask_as_crm(&app, &format!("{good}&client_id=crm&client_secret=crm-secret")), 400, "invalid_request"),
-        (ask_as_crm(&app, good).header("Authorization", "Basic Y3JtOmNybS1zZWNyZXQ="), 400, "invalid_request"),
-        (ask_as_crm(&app, good).header("Content-Type", "application/json"), 400, "invalid_request"),
-        (ask(&app, good), 401, "invalid_client"),
-        (ask(&app, &format!("{good}&client_id=crm")), 401, "invalid_client"),
-        (ask(&app, &format!("{good}&client_id=crm&client_secret=wrong")), 401, "invalid_client"),
-        (ask(&app, good).basic_auth("crm", Some("wrong")), 401, "invalid_client"),
-        (ask(&app, good).basic_auth("nobody", Some("crm-secret")), 401, "invalid_client"),
-        (ask(&app, good).basic_auth("cr\0m", Some("crm-secret")), 401, "invalid_client"),
-        (ask(&app, &format!("{good}&client_id=crm&client_secret=")), 401, "invalid_client"),
-        (ask(&app, good).bearer_auth("crm-secret"), 401, "invalid_client"),
-        (ask(&app, good).header("Authorization", "Basic ???"), 401, "invalid_client"),
+        (token_request_of_crm(&app, ""), 400, "invalid_request"),
+        (token_request_of_crm(&app, "grant_type="), 400, "invalid_request"),
+        (token_request_of_crm(&app, "grant_type=password"), 400, "unsupported_grant_type"),
+        (token_request_of_crm(&app, &format!("{good}&{good}")), 400, "invalid_request"),
+        (token_request_of_crm(&app, &format!("{good}&scope=admin")), 400, "invalid_scope"),
+        (token_request_of_crm(&app, &format!("{good}&scope=coupon:issue+admin")), 400, "invalid_scope"),
+        (token_request_of_crm(&app, &format!("{good}&client_id=reports")), 400, "invalid_request"),
+        (token_request_of_crm(&app, &format!("{good}&client_id=crm&client_secret=crm-secret")), 400, "invalid_request"),
+        (
+            token_request_of_crm(&app, good).header("Authorization", "Basic Y3JtOmNybS1zZWNyZXQ="),
+            400,
+            "invalid_request",
+        ),
+        (token_request_of_crm(&app, good).header("Content-Type", "application/json"), 400, "invalid_request"),
+        (token_request(&app, good), 401, "invalid_client"),
+        (token_request(&app, &format!("{good}&client_id=crm")), 401, "invalid_client"),
+        (token_request(&app, &format!("{good}&client_id=crm&client_secret=wrong")), 401, "invalid_client"),
+        (token_request(&app, good).basic_auth("crm", Some("wrong")), 401, "invalid_client"),
+        (token_request(&app, good).basic_auth("nobody", Some("crm-secret")), 401, "invalid_client"),
+        (token_request(&app, good).basic_auth("cr\0m", Some("crm-secret")), 401, "invalid_client"),
+        (token_request(&app, &format!("{good}&client_id=crm&client_secret=")), 401, "invalid_client"),
+        (token_request(&app, good).bearer_auth("crm-secret"), 401, "invalid_client"),
+        (token_request(&app, good).header("Authorization", "Basic ???"), 401, "invalid_client"),
     ] {
-        let told = format!("{request:?}");
-        assert_eq!(refusal(request).await, (status, error.to_owned()), "{told}");
+        let sent = format!("{request:?}");
+        assert_eq!(refusal(request).await, (status, error.to_owned()), "{sent}");
     }
     let get = app.client().get(app.url("/oauth/token")).send().await.unwrap();
     assert_eq!((get.status().as_u16(), get.headers()["allow"].to_str().unwrap()), (405, "POST"));
@@ -147,15 +151,16 @@ async fn what_is_wrong_with_a_request_for_a_token_is_told_as_the_standard_says()
 async fn a_client_that_may_not_issue_gets_no_scope() {
     let app = start().await;
     let form = "grant_type=client_credentials";
-    let (status, body) = answer(ask(&app, form).basic_auth("reports", Some("reports-secret"))).await;
+    let (status, body) = answer(token_request(&app, form).basic_auth("reports", Some("reports-secret"))).await;
     assert_eq!((status, body.get("scope")), (200, None));
     assert_eq!(issue(&app, body["access_token"].as_str().unwrap()).await.status(), 403);
-    let asking = ask(&app, &format!("{form}&scope=coupon:issue")).basic_auth("reports", Some("reports-secret"));
-    assert_eq!(refusal(asking).await, (400, "invalid_scope".to_owned()));
+    let request =
+        token_request(&app, &format!("{form}&scope=coupon:issue")).basic_auth("reports", Some("reports-secret"));
+    assert_eq!(refusal(request).await, (400, "invalid_scope".to_owned()));
 }
 
 #[tokio::test]
-async fn the_metadata_tells_a_client_all_it_needs() {
+async fn the_metadata_names_every_endpoint_under_the_public_url() {
     let app = start().await;
     let path = "/.well-known/oauth-authorization-server";
     let metadata: Value = app.client().get(app.url(path)).send().await.unwrap().json().await.unwrap();
@@ -181,7 +186,7 @@ async fn the_metadata_tells_a_client_all_it_needs() {
 }
 
 #[tokio::test]
-async fn the_published_keys_verify_our_tokens_and_hold_nothing_private() {
+async fn the_published_keys_verify_tokens_and_contain_nothing_private() {
     let app = start().await;
     let answer = app.client().get(app.url("/.well-known/jwks.json")).send().await.unwrap();
     assert_eq!(answer.headers()["cache-control"], "public, max-age=30");
@@ -201,9 +206,9 @@ async fn the_published_keys_verify_our_tokens_and_hold_nothing_private() {
     assert_eq!(claims["client_id"], "crm");
 }
 
-/// A key in a file is put in second place, so that every replica knows it, and then in the first; the old one goes last.
+/// The new key comes second in the file at first, so that every replica knows it before it signs. The old key is removed last.
 #[tokio::test]
-async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
+async fn keys_in_a_file_rotate_without_a_restart_and_without_a_failed_call() {
     let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("rotating-keys.pem");
     let (old, new) = (pem(), pem());
     std::fs::write(&path, &old).unwrap();
@@ -221,13 +226,13 @@ async fn keys_of_a_file_rotate_without_a_restart_and_without_a_failed_call() {
     for token in [&before, &after] {
         assert_eq!(issue(&app, token).await.status(), 200);
     }
-    // What cannot be read changes nothing.
+    // A file without a key changes nothing.
     std::fs::write(&path, "no key").unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     assert_eq!(issue(&app, &token(&app).await).await.status(), 200);
 
     std::fs::write(&path, &new).unwrap();
-    eventually("the old key is gone", async || kids(&app).await == [kid(&after)]).await;
+    eventually("the old key is no longer published", async || kids(&app).await == [kid(&after)]).await;
     assert_eq!(issue(&app, &after).await.status(), 200);
     assert_eq!(app.count("select from signing_key").await, 0);
 }
@@ -237,14 +242,14 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     let app = start().await;
     let settings = Settings::load(None).unwrap();
     let before = token(&app).await;
-    let done = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
-    assert!(done.starts_with("2026-11-22T10:00:00Z audit: keys rotate "), "{done}");
+    let report = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
+    assert!(report.starts_with("2026-11-22T10:00:00Z audit: keys rotate "), "{report}");
     eventually("the new key is published", async || kids(&app).await.len() == 2).await;
-    assert_eq!(kid(&token(&app).await), kid(&before), "it is known everywhere before it signs");
+    assert_eq!(kid(&token(&app).await), kid(&before), "a new key is published before it signs");
     app.clock.set("2026-11-22T10:01:00Z");
     let after = token(&app).await;
     assert_ne!(kid(&after), kid(&before));
-    assert!(done.contains(&kid(&after)), "{done}");
+    assert!(report.contains(&kid(&after)), "{report}");
     for token in [&before, &after] {
         assert_eq!(issue(&app, token).await.status(), 200);
     }
@@ -254,7 +259,7 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     assert!(lines[1].starts_with(&kid(&after)) && lines[1].ends_with("signs"), "{list}");
     assert!(lines[2].starts_with(&kid(&before)) && lines[2].ends_with("verifies"), "{list}");
 
-    // The longest of its tokens may live for an hour, and clocks may differ by five minutes.
+    // The old key stays for the hour that its last tokens may live, and five minutes for clocks that differ.
     app.clock.set("2026-11-22T11:05:59Z");
     assert_eq!(kids(&app).await.len(), 2);
     app.clock.set("2026-11-22T11:06:00Z");
@@ -269,14 +274,14 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
 }
 
 #[tokio::test]
-async fn a_key_that_another_hosts_clock_put_ahead_is_succeeded_all_the_same() {
+async fn a_key_of_a_host_with_a_fast_clock_can_be_rotated() {
     let app = start().await;
     app.clock.set("2026-11-22T10:05:00Z");
     keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap();
     app.clock.set("2026-11-22T10:00:00Z");
     let last = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
     eventually("the keys are published", async || kids(&app).await.len() == 3).await;
-    // Long after the key between them has ended.
+    // Long after the key of the first rotation has ended.
     app.clock.set("2026-11-29T10:00:00Z");
     let token = token(&app).await;
     assert!(last.contains(&kid(&token)), "{last}");

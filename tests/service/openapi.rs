@@ -1,5 +1,5 @@
-//! The OpenAPI document and its page: the document is what it was, holds every route and every code of the contract, and its
-//! examples are what its schemas say; the page needs nothing from elsewhere.
+//! The OpenAPI document equals its snapshot and has every route and every error code of the contract. Its examples match its
+//! schemas, and so do requests and answers. The page that shows it loads nothing from other hosts.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -12,40 +12,40 @@ use crate::tenants::routes;
 
 const CONTRACT: &str = include_str!("../../docs/contract.md");
 const SNAPSHOT: &str = include_str!("../openapi.json");
-const RENEW: &str = "if that is meant, renew it: cargo run -- openapi > tests/openapi.json";
+const RENEW: &str = "if this is intended: cargo run -- openapi > tests/openapi.json";
 
-fn settings(change: impl FnOnce(&mut Settings)) -> Value {
+fn document_with(change: impl FnOnce(&mut Settings)) -> Value {
     let mut settings = Settings::load(None).unwrap();
     change(&mut settings);
     serde_json::from_str(&coupon_issuer::http::document(&settings.http).unwrap()).unwrap()
 }
 
 fn document() -> Value {
-    settings(|_| {})
+    document_with(|_| {})
 }
 
 #[tokio::test]
-async fn the_document_is_as_it_was() {
+async fn the_served_document_is_the_snapshot() {
     let app = TestApp::start(&[]).await;
     let answer = app.client().get(app.url("/openapi.json")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["content-type"], "application/json");
     assert_eq!(answer.headers()["cache-control"], "no-cache");
     let served = answer.text().await.unwrap();
-    let differs = served.lines().zip(SNAPSHOT.lines()).find(|(now, then)| now != then);
-    assert!(served == SNAPSHOT, "tests/openapi.json is another document ({differs:?}); {RENEW}");
+    let difference = served.lines().zip(SNAPSHOT.lines()).find(|(now, then)| now != then);
+    assert!(served == SNAPSHOT, "the document is not tests/openapi.json ({difference:?}); {RENEW}");
 }
 
 #[test]
-fn the_command_prints_it() {
+fn the_openapi_command_prints_the_snapshot() {
     let printed = Command::new(env!("CARGO_BIN_EXE_coupon-issuer")).arg("openapi").output().unwrap();
     assert!(printed.status.success());
-    assert!(String::from_utf8(printed.stdout).unwrap() == SNAPSHOT, "not tests/openapi.json; {RENEW}");
+    assert!(String::from_utf8(printed.stdout).unwrap() == SNAPSHOT, "the output is not tests/openapi.json; {RENEW}");
 }
 
 #[test]
-fn it_follows_the_settings() {
-    let document = settings(|settings| {
+fn the_document_follows_the_settings() {
+    let document = document_with(|settings| {
         settings.http.public_url = Some("https://coupons.example.com/v".to_owned());
         settings.http.max_series_ids = 7;
         settings.http.docs = false;
@@ -66,26 +66,26 @@ fn documented(document: &Value) -> BTreeSet<(String, String)> {
     document["paths"].as_object().unwrap().iter().flat_map(methods).collect()
 }
 
-/// A path of the route table, which may be the name of a constant.
-fn spelled_out(path: &str) -> String {
+/// Resolves a path of the route table, which may be the name of a constant.
+fn resolved(path: &str) -> String {
     if path.starts_with('/') {
         return path.to_owned();
     }
     let name = path.rsplit("::").next().unwrap();
     let sources = [include_str!("../../src/http/mod.rs"), include_str!("../../src/http/oauth.rs")];
     let found = sources.iter().find_map(|source| source.split_once(&format!("{name}: &str = \"")));
-    found.unwrap_or_else(|| panic!("{path} is found nowhere")).1.split('"').next().unwrap().to_owned()
+    found.unwrap_or_else(|| panic!("{path} is not defined in these sources")).1.split('"').next().unwrap().to_owned()
 }
 
 #[test]
-fn every_route_is_in_it() {
-    // But for the console: a page for people, which no client calls.
+fn every_route_is_documented() {
+    // Except the console: a page for people, which no client calls.
     let routes = routes().into_iter().filter(|(_, path)| path != "console::PATH");
-    let routes: BTreeSet<_> = routes.map(|(method, path)| (method, spelled_out(&path))).collect();
-    assert_eq!(documented(&document()), routes, "the route table has other routes than the OpenAPI document");
+    let routes: BTreeSet<_> = routes.map(|(method, path)| (method, resolved(&path))).collect();
+    assert_eq!(documented(&document()), routes, "the OpenAPI document and the route table");
 }
 
-/// The rows of the first table after this text of docs/contract.md.
+/// The rows of the first table after this text in docs/contract.md.
 fn rows(text: &str) -> Vec<Vec<&'static str>> {
     let table = CONTRACT.split_once(text).unwrap().1.split_once("|---|").unwrap().1;
     let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
@@ -93,28 +93,28 @@ fn rows(text: &str) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn every_code_of_the_contract_is_in_it() {
+fn every_error_code_of_the_contract_is_documented() {
     let document = document();
-    let told = document["paths"]["/v2/coupon/bulk/issue"]["post"]["description"].as_str().unwrap();
+    let description = document["paths"]["/v2/coupon/bulk/issue"]["post"]["description"].as_str().unwrap();
     for row in rows("A request that fails as a whole") {
         for status in row[1].split(", ") {
-            assert!(told.contains(&format!("\n| {status} | ")), "{status}");
+            assert!(description.contains(&format!("\n| {status} | ")), "{status}");
             let codes = if row[2] == "the same" { status } else { row[2] };
             for code in codes.split(", ") {
-                assert!(told.contains(&format!(" | {code} | ")), "{status} {code}");
+                assert!(description.contains(&format!(" | {code} | ")), "{status} {code}");
             }
         }
     }
     let entities = rows("## 3. Entity errors");
     assert_eq!(entities.len(), 12);
     for row in entities {
-        let later = if row[4] == "yes" { "yes" } else { "" };
-        assert!(told.contains(&format!("\n| {} | {} | {later} |", row[1], row[2])), "{row:?}");
+        let retryable = if row[4] == "yes" { "yes" } else { "" };
+        assert!(description.contains(&format!("\n| {} | {} | {retryable} |", row[1], row[2])), "{row:?}");
     }
     assert!(SNAPSHOT.contains("Coupon resent successfully"));
 }
 
-/// Every schema beside which there are examples, with those.
+/// Collects each example with its position in the document and its schema.
 fn examples(at: &str, value: &Value, found: &mut Vec<(String, Value, Value)>) {
     if let (Some(schema), false) = (value.get("schema"), at.ends_with("/properties")) {
         let named = value.get("examples").and_then(Value::as_object).into_iter().flatten();
@@ -140,7 +140,7 @@ fn examples(at: &str, value: &Value, found: &mut Vec<(String, Value, Value)>) {
 }
 
 #[test]
-fn its_examples_are_what_its_schemas_say() {
+fn every_example_matches_its_schema() {
     let document = document();
     let mut found = Vec::new();
     examples("", &document, &mut found);
@@ -154,15 +154,14 @@ fn its_examples_are_what_its_schemas_say() {
     }
 }
 
-/// Whether the schema of this name takes a value.
-fn takes(document: &Value, name: &str, value: &Value) -> bool {
+/// Whether the schema of this name allows a value.
+fn allows(document: &Value, name: &str, value: &Value) -> bool {
     let schema = json!({"components": document["components"], "$ref": format!("#/components/schemas/{name}")});
     jsonschema::draft202012::new(&schema).unwrap().is_valid(value)
 }
 
-/// What the schema says of a request, the service does.
 #[tokio::test]
-async fn its_schema_of_a_request_is_what_the_service_takes() {
+async fn the_service_accepts_what_the_request_schema_allows_and_nothing_else() {
     let app = TestApp::start(&[series(1, "")]).await;
     let document = document();
     let of = |customer: Value| json!({"seriesIds": [1], "customer": customer});
@@ -197,14 +196,14 @@ async fn its_schema_of_a_request_is_what_the_service_takes() {
     ] {
         let (status, answer) = app.send(&request).await;
         assert_eq!(status, if is_good { 200 } else { 400 }, "{request} {answer}");
-        assert_eq!(takes(&document, "IssueRequest", &request), is_good, "{request}");
+        assert_eq!(allows(&document, "IssueRequest", &request), is_good, "{request}");
         let form = if is_good { "IssueAnswer" } else { "Failure" };
-        assert!(takes(&document, form, &answer), "{answer}");
+        assert!(allows(&document, form, &answer), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn a_path_that_can_be_no_key_is_told_in_the_documented_form() {
+async fn an_invalid_key_in_a_receipt_path_gets_the_documented_error() {
     let app = TestApp::start(&[]).await;
     for key in ["%FF", "a%0Ab", &"x".repeat(256)] {
         let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
@@ -215,9 +214,8 @@ async fn a_path_that_can_be_no_key_is_told_in_the_documented_form() {
     }
 }
 
-/// The page, and all that it loads, are here and say what they are.
 #[tokio::test]
-async fn the_page_is_made_of_what_is_here() {
+async fn the_docs_page_loads_only_files_that_the_service_serves() {
     let app = TestApp::start(&[]).await;
     let answer = app.client().get(app.url("/docs")).send().await.unwrap();
     assert_eq!(answer.headers()["content-type"], "text/html; charset=utf-8");
@@ -252,7 +250,7 @@ async fn the_page_is_made_of_what_is_here() {
 }
 
 #[tokio::test]
-async fn every_answer_has_the_headers_that_keep_browsers_out() {
+async fn every_answer_has_the_security_headers() {
     let app = TestApp::start(&[series(1, "")]).await;
     let request = |method: &str, path: &str| app.client().request(method.parse().unwrap(), app.url(path));
     let issue = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
@@ -277,15 +275,15 @@ async fn every_answer_has_the_headers_that_keep_browsers_out() {
         let url = answer.url().path().to_owned();
         assert_eq!(answer.status(), status, "{url}");
         let headers = answer.headers();
-        let only = |name: &str| {
+        let single = |name: &str| {
             assert_eq!(headers.get_all(name).iter().count(), 1, "{url} {name}");
             headers[name].to_str().unwrap()
         };
-        assert_eq!(only("x-content-type-options"), "nosniff");
-        assert_eq!(only("referrer-policy"), "no-referrer");
-        assert_eq!(only("x-frame-options"), "DENY");
-        assert_eq!(only("cache-control"), cached, "{url}");
-        let policy = only("content-security-policy");
+        assert_eq!(single("x-content-type-options"), "nosniff");
+        assert_eq!(single("referrer-policy"), "no-referrer");
+        assert_eq!(single("x-frame-options"), "DENY");
+        assert_eq!(single("cache-control"), cached, "{url}");
+        let policy = single("content-security-policy");
         assert_eq!(policy == "default-src 'none'; frame-ancestors 'none'", url != "/docs", "{url} {policy}");
         assert!(headers.get("strict-transport-security").is_none());
     }

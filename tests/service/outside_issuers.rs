@@ -1,5 +1,5 @@
-//! Tokens of outside issuers: a stand-in for one serves its keys and signs, the service fetches and verifies. Its keys
-//! rotate, it goes away, and it speaks for nobody but the clients that are bound to it.
+//! Tokens of external issuers. A stub signs tokens and serves its keys; the service fetches the keys and verifies the tokens. The
+//! keys rotate, the stub fails, and the service must trust it for no clients but those that are bound to it.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -21,20 +21,20 @@ use crate::support::{ORG, TestApp, eventually, series};
 
 const NOW_SECONDS: i64 = 1_795_341_600;
 
-/// What the issuer serves at present.
+/// The state of the stub.
 #[derive(Default)]
 struct Served {
     issuer: String,
     keys: Vec<Jwk>,
     is_down: bool,
-    /// Until it is told to go on, it does not answer.
+    /// While this is set, each request for the keys waits for a notification.
     held: Option<Arc<Notify>>,
-    times_asked: usize,
-    /// What the last who asked said of its trace.
+    fetches: usize,
+    /// The header of the last request for the keys.
     traceparent: Option<String>,
 }
 
-/// An authorisation server of somebody else's.
+/// A stub of an external authorisation server.
 struct Issuer {
     address: SocketAddr,
     served: Arc<Mutex<Served>>,
@@ -71,7 +71,7 @@ impl Key {
         jwk
     }
 
-    /// Signs these claims; of the header, changes the fields that are given.
+    /// Signs these claims, with a header that `change` may adjust.
     fn sign(&self, claims: &Value, change: impl FnOnce(&mut Header)) -> String {
         let mut header = Header::new(self.algorithm);
         header.typ = Some("at+jwt".to_owned());
@@ -116,7 +116,7 @@ impl Issuer {
         })
     }
 
-    /// An organisation that accepts this issuer for its client `erp`, with these settings of the issuer besides.
+    /// An organisation that accepts this issuer for its client `erp`, with these further settings of the issuer.
     fn org(&self, settings: &str) -> String {
         let url = self.url();
         format!(
@@ -126,11 +126,11 @@ impl Issuer {
         )
     }
 
-    fn times_asked(&self) -> usize {
-        self.served.lock().unwrap().times_asked
+    fn fetches(&self) -> usize {
+        self.served.lock().unwrap().fetches
     }
 
-    /// From now on it answers nobody until it is told to: once for each notification.
+    /// From now on, each request for the keys waits for one notification.
     fn hold(&self) -> Arc<Notify> {
         let held = Arc::new(Notify::new());
         self.served.lock().unwrap().held = Some(Arc::clone(&held));
@@ -141,7 +141,7 @@ impl Issuer {
 async fn keys_of(State(served): State<Arc<Mutex<Served>>>, headers: HeaderMap) -> Result<Json<Value>, StatusCode> {
     let (keys, held, is_down) = {
         let mut served = served.lock().unwrap();
-        served.times_asked += 1;
+        served.fetches += 1;
         served.traceparent = headers.get("traceparent").map(|value| value.to_str().unwrap().to_owned());
         (served.keys.clone(), served.held.clone(), served.is_down)
     };
@@ -151,7 +151,7 @@ async fn keys_of(State(served): State<Arc<Mutex<Served>>>, headers: HeaderMap) -
     if is_down { Err(StatusCode::BAD_GATEWAY) } else { Ok(Json(json!({"keys": keys}))) }
 }
 
-fn but(claims: &Value, changes: &Value) -> Value {
+fn with_changes(claims: &Value, changes: &Value) -> Value {
     let mut other = claims.clone();
     for (name, value) in changes.as_object().unwrap() {
         other[name] = value.clone();
@@ -172,23 +172,23 @@ async fn tokens_of_each_algorithm_issue_for_the_till_of_their_client() {
         let issuer = Issuer::start(&[key]).await;
         let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
         assert_eq!(status(&app, &key.sign(&issuer.claims(), |_| {})).await, 200, "{:?}", key.algorithm);
-        let wordy = key.sign(&issuer.claims(), |header| header.typ = Some("application/at+JWT".to_owned()));
-        assert_eq!(status(&app, &wordy).await, 200);
-        let nameless = key.sign(&issuer.claims(), |header| header.kid = None);
-        assert_eq!(status(&app, &nameless).await, 200, "there is only one key it can be");
+        let full_type = key.sign(&issuer.claims(), |header| header.typ = Some("application/at+JWT".to_owned()));
+        assert_eq!(status(&app, &full_type).await, 200);
+        let without_kid = key.sign(&issuer.claims(), |header| header.kid = None);
+        assert_eq!(status(&app, &without_kid).await, 200, "the issuer has only one key");
         assert_eq!(app.count("select from issued_coupon where till_id = 'store.server' and store_id = 10").await, 3);
-        assert_eq!(issuer.times_asked(), 1);
+        assert_eq!(issuer.fetches(), 1);
     }
 }
 
 #[tokio::test]
-async fn an_issuer_is_believed_only_as_it_is_configured() {
+async fn a_token_must_match_the_settings_of_its_issuer() {
     let (key, other) = (Key::new(Algorithm::ES256, "k"), Key::new(Algorithm::RS256, "r"));
     let issuer = Issuer::start(&[&key, &other]).await;
     let keys = format!("http://{}/realm/keys", issuer.address);
     let settings = format!("jwks_url = \"{keys}\"\nclient_claim = \"azp\"\nalgorithms = [\"ES256\"]");
     let app = TestApp::start_with(&issuer.org(&settings), |_| {}).await;
-    let claims = but(&issuer.claims(), &json!({"azp": "erp", "client_id": "whoever"}));
+    let claims = with_changes(&issuer.claims(), &json!({"azp": "erp", "client_id": "someone-else"}));
     assert_eq!(status(&app, &key.sign(&claims, |_| {})).await, 200);
     assert_eq!(status(&app, &other.sign(&claims, |_| {})).await, 401, "its algorithm is not accepted");
     for change in [
@@ -209,7 +209,7 @@ async fn an_issuer_is_believed_only_as_it_is_configured() {
         json!({"nbf": NOW_SECONDS + 60}),
         json!({"iat": NOW_SECONDS + 60}),
     ] {
-        assert_eq!(status(&app, &key.sign(&but(&claims, &change), |_| {})).await, 401, "{change}");
+        assert_eq!(status(&app, &key.sign(&with_changes(&claims, &change), |_| {})).await, 401, "{change}");
     }
     let typ = |typ: Option<&str>| key.sign(&claims, |header| header.typ = typ.map(str::to_owned));
     for token in [typ(None), typ(Some("JWT")), typ(Some("id+jwt"))] {
@@ -217,41 +217,45 @@ async fn an_issuer_is_believed_only_as_it_is_configured() {
     }
     let critical = key.sign(&claims, |header| header.crit = Some(vec!["exp".to_owned()]));
     assert_eq!(status(&app, &critical).await, 401);
-    let near = but(&claims, &json!({"nbf": NOW_SECONDS + 20, "iat": NOW_SECONDS + 20}));
-    assert_eq!(status(&app, &key.sign(&near, |_| {})).await, 200, "another's clock may be a little ahead");
+    let near = with_changes(&claims, &json!({"nbf": NOW_SECONDS + 20, "iat": NOW_SECONDS + 20}));
+    assert_eq!(status(&app, &key.sign(&near, |_| {})).await, 200, "the issuer's clock may be a little ahead");
 }
 
 #[tokio::test]
-async fn a_rotated_key_is_fetched_and_an_unknown_one_no_more_than_once_a_minute() {
+async fn an_unknown_key_makes_the_service_fetch_the_keys_at_most_once_a_minute() {
     let (old, new) = (Key::new(Algorithm::ES256, "old"), Key::new(Algorithm::ES256, "new"));
     let issuer = Issuer::start(&[&old]).await;
     let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
     assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
     issuer.serve(&[&old, &new]);
-    assert_eq!(status(&app, &new.sign(&issuer.claims(), |_| {})).await, 401, "it was fetched within this minute");
+    assert_eq!(
+        status(&app, &new.sign(&issuer.claims(), |_| {})).await,
+        401,
+        "the keys were fetched within this minute"
+    );
     app.clock.set("2026-11-22T10:01:00Z");
     assert_eq!(status(&app, &new.sign(&issuer.claims(), |_| {})).await, 200);
-    assert_eq!(issuer.times_asked(), 2);
+    assert_eq!(issuer.fetches(), 2);
     for number in 0..50 {
         let unknown = new.sign(&issuer.claims(), |header| header.kid = Some(format!("no-{number}")));
         assert_eq!(status(&app, &unknown).await, 401);
     }
-    assert_eq!(issuer.times_asked(), 2);
+    assert_eq!(issuer.fetches(), 2);
 
-    // Old keys are fetched again while the tokens go on being verified; what is no longer published ends.
+    // Old keys keep verifying tokens while the service fetches the keys again. After that, a withdrawn key is refused.
     issuer.serve(&[&new]);
     app.clock.set("2026-11-22T10:04:59Z");
     assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
     app.clock.set("2026-11-22T10:11:01Z");
-    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 3600}));
+    let later = with_changes(&issuer.claims(), &json!({"exp": NOW_SECONDS + 3600}));
     assert_eq!(status(&app, &new.sign(&later, |_| {})).await, 200);
-    eventually("the keys are fetched again", async || issuer.times_asked() == 3).await;
-    let fresh = but(&later, &json!({"jti": "2"}));
-    eventually("the old key ends", async || status(&app, &old.sign(&fresh, |_| {})).await == 401).await;
+    eventually("the keys are fetched again", async || issuer.fetches() == 3).await;
+    let fresh = with_changes(&later, &json!({"jti": "2"}));
+    eventually("the old key is refused", async || status(&app, &old.sign(&fresh, |_| {})).await == 401).await;
 }
 
 #[tokio::test]
-async fn an_issuer_that_is_down_is_verified_from_what_was_fetched_and_holds_up_nobody() {
+async fn while_an_issuer_is_down_cached_keys_verify_its_tokens_without_delay() {
     let key = Key::new(Algorithm::EdDSA, "k");
     let issuer = Issuer::start(&[&key]).await;
     let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
@@ -259,20 +263,20 @@ async fn an_issuer_that_is_down_is_verified_from_what_was_fetched_and_holds_up_n
     let held = issuer.hold();
     issuer.served.lock().unwrap().is_down = true;
     app.clock.set("2026-11-22T12:00:00Z");
-    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000}));
+    let later = with_changes(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000}));
     let unknown = key.sign(&later, |header| header.kid = Some("unknown".to_owned()));
     let mut waiting = pin!(status(&app, &unknown));
     let others = async {
-        eventually("the issuer is asked again", async || issuer.times_asked() == 2).await;
-        // Few: they have the five seconds after which whoever waits for the issuer is answered without it.
+        eventually("the keys are fetched again", async || issuer.fetches() == 2).await;
+        // Only a few: they must end within the five seconds after which the service stops waiting for the issuer.
         for number in 0..3 {
-            let token = key.sign(&but(&later, &json!({"jti": number.to_string()})), |_| {});
+            let token = key.sign(&with_changes(&later, &json!({"jti": number.to_string()})), |_| {});
             assert_eq!(status(&app, &token).await, 200);
             assert_eq!(app.issue_one("c", 1).await, "issued");
         }
     };
     tokio::select! {
-        status = &mut waiting => panic!("{status} before the others: they waited for an issuer of which they need no key"),
+        status = &mut waiting => panic!("{status} came first: the others waited for an issuer whose new keys they do not need"),
         () = others => {}
     }
     held.notify_one();
@@ -280,7 +284,7 @@ async fn an_issuer_that_is_down_is_verified_from_what_was_fetched_and_holds_up_n
 }
 
 #[tokio::test]
-async fn an_issuer_that_was_never_reached_is_503_and_recovers() {
+async fn tokens_of_an_issuer_that_was_never_reached_are_503_until_it_answers() {
     let key = Key::new(Algorithm::ES256, "k");
     let issuer = Issuer::start(&[&key]).await;
     let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
@@ -288,13 +292,13 @@ async fn an_issuer_that_was_never_reached_is_503_and_recovers() {
     let token = key.sign(&issuer.claims(), |_| {});
     assert_eq!(status(&app, &token).await, 503);
     issuer.served.lock().unwrap().is_down = false;
-    assert_eq!(status(&app, &token).await, 503, "it is not asked more often than every five seconds");
+    assert_eq!(status(&app, &token).await, 503, "a failed fetch is repeated after five seconds at the earliest");
     app.clock.set("2026-11-22T10:00:05Z");
     assert_eq!(status(&app, &token).await, 200);
 }
 
 #[tokio::test]
-async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
+async fn an_issuer_is_trusted_only_for_clients_of_its_organisation() {
     let key = Key::new(Algorithm::ES256, "k");
     let (issuer, foreign) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
     let other_org = ORG
@@ -311,7 +315,9 @@ async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
         series(1, "")
     );
     let app = TestApp::start_with(&format!("{}{theirs}", issuer.org("")), |_| {}).await;
-    let named = |issuer: &Issuer, client: &str| key.sign(&but(&issuer.claims(), &json!({"client_id": client})), |_| {});
+    let named = |issuer: &Issuer, client: &str| {
+        key.sign(&with_changes(&issuer.claims(), &json!({"client_id": client})), |_| {})
+    };
     assert_eq!(status(&app, &named(&issuer, "erp")).await, 200);
     assert_eq!(status(&app, &named(&foreign, "other-erp")).await, 200);
     for token in [
@@ -323,7 +329,7 @@ async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
     ] {
         assert_eq!(status(&app, &token).await, 401);
     }
-    // A client of an outside issuer has no secret here.
+    // A client of an external issuer has no secret here.
     let grant = json!({"key": "erp", "secret": ""});
     let refused = app.client().post(app.url("/v3/oauth/token/generate")).json(&grant).send().await.unwrap();
     assert_eq!(refused.status(), 401);
@@ -332,12 +338,12 @@ async fn an_issuer_speaks_for_its_own_organisations_clients_only() {
 }
 
 #[tokio::test]
-async fn two_organisations_that_accept_one_issuer_do_not_meet() {
+async fn two_organisations_may_accept_the_same_issuer_independently() {
     let key = Key::new(Algorithm::ES256, "k");
-    let (issuer, gone) = (Issuer::start(&[&key]).await, "http://127.0.0.1:1/keys");
+    let (issuer, unreachable) = (Issuer::start(&[&key]).await, "http://127.0.0.1:1/keys");
     let url = issuer.url();
-    // The first organisation looks for the keys where nobody answers, and must not cost the second anything.
-    let first = issuer.org(&format!("jwks_url = \"{gone}\""));
+    // The first organisation names a URL for the keys at which nothing answers. The second must not suffer from it.
+    let first = issuer.org(&format!("jwks_url = \"{unreachable}\""));
     let second = format!(
         "[[orgs]]\nid = 2\nname = \"Other\"\ntime_zone = \"UTC\"\ncustomer_policy = \"open\"\ndefault_access = \"write\"\n\
          [[orgs.stores]]\nid = 20\nname = \"Uptown\"\n[[orgs.tills]]\nid = \"other.till\"\nstore_id = 20\npassword = \"x\"\n\
@@ -346,19 +352,19 @@ async fn two_organisations_that_accept_one_issuer_do_not_meet() {
         series(1, "")
     );
     let app = TestApp::start_with(&format!("{first}{second}"), |_| {}).await;
-    let claims = but(&issuer.claims(), &json!({"azp": "other-erp"}));
-    let theirs = but(&claims, &json!({"client_id": "whoever"}));
+    let claims = with_changes(&issuer.claims(), &json!({"azp": "other-erp"}));
+    let theirs = with_changes(&claims, &json!({"client_id": "someone-else"}));
     assert_eq!(status(&app, &key.sign(&theirs, |_| {})).await, 200);
     assert_eq!(app.count("select from coupon where org_id = 2").await, 1);
-    // One that names clients of both is the first's, whose keys are away.
+    // A token that names clients of both belongs to the first organisation, whose keys cannot be fetched.
     assert_eq!(status(&app, &key.sign(&claims, |_| {})).await, 503);
-    let nobodys = but(&claims, &json!({"azp": "nobody", "client_id": "nobody"}));
+    let nobodys = with_changes(&claims, &json!({"azp": "nobody", "client_id": "nobody"}));
     assert!([401, 503].contains(&status(&app, &key.sign(&nobodys, |_| {})).await));
     assert_eq!(app.count("select from coupon where org_id = 1").await, 0);
 }
 
 #[tokio::test]
-async fn who_hangs_up_does_not_keep_the_keys_from_being_fetched() {
+async fn the_keys_are_fetched_although_the_caller_hangs_up() {
     let key = Key::new(Algorithm::ES256, "k");
     let issuer = Issuer::start(&[&key]).await;
     let held = issuer.hold();
@@ -366,29 +372,29 @@ async fn who_hangs_up_does_not_keep_the_keys_from_being_fetched() {
     let token = key.sign(&issuer.claims(), |_| {});
     tokio::select! {
         status = status(&app, &token) => panic!("{status} without the keys"),
-        () = eventually("the issuer is asked", async || issuer.times_asked() == 1) => {}
+        () = eventually("the keys are fetched", async || issuer.fetches() == 1) => {}
     }
     held.notify_one();
-    assert_eq!(status(&app, &token).await, 200, "the keys that it did not wait for are there");
-    assert_eq!(issuer.times_asked(), 1);
+    assert_eq!(status(&app, &token).await, 200, "the keys are there although the first caller did not wait");
+    assert_eq!(issuer.fetches(), 1);
 }
 
 #[tokio::test]
-async fn a_key_withdrawn_while_nobody_asked_is_not_believed() {
+async fn a_key_withdrawn_during_an_idle_time_is_refused() {
     let (old, new) = (Key::new(Algorithm::ES256, "old"), Key::new(Algorithm::ES256, "new"));
     let issuer = Issuer::start(&[&old]).await;
     let app = TestApp::start_with(&issuer.org(""), |_| {}).await;
     assert_eq!(status(&app, &old.sign(&issuer.claims(), |_| {})).await, 200);
     issuer.serve(&[&new]);
     app.clock.set("2026-11-22T15:00:00Z");
-    let later = but(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000, "jti": "2"}));
+    let later = with_changes(&issuer.claims(), &json!({"exp": NOW_SECONDS + 40_000, "jti": "2"}));
     assert_eq!(status(&app, &old.sign(&later, |_| {})).await, 401);
     assert_eq!(status(&app, &new.sign(&later, |_| {})).await, 200);
 }
 
-/// Whoever looks for what made a request slow finds the issuer's part of it.
+/// So the trace of a slow request shows the issuer's part of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_issuer_is_told_the_trace_of_the_request_that_its_keys_are_fetched_for() {
+async fn the_fetch_of_the_keys_carries_the_trace_of_the_request() {
     let key = Key::new(Algorithm::ES256, "k");
     let issuer = Issuer::start(&[&key]).await;
     let app = TestApp::start_with(&issuer.org(""), |_| {}).await;

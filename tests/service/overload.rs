@@ -1,5 +1,5 @@
-//! More is asked for than the database takes: what would have to wait too long is turned away at once, what was taken on is
-//! answered, and all is well as soon as the load is gone.
+//! More load than the database can take: the service sheds requests that would wait too long, answers those that it accepted, and
+//! recovers when the load ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +21,14 @@ async fn start(change: impl FnOnce(&mut coupon_issuer::config::Settings)) -> Arc
     )
 }
 
-/// While the series is locked, nothing that was sent to the database comes back.
+/// Locks the series. Until the connection closes, the database writes no coupon of it.
 async fn locked(app: &TestApp) -> sqlx::PgConnection {
     let mut holder = app.connect.connect().await.unwrap();
     sqlx::raw_sql("select pg_advisory_lock(hashint8extended(1, 1))").execute(&mut holder).await.unwrap();
     holder
 }
 
-fn ask(app: &Arc<TestApp>, customer: usize) -> tokio::task::JoinHandle<reqwest::Response> {
+fn send(app: &Arc<TestApp>, customer: usize) -> tokio::task::JoinHandle<reqwest::Response> {
     let app = Arc::clone(app);
     tokio::spawn(async move {
         let body = json!({"seriesIds": [1], "customer": {"id": customer.to_string()}});
@@ -36,29 +36,29 @@ fn ask(app: &Arc<TestApp>, customer: usize) -> tokio::task::JoinHandle<reqwest::
     })
 }
 
-/// Asks until one is turned away; those before stay on their way. One that a busy machine is slow to turn away is among them.
-async fn until_turned_away(app: &Arc<TestApp>) -> Vec<tokio::task::JoinHandle<reqwest::Response>> {
-    let mut on_their_way = Vec::new();
+/// Sends requests until one is shed, and returns the pending ones. On a busy machine, these may include some that are shed late.
+async fn send_until_shed(app: &Arc<TestApp>) -> Vec<tokio::task::JoinHandle<reqwest::Response>> {
+    let mut pending = Vec::new();
     for customer in 0..5000 {
-        let mut asked = ask(app, customer);
-        match tokio::time::timeout(Duration::from_millis(100), &mut asked).await {
-            Err(_elapsed) => on_their_way.push(asked),
+        let mut request = send(app, customer);
+        match tokio::time::timeout(Duration::from_millis(100), &mut request).await {
+            Err(_elapsed) => pending.push(request),
             Ok(answer) => {
                 let answer = answer.unwrap();
                 assert_eq!(answer.headers()["retry-after"], "1");
-                let told = failure(answer).await;
-                assert_eq!((told.0, told.1), (503, 503), "{told:?}");
-                return on_their_way;
+                let refused = failure(answer).await;
+                assert_eq!((refused.0, refused.1), (503, 503), "{refused:?}");
+                return pending;
             }
         }
     }
-    panic!("nobody was turned away");
+    panic!("no request was shed");
 }
 
-/// Returns how many were taken on: all of those got a coupon, and nobody else.
-async fn all_is_well_again(app: Arc<TestApp>, on_their_way: Vec<tokio::task::JoinHandle<reqwest::Response>>) -> usize {
+/// Returns how many requests were accepted. All of those got a coupon, and no others.
+async fn assert_recovers(app: Arc<TestApp>, pending: Vec<tokio::task::JoinHandle<reqwest::Response>>) -> usize {
     let mut issued = 0;
-    for answer in on_their_way {
+    for answer in pending {
         let answer = answer.await.unwrap();
         if answer.status() == 200 {
             assert_eq!(outcomes(&answer.json().await.unwrap()), ["issued"]);
@@ -67,44 +67,44 @@ async fn all_is_well_again(app: Arc<TestApp>, on_their_way: Vec<tokio::task::Joi
             assert_eq!(failure(answer).await.0, 503);
         }
     }
-    eventually("another is taken on", async || ask(&app, 9999).await.unwrap().status() == 200).await;
-    assert_eq!(app.count("select from coupon").await, issued + 1, "nobody who was turned away has a coupon");
+    eventually("a new request is accepted", async || send(&app, 9999).await.unwrap().status() == 200).await;
+    assert_eq!(app.count("select from coupon").await, issued + 1, "a request that was shed got no coupon");
     issued
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_would_wait_too_long_is_turned_away_at_once() {
+async fn a_request_that_would_wait_too_long_is_shed_at_once() {
     let app = start(|settings| settings.issuing.max_wait = Duration::from_millis(500)).await;
     let holder = locked(&app).await;
-    let on_their_way = until_turned_away(&app).await;
-    // Readiness is the database's, and a balancer must not take a busy replica away.
+    let pending = send_until_shed(&app).await;
+    // Load does not make a replica unready: a load balancer must not remove a busy one.
     assert_eq!(app.client().get(app.url("/readyz")).send().await.unwrap().status(), 200);
     close(holder).await;
-    assert!(all_is_well_again(app, on_their_way).await > 0);
+    assert!(assert_recovers(app, pending).await > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_most_requests_another_is_turned_away() {
+async fn a_request_beyond_max_running_is_shed() {
     let app = start(|settings| {
         settings.issuing.max_wait = Duration::from_mins(1);
         settings.issuing.max_running = 10;
     })
     .await;
     let holder = locked(&app).await;
-    let on_their_way = until_turned_away(&app).await;
+    let pending = send_until_shed(&app).await;
     close(holder).await;
-    assert_eq!(all_is_well_again(app, on_their_way).await, 10);
+    assert_eq!(assert_recovers(app, pending).await, 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_that_is_full_turns_away_as_well() {
+async fn a_full_queue_sheds_requests() {
     let app = start(|settings| {
         settings.issuing.max_wait = Duration::from_mins(1);
         settings.writer.queue = 5;
     })
     .await;
     let holder = locked(&app).await;
-    let on_their_way = until_turned_away(&app).await;
+    let pending = send_until_shed(&app).await;
     close(holder).await;
-    assert!(all_is_well_again(app, on_their_way).await > 0);
+    assert!(assert_recovers(app, pending).await > 0);
 }

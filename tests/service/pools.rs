@@ -1,5 +1,5 @@
-//! Uploaded codes: what `codes import` takes and refuses, how it goes on after a break, and what `codes status` tells.
-//! That a code is given out once under concurrency is in races.rs.
+//! Uploaded codes: what `codes import` accepts and refuses, how it resumes, and what `codes status` shows. That concurrent callers
+//! never get the same code is in races.rs.
 
 use coupon_issuer::model::OrgId;
 use coupon_issuer::model::SeriesId;
@@ -39,15 +39,15 @@ fn counts(state: &ImportState) -> (i64, i64, i64) {
     (state.accepted, state.duplicates, state.malformed)
 }
 
-/// Uploads a file; the counts, and the lines that were not taken.
+/// Uploads a file, and returns the counts and the rejected lines.
 async fn import(app: &TestApp, series: i64, file: &NamedTempFile) -> ((i64, i64, i64), Vec<String>) {
     let mut rejected = Vec::new();
-    let mut tell = |event| {
+    let mut on_event = |event| {
         if let Event::Rejected { line, reason } = event {
             rejected.push(format!("{line}: {reason}"));
         }
     };
-    let done = codes::import(&app.connect, OrgId(1), SeriesId(series), file.path(), &mut tell).await.unwrap();
+    let done = codes::import(&app.connect, OrgId(1), SeriesId(series), file.path(), &mut on_event).await.unwrap();
     assert!(done.is_finished);
     (counts(&done), rejected)
 }
@@ -66,7 +66,7 @@ async fn code(app: &TestApp, customer: &str, series: i64) -> String {
 }
 
 #[tokio::test]
-async fn uploaded_codes_are_given_out_as_they_are() {
+async fn uploaded_codes_are_issued_unchanged_and_bound_ones_only_to_their_customer() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     assert_eq!(code(&app, "c", 1).await, "5005");
     assert_eq!(
@@ -74,7 +74,7 @@ async fn uploaded_codes_are_given_out_as_they_are() {
         ((4, 0, 0), vec![])
     );
 
-    // A customer's own first, then anyone's; another's never.
+    // First the code bound to the customer, then shared ones, never one bound to somebody else.
     assert_eq!(code(&app, "c", 1).await, "for-c");
     let mut rest = [code(&app, "c", 1).await, code(&app, "c", 1).await];
     rest.sort();
@@ -85,7 +85,7 @@ async fn uploaded_codes_are_given_out_as_they_are() {
 }
 
 #[tokio::test]
-async fn what_exists_and_what_is_no_code_is_told_by_line() {
+async fn duplicates_and_malformed_lines_are_reported_by_line() {
     let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
     let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, generic), series(4, "")]).await;
     let generated = code(&app, "c", 4).await;
@@ -109,7 +109,7 @@ async fn what_exists_and_what_is_no_code_is_told_by_line() {
     assert_eq!(app.count("select from pool_code where series_id = 1").await, 2);
 }
 
-/// Each of these was once uploaded as a code, or bound one to another customer.
+/// Earlier versions took each of these lines for a code, or bound the code to the wrong customer.
 #[tokio::test]
 async fn separators_and_headers_are_understood() {
     let app = TestApp::start(&[series(1, POOL)]).await;
@@ -126,7 +126,7 @@ async fn separators_and_headers_are_understood() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_understood_is_refused_before_anything_is_stored() {
+async fn a_file_that_cannot_be_understood_is_refused_as_a_whole() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     for (text, reason) in [
         ("\u{200b}\nA1\n", "line 1 cannot be understood, so nothing of the file is taken: the code has U+200B"),
@@ -149,9 +149,8 @@ async fn a_file_that_is_not_understood_is_refused_before_anything_is_stored() {
     assert_eq!(app.count("select from code_import").await, 0);
 }
 
-/// A dry run counts what the upload then does, line by line, and leaves nothing behind.
 #[tokio::test]
-async fn a_dry_run_is_what_the_upload_will_do() {
+async fn a_dry_run_predicts_the_upload_and_stores_nothing() {
     let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
     let app = TestApp::start(&[series(1, POOL), series(2, generic)]).await;
     import(&app, 1, &file("given")).await;
@@ -160,12 +159,12 @@ async fn a_dry_run_is_what_the_upload_will_do() {
 
     let codes = file("new\ngiven\nnew\n\nno code\nSPRING\nwaiting,c\nlast,c\n");
     let mut rejected = Vec::new();
-    let mut tell = |event| {
+    let mut on_event = |event| {
         if let Event::Rejected { line, reason } = event {
             rejected.push(format!("{line}: {reason}"));
         }
     };
-    let dry_run = codes::dry_run(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut tell).await.unwrap();
+    let dry_run = codes::dry_run(&app.connect, OrgId(1), SeriesId(1), codes.path(), &mut on_event).await.unwrap();
     assert_eq!(dry_run.layout.unwrap().to_string(), "separator comma, no header: the first code is new");
     assert_eq!(app.count("select from pool_code").await, 1);
     assert_eq!(app.count("select from code_import").await, 2);
@@ -179,47 +178,47 @@ async fn a_dry_run_is_what_the_upload_will_do() {
 }
 
 #[tokio::test]
-async fn a_file_is_uploaded_once() {
+async fn uploading_a_file_again_changes_nothing() {
     let app = TestApp::start(&[series(1, POOL), series(2, POOL)]).await;
     let codes = file("one\ntwo\n");
     assert_eq!(import(&app, 1, &codes).await, ((2, 0, 0), vec![]));
     code(&app, "c", 1).await;
-    // The same content again, by whatever name: nothing to do, and what was done is told.
+    // The same content in another file: the upload changes nothing and returns the counts of the first.
     assert_eq!(import(&app, 1, &file("one\ntwo\n")).await, ((2, 0, 0), vec![]));
     assert_eq!(app.count("select from pool_code").await, 1);
-    // Into another series is another upload, and there each code is one that exists.
+    // To another series, it is another upload, in which each code is a duplicate.
     assert_eq!(import(&app, 2, &codes).await.0, (0, 2, 0));
 }
 
-/// Broken off in the middle, twice, by dropping it where it stands.
+/// The test interrupts the upload twice, by a panic in its callback.
 #[tokio::test]
-async fn an_upload_goes_on_where_it_broke() {
+async fn an_interrupted_upload_resumes_where_it_stopped() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     let codes = many("C", 170_000);
     let path = codes.path().to_owned();
-    for begins_at in [0, 50_000] {
+    for resumes_at in [0, 50_000] {
         let (connect, path) = (app.connect.clone(), path.clone());
-        let broken = tokio::spawn(async move {
-            let mut tell = |event: Event| match event {
-                Event::Begins(state) => assert_eq!(state.lines_done, begins_at),
+        let interrupted = tokio::spawn(async move {
+            let mut on_event = |event: Event| match event {
+                Event::Begins(state) => assert_eq!(state.lines_done, resumes_at),
                 Event::Rejected { .. } => unreachable!("all are new"),
-                Event::Progress { .. } => std::panic::resume_unwind(Box::new("broken off")),
+                Event::Progress { .. } => std::panic::resume_unwind(Box::new("interrupted")),
             };
-            codes::import(&connect, OrgId(1), SeriesId(1), &path, &mut tell).await
+            codes::import(&connect, OrgId(1), SeriesId(1), &path, &mut on_event).await
         });
-        assert!(broken.await.unwrap_err().is_panic());
+        assert!(interrupted.await.unwrap_err().is_panic());
     }
-    // Postgres may need a moment to see that the last one has gone.
+    // Postgres may need a moment to notice that the interrupted upload is gone.
     let done = loop {
-        let mut begins_at = 0;
-        let mut tell = |event| {
+        let mut resumes_at = 0;
+        let mut on_event = |event| {
             if let Event::Begins(state) = event {
-                begins_at = state.lines_done;
+                resumes_at = state.lines_done;
             }
         };
-        match codes::import(&app.connect, OrgId(1), SeriesId(1), &path, &mut tell).await {
+        match codes::import(&app.connect, OrgId(1), SeriesId(1), &path, &mut on_event).await {
             Ok(done) => {
-                assert_eq!(begins_at, 100_000);
+                assert_eq!(resumes_at, 100_000);
                 break done;
             }
             Err(error) => assert!(error.to_string().contains("another process"), "{error:#}"),
@@ -229,19 +228,19 @@ async fn an_upload_goes_on_where_it_broke() {
     assert_eq!(app.count("select from pool_code").await, 170_000);
 }
 
-/// Codes are given out while they are uploaded, and a file that holds them again brings none of them back.
+/// Codes are issued during the uploads. Later files contain them again, and must not bring them back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_code_is_given_out_twice_while_files_are_uploaded() {
+async fn no_code_is_issued_twice_while_files_are_uploaded() {
     let app = std::sync::Arc::new(TestApp::start(&[series(1, POOL)]).await);
     let callers: Vec<_> = (0..8)
         .map(|caller| {
             let app = app.clone();
             tokio::spawn(async move {
-                let mut given = Vec::new();
+                let mut issued_codes = Vec::new();
                 for _ in 0..60 {
-                    given.push(code(&app, &format!("c{caller}"), 1).await);
+                    issued_codes.push(code(&app, &format!("c{caller}"), 1).await);
                 }
-                given
+                issued_codes
             })
         })
         .collect();
@@ -250,23 +249,23 @@ async fn no_code_is_given_out_twice_while_files_are_uploaded() {
         text.push_str(extra);
         import(&app, 1, &file(&text)).await;
     }
-    let mut given: Vec<String> = Vec::new();
+    let mut issued_codes: Vec<String> = Vec::new();
     for caller in callers {
-        given.extend(caller.await.unwrap().into_iter().filter(|code| code != "5005"));
+        issued_codes.extend(caller.await.unwrap().into_iter().filter(|code| code != "5005"));
     }
     loop {
         match code(&app, "last", 1).await {
             empty if empty == "5005" => break,
-            code => given.push(code),
+            code => issued_codes.push(code),
         }
     }
-    let distinct: std::collections::BTreeSet<&String> = given.iter().collect();
-    assert_eq!((distinct.len(), given.len()), (402, 402));
+    let distinct: std::collections::BTreeSet<&String> = issued_codes.iter().collect();
+    assert_eq!((distinct.len(), issued_codes.len()), (402, 402));
 }
 
-/// The coupon commits after the upload has looked: the code is neither put back nor lost.
+/// The coupon commits after the upload has read the pool. The code must neither return to the pool nor get lost.
 #[tokio::test]
-async fn a_code_that_is_issued_during_the_upload_is_not_put_back() {
+async fn a_code_issued_during_an_upload_does_not_return_to_the_pool() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     import(&app, 1, &file("one\ntwo\n")).await;
     let mut issuing = app.connect.connect().await.unwrap();
@@ -287,7 +286,7 @@ async fn a_code_that_is_issued_during_the_upload_is_not_put_back() {
 }
 
 #[tokio::test]
-async fn only_a_series_of_uploaded_codes_takes_them() {
+async fn only_a_series_of_uploaded_codes_accepts_an_upload() {
     let app = TestApp::start(&[series(1, "")]).await;
     let codes = file("one\n");
     for (org, series, expected) in [
@@ -302,7 +301,7 @@ async fn only_a_series_of_uploaded_codes_takes_them() {
 }
 
 #[tokio::test]
-async fn status_counts_and_looks_ahead() {
+async fn status_counts_codes_and_forecasts_when_the_pool_is_empty() {
     let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, "")]).await;
     import(&app, 1, &many("C", 20)).await;
     import(&app, 1, &file("own,z\n")).await;
@@ -321,11 +320,11 @@ org  series  total  issued  remaining  for one  last 24 h  empty in        descr
 }
 
 #[tokio::test]
-async fn a_description_is_no_command_to_the_terminal() {
+async fn status_escapes_control_characters_of_a_description() {
     let gift = series(1, POOL).replace("\"Series 1\"", r#""Gift\u001b[2J\n\u202ecard""#);
     let app = TestApp::start(&[gift]).await;
-    let told = status(&app).await;
-    assert!(told.ends_with("  Gift\\u{1b}[2J\\u{a}\\u{202e}card"), "{told}");
+    let status = status(&app).await;
+    assert!(status.ends_with("  Gift\\u{1b}[2J\\u{a}\\u{202e}card"), "{status}");
 }
 
 fn binary(app: &TestApp, arguments: &[&str]) -> Output {
@@ -335,25 +334,25 @@ fn binary(app: &TestApp, arguments: &[&str]) -> Output {
 }
 
 #[tokio::test]
-async fn the_commands_say_what_they_did() {
+async fn the_commands_print_what_they_did() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     let codes = file("one\ntwo\none\nno code\n");
     let path = codes.path().to_str().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
 
-    let done = binary(&app, &["codes", "import", "--org", "1", "--series", "1", path]);
-    assert_eq!(done.status.code(), Some(1));
-    assert_eq!(text(done.stdout), "codes accepted: 2, duplicates: 1, malformed lines: 1\n");
+    let output = binary(&app, &["codes", "import", "--org", "1", "--series", "1", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(output.stdout), "codes accepted: 2, duplicates: 1, malformed lines: 1\n");
     let expected = format!(
         "line 3: the code has been uploaded or issued before\n\
          line 4: the code has a space or a control character in it\n\
          coupon-issuer: {path} has lines that are no code\n"
     );
-    assert_eq!(text(done.stderr), expected);
+    assert_eq!(text(output.stderr), expected);
 
     let clean = file("three\n");
-    let done = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
-    assert_eq!((done.status.code(), text(done.stderr)), (Some(0), String::new()));
+    let output = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
+    assert_eq!((output.status.code(), text(output.stderr)), (Some(0), String::new()));
     let again = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
     let expected = "this file has been uploaded before\ncodes accepted: 1, duplicates: 0, malformed lines: 0\n";
     assert_eq!((again.status.code(), text(again.stdout)), (Some(0), expected.to_owned()));
@@ -364,26 +363,26 @@ async fn the_commands_say_what_they_did() {
 
     let more = file("sep=;\ncustomer;code\n7;four\n;five six\n");
     let dry = ["codes", "import", "--dry-run", "--org", "1", "--series", "1", more.path().to_str().unwrap()];
-    let done = binary(&app, &dry);
+    let output = binary(&app, &dry);
     let expected = format!(
         "dry run, nothing is stored; {} has separator semicolon, header customer, code\n\
          codes accepted: 1, duplicates: 0, malformed lines: 1\n",
         more.path().display()
     );
-    assert_eq!((done.status.code(), text(done.stdout)), (Some(1), expected));
-    assert!(text(done.stderr).starts_with("line 4: the code has a space or a control character in it\n"));
+    assert_eq!((output.status.code(), text(output.stdout)), (Some(1), expected));
+    assert!(text(output.stderr).starts_with("line 4: the code has a space or a control character in it\n"));
 
-    let told = text(binary(&app, &["codes", "status", "--org", "1"]).stdout);
+    let status = text(binary(&app, &["codes", "status", "--org", "1"]).stdout);
     assert!(
-        told.contains("1    1       3      0       3     0        0          none issued lately  Series 1"),
-        "{told}"
+        status.contains("1    1       3      0       3          0        0          none issued lately  Series 1"),
+        "{status}"
     );
     assert_eq!(text(binary(&app, &["codes", "status", "--org", "2"]).stdout), "no series gives out uploaded codes\n");
 }
 
-/// Opening one of these must not wait for somebody to write into it.
+/// To open a pipe must not wait for somebody to write to it.
 #[tokio::test]
-async fn a_pipe_is_refused_in_words() {
+async fn a_pipe_or_a_directory_is_refused_with_its_reason() {
     let app = TestApp::start(&[series(1, POOL)]).await;
     let directory = tempfile::tempdir().unwrap();
     let fifo = directory.path().join("fifo");
@@ -404,9 +403,9 @@ async fn a_pipe_is_refused_in_words() {
     }
 }
 
-/// The metrics' view: what is nearest to its end comes first, and what has come there is no longer in its way.
+/// The query of the metrics: the series with the least remaining come first, and exhausted series do not crowd them out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_series_have_left_is_told_of_those_that_have_the_least() {
+async fn the_metrics_list_the_series_with_the_least_remaining() {
     let app = TestApp::start(&[
         series(1, "max_create = 10"),
         series(2, "max_create = 4"),
@@ -425,21 +424,21 @@ async fn what_series_have_left_is_told_of_those_that_have_the_least() {
         app.issue(customer, &[1, 2, 3, 5]).await;
     }
     let db = Db::new(app.connect.clone(), &Settings::load(None).unwrap().database);
-    let left = async |most| {
-        let left = db.series_remaining("2026-11-21".parse().unwrap(), most).await.unwrap();
-        let told = |kind, is_used_up: bool| {
-            let of = left.iter().filter(|one| one.kind == kind && (one.remaining == 0) == is_used_up);
+    let remaining = async |limit| {
+        let rows = db.series_remaining("2026-11-21".parse().unwrap(), limit).await.unwrap();
+        let select = |kind, is_used_up: bool| {
+            let of = rows.iter().filter(|one| one.kind == kind && (one.remaining == 0) == is_used_up);
             of.map(|one| (one.series_id.0, one.remaining, one.of, one.series)).collect::<Vec<_>>()
         };
         [(LimitKind::Cap, false), (LimitKind::Cap, true), (LimitKind::Pool, false), (LimitKind::Pool, true)]
-            .map(|(kind, is_used_up)| told(kind, is_used_up))
+            .map(|(kind, is_used_up)| select(kind, is_used_up))
     };
-    let [caps, used_up, pools, empty] = left(20).await;
+    let [caps, used_up, pools, empty] = remaining(20).await;
     assert_eq!(caps, [(2, 1, 4, 4), (1, 7, 10, 4), (6, 5, 5, 4), (4, 1000, 1000, 4)]);
-    assert_eq!(used_up, [(3, 0, 1, 1)], "and not the one whose time is over");
+    assert_eq!(used_up, [(3, 0, 1, 1)], "without the expired series");
     assert_eq!(pools, [(5, 17, 20, 1)]);
-    assert_eq!(empty, [(6, 0, 0, 1)], "and not the one with codes for somebody alone");
-    let [caps, used_up, ..] = left(1).await;
-    assert_eq!((caps, used_up), (vec![(2, 1, 4, 4)], vec![(3, 0, 1, 1)]), "the totals stay what they are");
+    assert_eq!(empty, [(6, 0, 0, 1)], "without the series that has only a bound code");
+    let [caps, used_up, ..] = remaining(1).await;
+    assert_eq!((caps, used_up), (vec![(2, 1, 4, 4)], vec![(3, 0, 1, 1)]), "the limit does not change the totals");
     db.close().await;
 }

@@ -1,5 +1,4 @@
-//! Limits are exact under real concurrency: many callers at once, and the count of what was issued to the coupon.
-//! Nothing here depends on who wins.
+//! Limits are exact, to the coupon, while many callers compete. No test depends on which caller wins.
 
 use std::sync::Arc;
 
@@ -8,21 +7,21 @@ use serde_json::{Value, json};
 use crate::support::{TestApp, outcomes, series, tally};
 
 const CALLERS: usize = 64;
-/// How often each race is run whose outcome is money: cap, maximum, pool and generic code.
+/// How often the races for cap, maximum, pool and generic code are run: there, an error costs money.
 const ROUNDS: i64 = 200;
 
-/// A series for each round, all with these settings.
+/// One series for each round, all with these settings.
 async fn start_rounds(settings: &str) -> Arc<TestApp> {
     let all: Vec<String> = (1..=ROUNDS).map(|id| series(id, settings)).collect();
     Arc::new(TestApp::start(&all).await)
 }
 
-/// Asks for these series as many callers at once; customers by `customer`.
+/// Requests these series as all callers at once, each for the customer that `customer` names.
 async fn at_once(app: &Arc<TestApp>, series: &[i64], customer: impl Fn(usize) -> String) -> Vec<Vec<String>> {
     send_at_once(app, |caller| json!({"seriesIds": series, "customer": {"id": customer(caller)}})).await
 }
 
-/// Sends a body for each of as many callers at once.
+/// Sends one body for each of the callers, all at once.
 async fn send_at_once(app: &Arc<TestApp>, body: impl Fn(usize) -> Value) -> Vec<Vec<String>> {
     let calls: Vec<_> = (0..CALLERS)
         .map(|caller| {
@@ -46,7 +45,7 @@ fn counted(pairs: &[(&str, usize)]) -> std::collections::BTreeMap<String, usize>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_coupon_per_customer_is_one() {
+async fn concurrent_requests_of_a_customer_issue_one_coupon() {
     let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
@@ -54,7 +53,7 @@ async fn one_coupon_per_customer_is_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cap_of_ten_is_ten() {
+async fn a_cap_of_ten_issues_exactly_ten_coupons() {
     let app = start_rounds("max_create = 10").await;
     for round in 1..=ROUNDS {
         let answers = at_once(&app, &[round], |caller| caller.to_string()).await.concat();
@@ -76,30 +75,30 @@ async fn a_maximum_per_customer_is_exact() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resend_race_issues_one_and_sends_it_to_all() {
+async fn concurrent_requests_for_a_resend_series_get_the_same_coupon() {
     let app = Arc::new(TestApp::start(&[series(1, "do_not_resend_existing_voucher = false")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("resent", 63)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gap_lets_one_through() {
+async fn a_gap_lets_one_of_many_concurrent_requests_through() {
     let app = Arc::new(TestApp::start(&[series(1, "min_days_between_vouchers = 1")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_exclusive_series_one_is_issued() {
+async fn of_two_exclusive_series_only_the_first_listed_is_issued() {
     let app = Arc::new(TestApp::start(&[series(1, "mutual_exclusive_series_ids = [2]"), series(2, "")]).await);
     let answers = at_once(&app, &[1, 2], |_| "c".to_owned()).await;
-    // Listed first, it wins in every request, and so in all of them.
+    // Series 1 is first in every request, so it wins in all of them.
     assert!(answers.iter().all(|answer| answer == &["issued", "709"]), "{answers:?}");
     assert_eq!(app.count("select from coupon where series_id = 2").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_uploaded_code_is_given_out_once() {
+async fn an_uploaded_code_is_issued_once() {
     let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
     sqlx::query(
         "insert into pool_code (org_id, series_id, code, position)
@@ -119,7 +118,7 @@ async fn an_uploaded_code_is_given_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_code_for_everyone_still_counts_per_customer() {
+async fn a_generic_code_counts_against_each_customers_maximum() {
     let generic = |id: i64| {
         let settings = "client_handling_type = \"GENERIC\"\nmax_vouchers_per_user = 2";
         series(id, &format!("{settings}\ngeneric_code = \"spring-{id}\""))
@@ -133,7 +132,7 @@ async fn one_code_for_everyone_still_counts_per_customer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn first_use_of_a_mobile_makes_one_customer() {
+async fn concurrent_first_uses_of_a_mobile_create_one_customer() {
     let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
     let body = json!({"seriesIds": [1], "customer": {"mobile": "+91 99000 00001"}});
     let answers = send_at_once(&app, |_| body.clone()).await.concat();

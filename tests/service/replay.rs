@@ -1,5 +1,5 @@
-//! What a retry and the receipt show is what the first answer showed, to the byte, whatever changed since: settings, the
-//! customer, what the customer holds. Entities without a coupon are decided anew.
+//! A retry and the receipt return the first answer to the byte, whatever has changed since: settings, the customer, or the customer's
+//! coupons. Entities without a coupon are decided again.
 
 use coupon_issuer::provisioning;
 use reqwest::{RequestBuilder, Response};
@@ -15,7 +15,7 @@ fn keyed(app: &TestApp, key: &str, body: &str) -> RequestBuilder {
 }
 
 /// The body of an answer, which must be a 200.
-async fn answered(request: RequestBuilder) -> String {
+async fn body_of(request: RequestBuilder) -> String {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
     answer.text().await.unwrap()
@@ -23,7 +23,7 @@ async fn answered(request: RequestBuilder) -> String {
 
 async fn receipt(app: &TestApp, key: &str) -> String {
     let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
-    answered(app.client().get(url).basic_auth("store.server", Some("server123"))).await
+    body_of(app.client().get(url).basic_auth("store.server", Some("server123"))).await
 }
 
 /// The `response` of an answer or a receipt, as it was sent.
@@ -41,7 +41,7 @@ fn entities(body: &str) -> Vec<String> {
     entities.iter().map(|entity| entity.get().to_owned()).collect()
 }
 
-fn told(body: &str) -> Vec<String> {
+fn outcomes_of(body: &str) -> Vec<String> {
     outcomes(&serde_json::from_str(body).unwrap())
 }
 
@@ -70,7 +70,7 @@ fn every_kind() -> String {
 const EVERY_KIND: &str = r#"{"seriesIds":[101,102,103,104,105,106,107,999],"customer":{"id":"c"}}"#;
 
 #[tokio::test]
-async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
+async fn whatever_apply_changes_a_retry_returns_the_same_bytes() {
     let before = format!("{ORG}{}", every_kind());
     let app = TestApp::start_with(&before.replace("Series 106", "The first name of 106"), |_| {}).await;
     execute(
@@ -78,12 +78,12 @@ async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
         "insert into pool_code (org_id, series_id, code, uploaded_code, position) values (1, 105, 'P1', 'p1', 1)",
     )
     .await;
-    // The coupon that is shown again has a name of its own by then, and a redemption.
+    // The coupon to be resent was issued under an earlier name of its series, and is redeemed once.
     assert_eq!(outcomes(&app.issue("c", &[106, 107]).await), ["issued", "issued"]);
     execute(&app, "update coupon set redemption_count = 1").await;
     apply(&app, &before).await;
-    let first = answered(keyed(&app, "k", EVERY_KIND)).await;
-    assert_eq!(told(&first), ["issued", "issued", "issued", "issued", "issued", "resent", "709", "707"]);
+    let first = body_of(keyed(&app, "k", EVERY_KIND)).await;
+    assert_eq!(outcomes_of(&first), ["issued", "issued", "issued", "issued", "issued", "resent", "709", "707"]);
     assert!(entities(&first)[5].contains("\"Series 106\"") && entities(&first)[5].contains("\"redemptionCount\":1"));
     assert_eq!(response(&receipt(&app, "k").await), response(&first));
 
@@ -91,7 +91,7 @@ async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
         .replace("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\"")
         .replace("customer_policy = \"open\"", "customer_policy = \"registered\"")
         .replace("\"Series ", "\"Renamed ")
-        .replace("\"Info ", "\"Told anew ")
+        .replace("\"Info ", "\"New info ")
         .replace("discount_type = \"ABS\"", "discount_type = \"PERC\"\ndiscount_code = \"NEW\"\ndiscount_upto = 90")
         .replace("discount_value = 500", "discount_value = 7")
         .replace("\"SAME\"", "\"OTHER\"")
@@ -101,14 +101,14 @@ async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
     assert_eq!(keyed(&app, "new", EVERY_KIND).send().await.unwrap().status(), 400, "the customer is not registered");
 
     assert_eq!(response(&receipt(&app, "k").await), response(&first));
-    // Another replica has the old settings in no cache, and the new ones in none yet.
+    // The other replica has never cached the old settings, and has not cached the new ones yet.
     let other = TestApp::start_over(app.connect.clone(), &after, |_| {}).await;
     for replica in [&app, &other] {
         assert_eq!(entities(&receipt(replica, "k").await)[..6], entities(&first)[..6]);
-        let again = answered(keyed(replica, "k", EVERY_KIND)).await;
+        let again = body_of(keyed(replica, "k", EVERY_KIND)).await;
         assert_eq!(entities(&again)[..6], entities(&first)[..6]);
-        assert_eq!(told(&again), told(&first));
-        // What was refused is decided anew: it is shown in the time zone of now.
+        assert_eq!(outcomes_of(&again), outcomes_of(&first));
+        // The refusal is decided again, in the present time zone.
         assert!(entities(&first)[6].contains("2026-11-25T00:00:00Z"), "{first}");
         assert!(entities(&again)[6].contains("2026-11-25T00:00:00+05:30"), "{again}");
         assert_eq!(response(&receipt(replica, "k").await), response(&again));
@@ -116,32 +116,32 @@ async fn whatever_apply_has_changed_an_answer_comes_back_to_the_byte() {
 
     let after = format!("{}{}", after.replace("min_days_between_vouchers = 3", ""), series(999, ""));
     apply(&app, &after).await;
-    let finished = answered(keyed(&app, "k", EVERY_KIND)).await;
+    let finished = body_of(keyed(&app, "k", EVERY_KIND)).await;
     assert_eq!(entities(&finished)[..6], entities(&first)[..6]);
-    assert_eq!(told(&finished)[6..], ["issued", "issued"]);
+    assert_eq!(outcomes_of(&finished)[6..], ["issued", "issued"]);
     assert!(entities(&finished)[6].contains("\"Renamed 107\""), "{finished}");
     for replica in [&app, &other] {
         assert_eq!(response(&receipt(replica, "k").await), response(&finished));
-        assert_eq!(answered(keyed(replica, "k", EVERY_KIND)).await, finished);
+        assert_eq!(body_of(keyed(replica, "k", EVERY_KIND)).await, finished);
     }
     assert_eq!(app.count("select from coupon where customer_id = 'c'").await, 9);
     assert_eq!(app.count("select from coupon").await, 9);
 }
 
 #[tokio::test]
-async fn a_mobile_that_is_anothers_by_now_changes_nothing_of_what_was_answered() {
+async fn a_retry_returns_the_same_answer_after_its_mobile_moved_to_another_customer() {
     let file = |cap: &str| {
         let one_each = series(103, "is_multiple_vouchers_per_user_allowed = false");
-        let sent_again = series(106, "do_not_resend_existing_voucher = false");
-        format!("{ORG}{}{one_each}{sent_again}{}", series(101, ""), series(108, cap))
+        let resent = series(106, "do_not_resend_existing_voucher = false");
+        format!("{ORG}{}{one_each}{resent}{}", series(101, ""), series(108, cap))
     };
     let app = TestApp::start_with(&file("max_create = 0"), |_| {}).await;
     let by_mobile = |ids: &str| format!(r#"{{"seriesIds":{ids},"customer":{{"mobile":"919876543210"}}}}"#);
-    answered(app.post(by_mobile("[106]"))).await;
+    body_of(app.post(by_mobile("[106]"))).await;
     assert_eq!(outcomes(&app.issue("other", &[103]).await), ["issued"]);
     let body = by_mobile("[101,103,106,108]");
-    let first = answered(keyed(&app, "k", &body)).await;
-    assert_eq!(told(&first), ["issued", "issued", "resent", "5001"]);
+    let first = body_of(keyed(&app, "k", &body)).await;
+    assert_eq!(outcomes_of(&first), ["issued", "issued", "resent", "5001"]);
 
     execute(
         &app,
@@ -149,24 +149,28 @@ async fn a_mobile_that_is_anothers_by_now_changes_nothing_of_what_was_answered()
          insert into customer (org_id, registered, customer_id, mobile) values (1, true, 'other', '919876543210')",
     )
     .await;
-    assert_eq!(told(&answered(app.post(by_mobile("[103]"))).await), ["709"], "the mobile is the other customer's");
+    assert_eq!(
+        outcomes_of(&body_of(app.post(by_mobile("[103]"))).await),
+        ["709"],
+        "the mobile is the other customer's"
+    );
     assert_eq!(response(&receipt(&app, "k").await), response(&first));
-    let again = answered(keyed(&app, "k", &body)).await;
+    let again = body_of(keyed(&app, "k", &body)).await;
     assert_eq!(response(&again), response(&first));
-    // What is left is issued to whom the rest was issued.
+    // The retry issues the missing coupon to the customer of the first answer.
     apply(&app, &file("max_create = 5")).await;
-    let finished = answered(keyed(&app, "k", &body)).await;
+    let finished = body_of(keyed(&app, "k", &body)).await;
     assert_eq!(entities(&finished)[..3], entities(&first)[..3]);
-    assert_eq!(told(&finished)[3], "issued");
+    assert_eq!(outcomes_of(&finished)[3], "issued");
     assert_eq!(app.count("select from coupon where customer_id = 'other'").await, 1);
     assert_eq!(app.count("select from coupon where customer_id <> 'other' group by customer_id").await, 1);
     assert_eq!(app.count("select from coupon").await, 5);
     assert_eq!(response(&receipt(&app, "k").await), response(&finished));
 }
 
-/// By then the customer holds one that is valid longer, the coupon was redeemed, and it expired.
+/// Meanwhile the customer gets a coupon that is valid longer, and the resent one is redeemed and expires.
 #[tokio::test]
-async fn a_coupon_that_was_shown_again_stays_the_answer() {
+async fn a_retry_returns_the_same_coupon_that_was_resent() {
     let file = |resends: bool| {
         let settings = format!(
             "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 10\ndo_not_resend_existing_voucher = {}",
@@ -177,22 +181,22 @@ async fn a_coupon_that_was_shown_again_stays_the_answer() {
     let app = TestApp::start_with(&file(true), |_| {}).await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
     let mut answers = Vec::new();
-    let all_stay = async |answers: &[(&str, String)]| {
+    let assert_unchanged = async |answers: &[(&str, String)]| {
         for (key, first) in answers {
             assert_eq!(response(&receipt(&app, key).await), response(first), "{key}");
-            let again = answered(keyed(&app, key, body)).await;
+            let again = body_of(keyed(&app, key, body)).await;
             assert_eq!(&again, first, "{key}");
             assert_eq!(response(&receipt(&app, key).await), response(first), "{key}");
         }
     };
     let ask = async |key, expected: &str| {
-        let answer = answered(keyed(&app, key, body)).await;
-        assert_eq!(told(&answer), [expected], "{key}");
+        let answer = body_of(keyed(&app, key, body)).await;
+        assert_eq!(outcomes_of(&answer), [expected], "{key}");
         (key, answer)
     };
     answers.push(ask("issued", "issued").await);
     answers.push(ask("resent", "resent").await);
-    all_stay(&answers).await;
+    assert_unchanged(&answers).await;
 
     app.clock.set("2026-11-27T10:00:00Z");
     apply(&app, &file(false)).await;
@@ -200,18 +204,18 @@ async fn a_coupon_that_was_shown_again_stays_the_answer() {
     apply(&app, &file(true)).await;
     answers.push(ask("the longer one resent", "resent").await);
     assert_ne!(response(&answers[3].1), response(&answers[1].1));
-    all_stay(&answers).await;
+    assert_unchanged(&answers).await;
 
     execute(&app, "update coupon set redemption_count = 2").await;
     answers.push(ask("redeemed", "resent").await);
     assert_ne!(response(&answers[4].1), response(&answers[3].1));
     execute(&app, "update coupon set redemption_count = 3").await;
-    all_stay(&answers).await;
+    assert_unchanged(&answers).await;
 
     app.clock.set("2026-12-30T10:00:00Z");
-    all_stay(&answers).await;
+    assert_unchanged(&answers).await;
     answers.push(ask("expired", "issued").await);
-    all_stay(&answers).await;
+    assert_unchanged(&answers).await;
     assert_eq!(app.count("select from coupon").await, 3);
 }
 
@@ -220,7 +224,7 @@ type Before<'a> = (&'a str, &'a [i64]);
 
 /// A natural key names one issuance of a series, however often the series is listed.
 #[tokio::test]
-async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_and_later() {
+async fn a_series_listed_twice_under_a_natural_key_issues_one_coupon() {
     let org = ORG.replace("customer_policy", "natural_key = true\ncustomer_policy");
     let all = [
         series(101, ""),
@@ -236,7 +240,7 @@ async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_an
         assert_eq!(answer.status(), 200);
         answer.text().await.unwrap()
     };
-    // What the customer was given before, by which cause; what is asked for by cause 7, and what is told.
+    // An earlier request of the customer, the series of the request with cause 7, and its outcomes.
     let cases: [(Option<Before<'_>>, &[i64], &[&str]); 9] = [
         (None, &[101, 101, 102], &["issued"; 3]),
         (None, &[102, 101, 102, 101, 102], &["issued"; 5]),
@@ -255,7 +259,7 @@ async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_an
             None => Vec::new(),
         };
         let first = send(&customer, "7", ids).await;
-        assert_eq!(told(&first), expected, "{number}");
+        assert_eq!(outcomes_of(&first), expected, "{number}");
         for again in [send(&customer, "7", ids).await, send(&customer, "7", ids).await] {
             assert_eq!(response(&again), response(&first), "{number}");
         }
@@ -271,26 +275,26 @@ async fn a_series_that_is_listed_twice_under_a_natural_key_is_one_coupon_then_an
     }
     let twice = "select customer_id, series_id from coupon group by customer_id, series_id having count(*) > 1";
     assert_eq!(app.count(twice).await, 0);
-    // Each has one of each series that is listed.
+    // Each customer has one coupon of each series that was listed.
     assert_eq!(app.count("select from coupon").await, 18);
 }
 
-/// The replica has cached that anybody may receive coupons. It learns of the change while it decides on the retry.
+/// The replica has cached the open policy. It learns of the change while it decides on the retry.
 #[tokio::test]
-async fn a_policy_that_changed_a_moment_ago_refuses_no_retry() {
+async fn a_retry_is_not_refused_by_a_customer_policy_that_has_just_changed() {
     let open = format!("{ORG}{}{}", series(1, ""), series(2, "is_multiple_vouchers_per_user_allowed = false"));
     let app = TestApp::start_with(&open, |_| {}).await;
     let body = r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#;
-    let first = answered(keyed(&app, "k", body)).await;
-    assert_eq!(told(&first), ["issued", "issued"]);
+    let first = body_of(keyed(&app, "k", body)).await;
+    assert_eq!(outcomes_of(&first), ["issued", "issued"]);
     apply(&app, &open.replace("customer_policy = \"open\"", "customer_policy = \"registered\"")).await;
     for _ in 0..2 {
-        assert_eq!(answered(keyed(&app, "k", body)).await, first);
+        assert_eq!(body_of(keyed(&app, "k", body)).await, first);
     }
     assert_eq!(keyed(&app, "new", body).send().await.unwrap().status(), 400, "a new request is refused");
 }
 
-/// It would not be final: a retry could be answered otherwise.
+/// Unless the answer is stored, a retry could get another one.
 #[tokio::test]
 async fn a_resend_that_cannot_be_stored_is_748() {
     let again = "max_vouchers_per_user = 2\ndo_not_resend_existing_voucher = false";
@@ -302,16 +306,16 @@ async fn a_resend_that_cannot_be_stored_is_748() {
          create trigger refuse before update on keyed_request for each row execute function refuse()",
     )
     .await;
-    // The second entity waits for the first, so that its answer is not stored with the claim.
+    // The second entity waits for the first, so its answer cannot be stored together with the claim of the key.
     let body = r#"{"seriesIds":[1,1],"customer":{"id":"c"}}"#;
-    let first = answered(keyed(&app, "k", body)).await;
-    assert_eq!(told(&first), ["issued", "748"]);
+    let first = body_of(keyed(&app, "k", body)).await;
+    assert_eq!(outcomes_of(&first), ["issued", "748"]);
     execute(&app, "drop trigger refuse on keyed_request").await;
     execute(&app, "update keyed_request set received_at = received_at - interval '1 hour'").await;
-    let second = answered(keyed(&app, "k", body)).await;
-    assert_eq!(told(&second), ["issued", "resent"]);
+    let second = body_of(keyed(&app, "k", body)).await;
+    assert_eq!(outcomes_of(&second), ["issued", "resent"]);
     assert_eq!(entities(&second)[0], entities(&first)[0]);
     apply(&app, &file("true")).await;
-    assert_eq!(response(&answered(keyed(&app, "k", body)).await), response(&second));
+    assert_eq!(response(&body_of(keyed(&app, "k", body)).await), response(&second));
     assert_eq!(app.count("select from coupon").await, 1);
 }

@@ -1,24 +1,24 @@
-//! What holds for the schema as a whole, asked of the catalog (migrations/README.md).
-//! What single tables and functions do is tested where they are used.
+//! Rules for the schema as a whole (migrations/README.md), checked in the catalog of Postgres.
 
 use sqlx::{ConnectOptions, Connection};
 
 use crate::support::new_database;
 
-/// Names that are unique over all organisations stand in tables of their own; and the audit log is the service's.
+/// Two tables keep names unique across organisations. The audit log belongs to the service as a whole.
 const EXCEPT: [&str; 3] = ["till_name", "client_name", "audit_log"];
 
-async fn ask(question: &'static str) -> Vec<String> {
+async fn names(query: &'static str) -> Vec<String> {
     let mut connection = new_database().await.connect().await.unwrap();
-    let found = sqlx::query_scalar(question).fetch_all(&mut connection).await.unwrap();
+    let found = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     found
 }
 
-/// The wall between tenants, and what a table needs to be distributed by organisation.
+/// This keeps tenants apart, and allows tables to be distributed by organisation.
 #[tokio::test]
 async fn every_key_begins_with_the_organisation() {
-    let keys = ask("select c.relname || ' ' || k.name
+    let keys = names(
+        "select c.relname || ' ' || k.name
            from pg_class c
            join pg_attribute o on o.attrelid = c.oid and o.attname = 'org_id' and not o.attisdropped
           cross join lateral (
@@ -26,22 +26,23 @@ async fn every_key_begins_with_the_organisation() {
                  where i.indrelid = c.oid and i.indisunique
                 union all
                 select f.conname, f.conkey[1] from pg_constraint f where f.conrelid = c.oid and f.contype = 'f') k
-          where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and k.first <> o.attnum")
+          where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and k.first <> o.attnum",
+    )
     .await;
-    let others: Vec<_> = keys.iter().filter(|key| !EXCEPT.iter().any(|table| key.starts_with(table))).collect();
-    assert!(others.is_empty(), "{others:?}");
+    let violations: Vec<_> = keys.iter().filter(|key| !EXCEPT.iter().any(|table| key.starts_with(table))).collect();
+    assert!(violations.is_empty(), "{violations:?}");
     assert_eq!(keys.len(), EXCEPT.len(), "{keys:?}");
 }
 
 #[tokio::test]
 async fn there_are_no_triggers_but_those_of_foreign_keys() {
-    let triggers = ask("select tgrelid::regclass || ' ' || tgname from pg_trigger where not tgisinternal").await;
+    let triggers = names("select tgrelid::regclass || ' ' || tgname from pg_trigger where not tgisinternal").await;
     assert!(triggers.iter().all(|trigger| trigger.contains("foreign")), "{triggers:?}");
 }
 
 #[tokio::test]
-async fn everything_has_a_comment() {
-    let tables = ask(
+async fn every_table_column_and_function_has_a_comment() {
+    let tables = names(
         "select format('%s.%s', c.relname, a.attname)
            from pg_class c
            join pg_attribute a on a.attrelid = c.oid and a.attnum >= 0 and not a.attisdropped
@@ -59,20 +60,20 @@ async fn everything_has_a_comment() {
     assert_eq!(tables, [""; 0]);
 }
 
-/// So that replicas of two versions can each call their own.
+/// Replicas of two versions can run side by side, each calling its own functions.
 #[tokio::test]
-async fn every_function_has_a_version() {
-    let functions = ask("select proname::text from pg_proc where pronamespace = 'public'::regnamespace").await;
+async fn every_function_has_a_version_in_its_name() {
+    let functions = names("select proname::text from pg_proc where pronamespace = 'public'::regnamespace").await;
     assert!(functions.len() > 10);
     let is_versioned = |name: &String| name.rsplit_once('_').is_some_and(|(_, version)| version.parse::<u32>().is_ok());
-    let others: Vec<_> = functions.iter().filter(|name| !is_versioned(name)).collect();
-    assert!(others.is_empty(), "{others:?}");
+    let violations: Vec<_> = functions.iter().filter(|name| !is_versioned(name)).collect();
+    assert!(violations.is_empty(), "{violations:?}");
 }
 
-/// Wider ones first, so that no row has holes. Text and arrays come last.
+/// Wider columns come first, so that rows have no padding. Text and arrays come last.
 #[tokio::test]
 async fn columns_are_ordered_by_alignment() {
-    let disordered = ask(
+    let disordered = names(
         "with columns as (
              select c.relname, a.attname, a.attnum,
                     case when a.attlen = -1 then 0 else case a.attalign when 'd' then 8 when 'i' then 4 when 's' then 2 else 1 end

@@ -1,5 +1,4 @@
-//! Settings as an operator meets them on the real binary: what `config show` prints, and how a mistake is told.
-//! None of it asks a database.
+//! Settings of the real binary: what `config show` prints, how mistakes are reported, and that `serve` agrees.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -14,7 +13,7 @@ use crate::lifecycle::{Running, serve};
 use crate::oauth::pem;
 use crate::support::{fresh_dir, new_database};
 
-/// `config show`, of this file and these variables and nothing else.
+/// `config show` with this file, these variables and no others.
 fn show(file: Option<&PathBuf>, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
     command.args(["config", "show"]).env_clear().envs(variables.iter().copied());
@@ -49,7 +48,7 @@ fn written(name: &str, text: &str) -> PathBuf {
 }
 
 #[test]
-fn every_setting_is_shown_with_where_it_comes_from() {
+fn every_setting_is_shown_with_its_origin() {
     let file =
         written("settings-origins", "[http]\nmax_series_ids = 50\ndrain_seconds = 0.5\n[log]\nformat = 'text'\n");
     let variables = [
@@ -71,7 +70,7 @@ fn every_setting_is_shown_with_where_it_comes_from() {
     ] {
         assert!(shown.contains(&line), "{line}is not in\n{shown}");
     }
-    // Every key there is, in the order in which the defaults document them.
+    // All keys, in the order of the documented defaults.
     let keys = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| line.starts_with('[') || line.starts_with(char::is_alphabetic));
         lines.map(|line| line.split(" =").next().unwrap().to_owned()).collect()
@@ -80,7 +79,7 @@ fn every_setting_is_shown_with_where_it_comes_from() {
 }
 
 #[test]
-fn what_is_shown_can_be_used_again() {
+fn the_output_of_config_show_is_a_valid_settings_file() {
     let file = written("settings-again", "[http]\npublic_url = \"https://coupons.example.com\"\n");
     let first = shown(Some(&file), &[("COUPON_ISSUER__LOG__FILTER", "info,[span{key=\"value\"}]=debug")]);
     let values = |text: &str| text.parse::<toml::Table>().unwrap();
@@ -90,21 +89,21 @@ fn what_is_shown_can_be_used_again() {
 }
 
 #[test]
-fn the_defaults_are_shown_as_they_are_documented() {
+fn config_show_prints_the_documented_defaults() {
     let documented: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
     assert_eq!(shown(None, &[]).parse::<toml::Table>().unwrap(), documented);
 }
 
 #[test]
-fn the_settings_of_the_image_are_good() {
+fn the_settings_file_of_the_image_is_valid() {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/production.toml");
-    // The secret that it names is mounted where it runs; a URL comes before it.
+    // The file names a secret that is mounted only in the container. A URL takes precedence over it.
     let shown = shown(Some(&file), &[("DATABASE_URL", "postgres://db/d")]);
     assert!(shown.contains("production.toml"), "{shown}");
 }
 
 #[test]
-fn secrets_are_masked_wherever_they_come_from() {
+fn secrets_from_every_origin_are_masked() {
     let masked = |url: &str| {
         let shown = shown(None, &[("COUPON_ISSUER__DATABASE__URL", url)]);
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -130,7 +129,7 @@ fn secrets_are_masked_wherever_they_come_from() {
 
 #[test]
 fn a_mistake_in_a_file_names_the_key_and_the_file() {
-    for (number, (text, told)) in [
+    for (number, (text, expected)) in [
         ("[http]\nlsten = 'x'", "http.lsten (FILE): there is no such setting; in [http] are: listen, max_body_bytes, "),
         ("[htp]\nlisten = 'x'", "htp (FILE): there is no such setting; here are: http, metrics, "),
         ("[http.listen]\nport = 1", "http.listen (FILE): is a setting, not a table of settings"),
@@ -147,7 +146,7 @@ fn a_mistake_in_a_file_names_the_key_and_the_file() {
         ("[issuing]\ntimeout_seconds = 0", "issuing.timeout_seconds (FILE): must be from 0.001 to 3600"),
         ("[issuing]\nkeep_requests_hours = 23", "issuing.keep_requests_hours (FILE): must be from 24 to 8760"),
         ("[log]\nformat = 'xml'", "log.format (FILE): unknown variant `xml`, expected one of `auto`, `text`, `json`"),
-        // What a secret is, or a line that holds one, is not told.
+        // The message must not repeat a secret, nor a line that contains one.
         ("[database]\nurl = ['hunter2']", "database.url (FILE): must be a string"),
         ("[http]\n[database]\nurl = 'hunter2", "FILE: line 3: invalid literal string, expected `'`"),
     ]
@@ -157,8 +156,8 @@ fn a_mistake_in_a_file_names_the_key_and_the_file() {
         let file = written(&format!("settings-mistake-{number}"), text);
         let refusal = refusal(Some(&file), &[]);
         assert!(
-            refusal.starts_with(&told.replace("FILE", &format!("file {}", file.display()))),
-            "{refusal}\nnot\n{told}"
+            refusal.starts_with(&expected.replace("FILE", &format!("file {}", file.display()))),
+            "{refusal}\nnot\n{expected}"
         );
         assert!(!refusal.contains("hunter2") && refusal.lines().count() == 1, "{refusal}");
     }
@@ -166,10 +165,10 @@ fn a_mistake_in_a_file_names_the_key_and_the_file() {
     assert_eq!(refusal, "file /nowhere.toml: No such file or directory (os error 2)");
 }
 
-/// What was once taken, and silenced the log, switched a limit off, waited for years or panicked.
+/// Earlier versions accepted such values, and then logged nothing, disabled a limit, waited for years or panicked.
 #[test]
-fn numbers_have_ranges_names_exist_and_files_are_there() {
-    for (name, value, told) in [
+fn numbers_out_of_range_unknown_levels_and_missing_files_are_refused() {
+    for (name, value, expected) in [
         (
             "LOG__FILTER",
             "warning",
@@ -191,7 +190,10 @@ fn numbers_have_ranges_names_exist_and_files_are_there() {
         let variable = format!("COUPON_ISSUER__{name}");
         let key = name.to_lowercase().replace("__", ".");
         let refusal = refusal(None, &[(&variable, value)]);
-        assert!(refusal.starts_with(&format!("{key} (environment {variable}): {told}")), "{refusal}\nnot\n{told}");
+        assert!(
+            refusal.starts_with(&format!("{key} (environment {variable}): {expected}")),
+            "{refusal}\nnot\n{expected}"
+        );
     }
     let missing = "auth.signing_keys_file: /nowhere.pem: No such file";
     assert!(refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS_FILE", "/nowhere.pem")]).starts_with(missing));
@@ -199,8 +201,8 @@ fn numbers_have_ranges_names_exist_and_files_are_there() {
     assert!(refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", "/nowhere")]).starts_with(missing));
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "postgres://localhost/a\npostgres://localhost/b\n").unwrap();
-    let told = refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", file.path().to_str().unwrap())]);
-    assert!(told.ends_with("the file is more than one line: it holds the URL and nothing else"), "{told}");
+    let error = refusal(None, &[("COUPON_ISSUER__DATABASE__URL_FILE", file.path().to_str().unwrap())]);
+    assert!(error.ends_with("the file is more than one line: it holds the URL and nothing else"), "{error}");
     let no_key = refusal(None, &[("COUPON_ISSUER__AUTH__SIGNING_KEYS", "hunter2")]);
     assert!(
         no_key.starts_with("auth.signing_keys holds no RSA private key") && !no_key.contains("hunter2"),
@@ -212,7 +214,7 @@ fn numbers_have_ranges_names_exist_and_files_are_there() {
     assert!(shown.contains("per_minute = -1  # environment "), "{shown}");
 }
 
-/// All keys, as the defaults document them.
+/// Table and name of every setting.
 fn keys() -> Vec<(String, String)> {
     let defaults: toml::Table = include_str!("../../config/default.toml").parse().unwrap();
     let of = |(table, keys): (String, toml::Value)| {
@@ -253,9 +255,9 @@ const VALUES: &[&str] = &[
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// `serve` comes as far as the database, which is not there, or says word for word what `config show` says.
+    /// `serve` either gets as far as the database, which does not exist, or fails with exactly the message of `config show`.
     #[test]
-    fn any_file_is_judged_alike_by_config_show_and_serve(lines in proptest::collection::vec((select(keys()), select(VALUES)), 0..3)) {
+    fn config_show_and_serve_accept_and_refuse_the_same_files(lines in proptest::collection::vec((select(keys()), select(VALUES)), 0..3)) {
         let mut tables = std::collections::BTreeMap::<String, String>::new();
         for ((table, key), value) in lines {
             let text = tables.entry(table).or_default();
@@ -269,7 +271,7 @@ proptest! {
         let run = |arguments: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_coupon-issuer"));
             command.args(arguments).arg("--config").arg(file.path()).env_clear();
-            // What would make it wait for the database, or need a port.
+            // Otherwise it would wait for the database, or need a fixed port.
             command.env("COUPON_ISSUER__DATABASE__ACQUIRE_TIMEOUT_SECONDS", "0.1");
             command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "0");
             command.env("COUPON_ISSUER__HTTP__LISTEN", "127.0.0.1:0").env("COUPON_ISSUER__METRICS__LISTEN", "");
@@ -289,15 +291,14 @@ proptest! {
     }
 }
 
-/// A number within its range is one that the service can be built with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_service_starts_with_every_number_at_either_end_of_its_range() {
+async fn the_service_starts_with_every_number_at_its_minimum_or_its_maximum() {
     let database = new_database().await;
-    for is_most in [false, true] {
+    for at_maximum in [false, true] {
         let mut command = serve(&database);
-        for (key, least, most) in RANGES {
-            // In a thousandth of a second no database answers.
-            let number = if is_most || key.ends_with("timeout_seconds") { most } else { least };
+        for (key, minimum, maximum) in RANGES {
+            // The minimum of time-outs is a millisecond, in which no database answers.
+            let number = if at_maximum || key.ends_with("timeout_seconds") { maximum } else { minimum };
             command.env(format!("COUPON_ISSUER__{}", key.to_uppercase().replace('.', "__")), number.to_string());
         }
         let running = Running::start(command.env("COUPON_ISSUER__DATABASE__STARTUP_TIMEOUT_SECONDS", "60"));
@@ -310,7 +311,7 @@ async fn the_service_starts_with_every_number_at_either_end_of_its_range() {
 
 #[test]
 fn a_mistake_in_the_environment_names_the_variable() {
-    for (name, value, told) in [
+    for (name, value, expected) in [
         (
             "COUPON_ISSUER__HTTP__LSTEN",
             "x",
@@ -335,8 +336,8 @@ fn a_mistake_in_the_environment_names_the_variable() {
         ),
     ] {
         let refusal = refusal(None, &[(name, value)]);
-        assert!(refusal.starts_with(told), "{refusal}\nnot\n{told}");
+        assert!(refusal.starts_with(expected), "{refusal}\nnot\n{expected}");
     }
-    // Neither a command's own variables nor what Kubernetes sets for a service of this name are settings.
+    // Kubernetes sets the first variable for a service of this name, and the second belongs to a command: neither is a setting.
     shown(None, &[("COUPON_ISSUER_PORT_8080_TCP_ADDR", "10.0.0.1"), ("COUPON_ISSUER_DEMO_LISTEN", "127.0.0.1:1")]);
 }

@@ -1,6 +1,6 @@
-//! What every test starts from: the service over a database of its own on a real Postgres, with a clock that is held.
+//! The fixture: a service on a new database of a real Postgres, with a clock that the test sets.
 //!
-//! The server is the one that `DATABASE_URL` names, or a private one from local binaries, started once for all tests.
+//! `DATABASE_URL` names the Postgres server. Without it, all tests share one private server, started from local binaries.
 
 use coupon_issuer::db::migrations;
 use coupon_issuer::provisioning;
@@ -24,10 +24,11 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::JoinHandle;
 
-/// The instant at which every test begins.
+/// The clock of every test starts here.
 pub const NOW: &str = "2026-11-22T10:00:00Z";
 
-/// An organisation with one till (`store.server`, `server123`) in store 10, to which tests add their series.
+/// An organisation with three stores and a till in each. Till `store.server` (password `server123`) in store 10 may issue; requests of
+/// [`TestApp`] use it. Tests append their series.
 pub const ORG: &str = r#"
 [[orgs]]
 id = 1
@@ -71,30 +72,40 @@ till = "store.server"
 access = "read"
 "#;
 
-/// A series that issues to anyone any number of times, with these settings besides.
-pub fn series(id: i64, settings: &str) -> String {
-    let unlimited = if settings.contains("is_multiple_vouchers_per_user_allowed") {
-        ""
-    } else {
-        "is_multiple_vouchers_per_user_allowed = true"
-    };
+/// A series with these settings, for the file of `apply`. Every other setting has the default of `apply`: above all, a customer who holds
+/// a coupon of the series gets no second one.
+pub fn default_series(id: i64, settings: &str) -> String {
     let expiry = if settings.contains("valid_till_date") { "" } else { "valid_till_date = \"2027-05-09\"" };
     format!(
         "[[orgs.series]]\nid = {id}\ndescription = \"Series {id}\"\ninfo = \"Info {id}\"\ndiscount_type = \"ABS\"\n\
-         discount_value = 500\n{expiry}\n{unlimited}\n{settings}\n"
+         discount_value = 500\n{expiry}\n{settings}\n"
     )
 }
 
-/// A clock that stands still until it is set.
-pub struct HeldClock(AtomicI64);
+/// As [`default_series`], but with `is_multiple_vouchers_per_user_allowed = true`, unless the settings say otherwise: a customer gets
+/// another coupon with each request.
+pub fn repeatable_series(id: i64, settings: &str) -> String {
+    let key = "is_multiple_vouchers_per_user_allowed";
+    if settings.contains(key) {
+        default_series(id, settings)
+    } else {
+        default_series(id, &format!("{key} = true\n{settings}"))
+    }
+}
 
-impl HeldClock {
+/// For tests that do not yet say which kind of series they need.
+pub use repeatable_series as series;
+
+/// A clock that shows the same instant until a test sets another.
+pub struct TestClock(AtomicI64);
+
+impl TestClock {
     pub fn set(&self, instant: &str) {
         self.0.store(instant.parse::<Timestamp>().unwrap().as_microsecond(), Ordering::SeqCst);
     }
 }
 
-impl Clock for HeldClock {
+impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_microsecond(self.0.load(Ordering::SeqCst)).unwrap()
     }
@@ -104,10 +115,10 @@ impl Clock for HeldClock {
     }
 }
 
-/// The service, serving on a port of its own.
+/// The service, running in this process on a free port, and its database.
 pub struct TestApp {
     pub address: SocketAddr,
-    pub clock: Arc<HeldClock>,
+    pub clock: Arc<TestClock>,
     pub connect: PgConnectOptions,
     pub pool: PgPool,
     client: reqwest::Client,
@@ -116,35 +127,36 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// Over a new database that holds [`ORG`] with these series.
+    /// Starts on a new database with [`ORG`] and these series.
     pub async fn start(series: &[String]) -> Self {
         Self::start_with(&format!("{ORG}{}", series.concat()), |_| {}).await
     }
 
-    /// Over a new database that holds what this file of `apply` says, with other settings.
+    /// Starts on a new database, to which `apply` has applied this file. `change` may change the service's settings.
     pub async fn start_with(file: &str, change: impl FnOnce(&mut Settings)) -> Self {
         Self::start_over(new_database().await, file, change).await
     }
 
-    /// Over this database, which must have the schema.
+    /// As [`TestApp::start_with`], but on this database, which must have the schema. Several services may share one.
     pub async fn start_over(connect: PgConnectOptions, file: &str, change: impl FnOnce(&mut Settings)) -> Self {
         provisioning::apply_text(&connect, file).await.unwrap();
         let mut settings = Settings::load(None).unwrap();
         settings.database.max_connections = 4;
-        // More writers than a deployment has, to race each other; and requests by the thousand from one till.
+        // Several writers, so that they race each other.
         settings.writer.tasks = 4;
+        // Some tests send thousands of requests from one till.
         settings.rate_limit.per_minute = -1;
-        // A machine that is busy with other work cuts nothing short. A test of a time-out sets its own.
+        // Long time-outs: a busy machine must not fail a test. A test of a time-out sets its own.
         settings.issuing.timeout = Duration::from_mins(1);
         settings.issuing.max_wait = Duration::from_mins(1);
         settings.writer.statement_timeout = Duration::from_secs(50);
         settings.database.acquire_timeout = Duration::from_secs(25);
         settings.database.statement_timeout = Duration::from_secs(25);
         change(&mut settings);
-        let clock = Arc::new(HeldClock(AtomicI64::new(0)));
+        let clock = Arc::new(TestClock(AtomicI64::new(0)));
         clock.set(NOW);
-        let outside = Environment { clock: clock.clone(), entropy: Arc::new(OsEntropy) };
-        let app = App::build(&settings, &connect, outside).await.unwrap();
+        let environment = Environment { clock: clock.clone(), entropy: Arc::new(OsEntropy) };
+        let app = App::build(&settings, &connect, environment).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stops) = mpsc::channel(1);
@@ -162,35 +174,35 @@ impl TestApp {
         &self.client
     }
 
-    /// A POST to the endpoint with this body and nothing else: neither credentials nor a Content-Type.
+    /// A request for coupons with this body, without credentials and without a Content-Type.
     pub fn bare(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         self.client.post(self.url("/v2/coupon/bulk/issue")).body(body)
     }
 
-    /// A POST to the endpoint, by the till, with this body.
+    /// A request for coupons with this body, from till `store.server`.
     pub fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         self.bare(body).basic_auth("store.server", Some("server123")).header("Content-Type", "application/json")
     }
 
-    /// Status and body of a request with this JSON.
+    /// Requests coupons from till `store.server` with this JSON. Returns the status and the body of the response.
     pub async fn send(&self, body: &Value) -> (u16, Value) {
         let answer = self.post(body.to_string()).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
-    /// Asks for these series for a customer; the answer must be a 200.
+    /// Requests a coupon of each of these series for a customer, and asserts a 200. Returns the body.
     pub async fn issue(&self, customer: &str, series: &[i64]) -> Value {
         let (status, answer) = self.send(&json!({"seriesIds": series, "customer": {"id": customer}})).await;
         assert_eq!(status, 200, "{answer}");
         answer
     }
 
-    /// As [`TestApp::issue`], for one series; what [`outcome`] makes of the entity.
+    /// Requests a coupon of one series for a customer. Returns its [`outcome`].
     pub async fn issue_one(&self, customer: &str, series: i64) -> String {
         outcome(&self.issue(customer, &[series]).await["response"][0])
     }
 
-    /// What `verify` of all organisations finds at this moment.
+    /// Runs `verify` on all organisations.
     pub async fn verify(&self) -> Report {
         verify::run(&self.connect, None).await.unwrap()
     }
@@ -200,20 +212,21 @@ impl TestApp {
         sqlx::query(query).fetch_all(&self.pool).await.unwrap().len()
     }
 
-    /// Changes credentials by hand, and notifies the replicas as whoever changes them must.
+    /// Changes credentials with SQL, and notifies the replicas, which would use their caches otherwise.
     pub async fn change_credentials(&self, change: &'static str) {
-        let notified = format!("{change}; select pg_notify('coupon_issuer_credentials', '')");
-        sqlx::raw_sql(AssertSqlSafe(notified)).execute(&self.pool).await.unwrap();
+        let statements = format!("{change}; select pg_notify('coupon_issuer_credentials', '')");
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&self.pool).await.unwrap();
     }
 
-    /// Stops as Ctrl-C would, and waits for the end.
+    /// Stops the service as Ctrl-C does, and waits for its end.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         self.serving.await.unwrap().unwrap();
     }
 }
 
-/// `issued`, `resent`, or the error code of an entity, with what must hold for each.
+/// `issued`, `resent`, or the error code of an entity. Asserts that the entity has either a result or an error, and that the only warning
+/// is 700.
 pub fn outcome(entity: &Value) -> String {
     let errors = entity["errors"].as_array().unwrap();
     let warnings = entity["warnings"].as_array().unwrap();
@@ -228,12 +241,12 @@ pub fn outcome(entity: &Value) -> String {
     }
 }
 
-/// What [`outcome`] makes of each entity of an answer.
+/// The [`outcome`] of each entity in a response.
 pub fn outcomes(answer: &Value) -> Vec<String> {
     answer["response"].as_array().unwrap().iter().map(outcome).collect()
 }
 
-/// Status, code and message of the answer to a request that failed as a whole, with what must hold for each.
+/// Status, code and message of the response to a request that failed as a whole. Asserts its headers and its form.
 pub async fn failure(answer: reqwest::Response) -> (u16, u64, String) {
     let id = answer.headers()["x-cap-request-id"].clone();
     assert!(!id.is_empty());
@@ -245,7 +258,7 @@ pub async fn failure(answer: reqwest::Response) -> (u16, u64, String) {
     (status, code, message)
 }
 
-/// Code and message of the one error in the body of a failure, whose form must be the contract's to the byte.
+/// Code and message of the only error in the body of a failure. Asserts the contract's form, to the byte.
 pub fn only_error(body: &str) -> (u64, String) {
     let error = &serde_json::from_str::<Value>(body).unwrap()["errors"][0];
     let (code, message, retryable) = (&error["code"], &error["message"], &error["retryable"]);
@@ -257,7 +270,7 @@ pub fn only_error(body: &str) -> (u64, String) {
     (code.as_u64().unwrap(), message.as_str().unwrap().to_owned())
 }
 
-/// How often each outcome came.
+/// Counts each outcome.
 pub fn tally(outcomes: impl IntoIterator<Item = String>) -> std::collections::BTreeMap<String, usize> {
     let mut tally = std::collections::BTreeMap::new();
     for outcome in outcomes {
@@ -266,7 +279,7 @@ pub fn tally(outcomes: impl IntoIterator<Item = String>) -> std::collections::BT
     tally
 }
 
-/// A new database with the schema, on the server of all tests.
+/// Creates a database with the schema. A copy of a template is much faster than a migration.
 pub async fn new_database() -> PgConnectOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     static TEMPLATE: OnceCell<String> = OnceCell::const_new();
@@ -278,7 +291,7 @@ pub async fn new_database() -> PgConnectOptions {
     server.database(&name)
 }
 
-/// An empty database.
+/// Creates a database without the schema.
 pub async fn empty_database() -> PgConnectOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let server = server().await;
@@ -297,7 +310,7 @@ async fn make_template(server: &PgConnectOptions) -> String {
         .await
         .unwrap();
     for name in leftovers {
-        // One that is in use belongs to another run.
+        // This fails for a database in use: another run of the tests needs it.
         let _ = sqlx::raw_sql(AssertSqlSafe(format!("drop database {name}"))).execute(&mut connection).await;
     }
     let name = format!("{PREFIX}{}", std::process::id());
@@ -322,7 +335,7 @@ async fn server() -> PgConnectOptions {
     PgConnectOptions::from_str(&url).unwrap()
 }
 
-/// Its watchdog stops it when this process ends.
+/// No test stops it: its watchdog does, when this process ends.
 fn private_server() -> &'static PrivatePostgres {
     static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
     SERVER.get_or_init(|| {
@@ -332,14 +345,14 @@ fn private_server() -> &'static PrivatePostgres {
     })
 }
 
-/// The procedures that write coupons, replaced until they are put back.
+/// Replaces the procedure that writes coupons, until [`ReplacedWriter::put_back`].
 pub struct ReplacedWriter {
     pool: PgPool,
     definitions: Vec<String>,
 }
 
 impl ReplacedWriter {
-    /// Has every version of the procedure do this instead, in PL/pgSQL. Its arguments keep their names.
+    /// Replaces the body of every version of the procedure by this PL/pgSQL. The names of the arguments stay.
     pub async fn with(app: &TestApp, body: &str) -> Self {
         let procedures: Vec<(String, String)> = sqlx::query_as(
             "select pg_get_functiondef(oid), format('%I(%s)', proname, pg_get_function_arguments(oid))
@@ -365,7 +378,7 @@ impl ReplacedWriter {
     }
 }
 
-/// Waits until something holds, for a time that only a failure takes.
+/// Waits until the condition holds. Panics after at least 30 seconds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     for _ in 0..600 {
         if holds().await {
@@ -373,10 +386,10 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("never: {what}");
+    panic!("did not happen within 30 s: {what}");
 }
 
-/// A directory for a cluster of a test's own, empty whatever an earlier run has left.
+/// The path of a directory for one test. Deletes what an earlier run left there.
 pub fn fresh_dir(name: &str) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     if dir.exists() {
@@ -385,7 +398,7 @@ pub fn fresh_dir(name: &str) -> PathBuf {
     dir
 }
 
-/// Closes a connection of a test's own.
+/// Closes a connection, and with it ends its transaction and its locks.
 pub async fn close(connection: PgConnection) {
     connection.close().await.unwrap();
 }

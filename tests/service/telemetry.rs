@@ -1,5 +1,4 @@
-//! What the binary tells of itself: metrics, the lines of its log, and spans for a collector. None of it holds a secret, a code, a
-//! mobile or an e-mail.
+//! What the binary reports: metrics, log lines and spans. None of them contains a secret, a code, a mobile or an e-mail.
 
 use coupon_issuer::provisioning;
 use std::collections::BTreeSet;
@@ -30,7 +29,7 @@ const ALERTS: &str = include_str!("../../config/prometheus/alerts.yml");
 const MOBILE: &str = "9877665544";
 const EMAIL: &str = "somebody.private@example.com";
 
-/// The running binary, and what it logs.
+/// The running binary and its log.
 struct Service {
     child: Child,
     address: String,
@@ -53,7 +52,7 @@ impl Service {
         Self { child, address, metrics, log }
     }
 
-    /// Over a database with a series of each kind.
+    /// The service over a database with a series of each kind.
     async fn with_series(change: impl FnOnce(&mut Command)) -> (Self, PgConnectOptions) {
         let database = new_database().await;
         let resent = "is_multiple_vouchers_per_user_allowed = false\ndo_not_resend_existing_voucher = false";
@@ -86,11 +85,12 @@ impl Service {
         reqwest::get(format!("http://{}/metrics", self.metrics)).await.unwrap().text().await.unwrap()
     }
 
-    async fn tells(&self, line: &str) {
-        eventually(line, async || self.metrics().await.lines().any(|told| told == line)).await;
+    /// Waits until the metrics have this line.
+    async fn assert_reports(&self, line: &str) {
+        eventually(line, async || self.metrics().await.lines().any(|present| present == line)).await;
     }
 
-    /// Stops it as an operator does, and returns all that it has logged.
+    /// Stops the service as an operator does, and returns its log.
     fn stop(mut self) -> Vec<String> {
         assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
         assert_eq!(self.child.wait().unwrap().code(), Some(0));
@@ -105,18 +105,18 @@ impl Drop for Service {
     }
 }
 
-/// The lines of requests, by their status and the rest.
+/// The log lines of answered requests.
 fn answered(log: &[String]) -> Vec<Value> {
     let lines = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter(|line| line["message"] == "answered").collect()
 }
 
-/// An alert rule on a metric that is not there never fires.
+/// An alert rule on a missing metric never fires.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
+async fn every_metric_of_the_alert_rules_exists_before_the_first_request() {
     let (service, _) = Service::with_series(|_| {}).await;
-    service.tells("coupon_issuer_ready 1").await;
-    service.tells(r#"coupon_issuer_series_remaining{kind="cap",org_id="1",series_id="2"} 10"#).await;
+    service.assert_reports("coupon_issuer_ready 1").await;
+    service.assert_reports(r#"coupon_issuer_series_remaining{kind="cap",org_id="1",series_id="2"} 10"#).await;
     let metrics = service.metrics().await;
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
     let named: BTreeSet<&str> =
@@ -135,17 +135,16 @@ async fn what_alert_rules_ask_for_is_there_before_anything_happens() {
         "coupon_issuer_coupons_in_doubt_total 0",
         "coupon_issuer_database_up 1",
     ] {
-        assert!(metrics.lines().any(|told| told == line), "{line} is not in {metrics}");
+        assert!(metrics.lines().any(|present| present == line), "{line} is not in {metrics}");
     }
     assert!(metrics.contains("process_resident_memory_bytes"), "{metrics}");
-    // Each is described.
     let described = |name: &str| metrics.contains(&format!("# HELP {name} "));
-    let told = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    assert_eq!(told.filter(|name| !described(name)).collect::<Vec<_>>(), Vec::<&str>::new());
+    let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    assert_eq!(types.filter(|name| !described(name)).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_line() {
+async fn the_metrics_and_the_log_line_of_a_request_count_each_outcome() {
     let (service, _) = Service::with_series(|command| {
         command.env("COUPON_ISSUER__WRITER__TASKS", "1");
     })
@@ -173,16 +172,16 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 1"#,
         r#"coupon_issuer_requests_refused_total{route="/v2/coupon/bulk/issue",code="401",reason="the secret is wrong"} 1"#,
         r#"coupon_issuer_request_duration_seconds_count{route="/v2/coupon/bulk/issue"} 4"#,
-        // The retry finds that its key was used when it is written.
+        // One batch for the first request, and one in which the retry learns that its key is used.
         r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 2"#,
         "coupon_issuer_writer_connections 2",
         r#"coupon_issuer_limited_series{kind="pool",state="used_up"} 1"#,
     ] {
-        service.tells(line).await;
+        service.assert_reports(line).await;
     }
     let lines = answered(&service.stop());
-    let told = |line: &Value| ["total", "issued", "resent", "replayed", "failures"].map(|key| line[key].as_u64());
-    let counts: Vec<_> = lines.iter().map(told).collect();
+    let counters = |line: &Value| ["total", "issued", "resent", "replayed", "failures"].map(|key| line[key].as_u64());
+    let counts: Vec<_> = lines.iter().map(counters).collect();
     assert_eq!(counts[..3], [[3, 3, 0, 0, 0], [3, 0, 0, 3, 0], [3, 0, 1, 0, 2]].map(|line| line.map(Some)));
     assert_eq!(lines[2]["refused"], "4:5005 999:707");
     assert_eq!(lines[0]["till_id"], "store.server");
@@ -190,7 +189,7 @@ async fn what_happens_is_counted_and_each_kind_of_entity_is_told_apart_in_the_li
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_line_of_an_attributed_request_names_the_client_and_its_target() {
+async fn the_log_line_of_an_attributed_request_names_the_client_and_its_target() {
     let (service, _) = Service::with_series(|_| {}).await;
     let url = format!("http://{}/v3/oauth/token/generate", service.address);
     let pair = json!({"key": "crm", "secret": "crm-secret"});
@@ -209,8 +208,8 @@ async fn the_line_of_an_attributed_request_names_the_client_and_its_target() {
         assert_eq!(answer.status(), expected, "{target_type} {code}");
     }
     let lines = answered(&service.stop());
-    let told = |line: &Value| json!([line["client"], line["till_id"], line["store_id"], line["attributed"]]);
-    let lines: Vec<Value> = lines.iter().filter(|line| line["route"] == "/v2/coupon/bulk/issue").map(told).collect();
+    let caller = |line: &Value| json!([line["client"], line["till_id"], line["store_id"], line["attributed"]]);
+    let lines: Vec<Value> = lines.iter().filter(|line| line["route"] == "/v2/coupon/bulk/issue").map(caller).collect();
     let expected = [
         json!(["crm", "store.server", 10, null]),
         json!(["crm", "store.server", 10, true]),
@@ -221,9 +220,9 @@ async fn the_line_of_an_attributed_request_names_the_client_and_its_target() {
     assert_eq!(lines, expected);
 }
 
-/// Both are 748. Who looks after the service must know which of them leave nothing behind.
+/// Callers get 748 for both. Operators must know which of them may have stored a coupon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
+async fn the_metrics_distinguish_a_timed_out_coupon_from_one_in_doubt() {
     let (service, database) = Service::with_series(|command| {
         for (name, value) in
             [("WRITER__TASKS", "1"), ("WRITER__STATEMENT_TIMEOUT_SECONDS", "1"), ("ISSUING__TIMEOUT_SECONDS", "8")]
@@ -232,9 +231,9 @@ async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
         }
     })
     .await;
-    let mut by_hand = database.connect().await.unwrap();
+    let mut connection = database.connect().await.unwrap();
     let mut stored = async || {
-        sqlx::query("select from coupon where series_id in (1, 2)").fetch_all(&mut by_hand).await.unwrap().len()
+        sqlx::query("select from coupon where series_id in (1, 2)").fetch_all(&mut connection).await.unwrap().len()
     };
     let mut holder = database.connect().await.unwrap();
     holder.execute("select pg_advisory_lock(hashint8extended(2, 1))").await.unwrap();
@@ -247,20 +246,20 @@ async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
         r#"coupon_issuer_entities_refused_total{code="748"} 1"#,
         "coupon_issuer_coupons_in_doubt_total 0",
     ] {
-        service.tells(line).await;
+        service.assert_reports(line).await;
     }
     assert_eq!(stored().await, 0);
 
-    // The coupon is stored, and then the connection breaks, and each that is made to find that out.
+    // The coupon is stored, but then the connection breaks, and so does each connection of the recovery.
     let mut change = database.connect().await.unwrap();
     change
         .execute(
-            "alter procedure issue_coupons_1 rename to well;
+            "alter procedure issue_coupons_1 rename to original;
              create procedure issue_coupons_1(
                  coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[],
                  inout issued_codes text[])
              language plpgsql as $$ begin
-                 call well(coupons, of_incarnation, durability, outcomes, issued_codes);
+                 call original(coupons, of_incarnation, durability, outcomes, issued_codes);
                  perform pg_terminate_backend(pg_backend_pid());
              end $$",
         )
@@ -278,12 +277,12 @@ async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
         r#"coupon_issuer_coupon_writes_total{outcome="in_doubt"} 1"#,
         "coupon_issuer_coupons_in_doubt_total 1",
     ] {
-        service.tells(line).await;
+        service.assert_reports(line).await;
     }
     assert_eq!(stored().await, 1);
-    change.execute("drop procedure issue_coupons_1; alter procedure well rename to issue_coupons_1").await.unwrap();
+    change.execute("drop procedure issue_coupons_1; alter procedure original rename to issue_coupons_1").await.unwrap();
     close(change).await;
-    eventually("it is shown", async || {
+    eventually("the retry returns the coupon", async || {
         let answer = keyed().await.unwrap();
         answer.status() == 200 && outcomes(&answer.json().await.unwrap()) == ["issued"]
     })
@@ -291,8 +290,8 @@ async fn a_coupon_that_timed_out_is_told_apart_from_one_that_may_be_stored() {
     assert_eq!(stored().await, 1);
 }
 
-/// What an issuance is asked with and answered with: none of it is for the log, the metrics or the spans.
-async fn private_things(service: &Service) -> Vec<String> {
+/// Issues coupons, and returns the values of the requests and answers that must not be in the log, the metrics or the spans.
+async fn private_values(service: &Service) -> Vec<String> {
     let body = json!({"seriesIds": [1], "customer": {"mobile": MOBILE, "email": EMAIL}, "metadata": {"notes": "of a private nature"}});
     let answer =
         service.request(&body).header("Idempotency-Key", "private-key-4711").header("traceparent", parent()).send();
@@ -318,13 +317,13 @@ fn parent() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_line_of_the_log_holds_what_is_private() {
-    // As much as can be logged of our own, and of what speaks to the database.
+async fn the_log_and_the_metrics_contain_nothing_private() {
+    // All that the service and the database driver can log.
     let verbose = |command: &mut Command| {
         command.env("COUPON_ISSUER__LOG__FILTER", "trace");
     };
     let (service, _) = Service::with_series(verbose).await;
-    let private = private_things(&service).await;
+    let private = private_values(&service).await;
     let metrics = service.metrics().await;
     let log = service.stop();
     let own: Vec<&String> = log.iter().filter(|line| !line.contains("\"target\"")).collect();
@@ -338,7 +337,7 @@ async fn no_line_of_the_log_holds_what_is_private() {
     assert!(lines.iter().any(|line| line["client"] == "crm"), "{lines:?}");
 }
 
-/// A collector of spans, and what it was sent.
+/// A collector that keeps what it receives.
 struct Collector {
     endpoint: String,
     bodies: Arc<Mutex<Vec<Bytes>>>,
@@ -377,16 +376,16 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() {
+async fn the_spans_of_an_issuance_are_in_the_trace_of_the_caller() {
     let collector = Collector::start().await;
     let endpoint = collector.endpoint.clone();
     let (service, _) = Service::with_series(|command| {
-        // Only what callers ask to be traced. The path may be there already.
+        // At this ratio, only requests that the caller samples are traced. The endpoint may include the path.
         let endpoint = format!("{endpoint}/v1/traces");
         command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", endpoint).env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "0");
     })
     .await;
-    let private = private_things(&service).await;
+    let private = private_values(&service).await;
     let unsampled = format!("00-{}-b7ad6b7169203331-00", "1".repeat(32));
     let body = json!({"seriesIds": [2], "customer": {"id": "c"}});
     assert_eq!(service.request(&body).header("traceparent", unsampled).send().await.unwrap().status(), 200);
@@ -395,9 +394,10 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     let log = service.stop();
 
     let spans = collector.spans();
-    let told: Vec<_> = spans.iter().map(|span| (span.name.as_str(), hex(&span.trace_id))).collect();
-    assert!(told.iter().all(|(_, trace_id)| trace_id == TRACE), "{told:#?}");
-    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {told:?}"));
+    let exported: Vec<_> = spans.iter().map(|span| (span.name.as_str(), hex(&span.trace_id))).collect();
+    assert!(exported.iter().all(|(_, trace_id)| trace_id == TRACE), "{exported:#?}");
+    let named =
+        |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {exported:?}"));
     let request = named("POST /v2/coupon/bulk/issue");
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
     for name in ["authenticate", "claim the key", "find the customer", "load the history", "write"] {
@@ -408,18 +408,18 @@ async fn a_collector_is_sent_the_spans_of_an_issuance_under_the_callers_trace() 
     }
     for secret in &private {
         let found = collector.bodies.lock().unwrap().iter().any(|body| String::from_utf8_lossy(body).contains(secret));
-        assert!(!found && !log.iter().any(|line| line.contains(secret)), "{secret} is told");
+        assert!(!found && !log.iter().any(|line| line.contains(secret)), "{secret} is in a span or in the log");
     }
-    // The lines of the log are what they are without a collector, and every one says its request's id.
+    // With a collector, the log lines are the same as without one.
     let line = answered(&log).into_iter().find(|line| line["trace_id"] == TRACE).unwrap();
     assert_eq!((&line["route"], &line["issued"]), (&json!("/v2/coupon/bulk/issue"), &json!(1)));
     let line = answered(&log).into_iter().find(|line| line["request_id"] == "of-no-trace").unwrap();
-    assert_eq!(line["trace_id"], Value::Null, "a trace that nobody was sent is not told");
+    assert_eq!(line["trace_id"], Value::Null, "a trace that was not exported is not logged");
 }
 
-/// Requests that are written together: each trace leads to the batch.
+/// From the trace of each request, operators find the batch that wrote it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_is_linked_to_all_of_its_requests() {
+async fn a_batch_and_the_requests_in_it_link_to_each_other() {
     let collector = Collector::start().await;
     let endpoint = collector.endpoint.clone();
     let (service, database) = Service::with_series(|command| {
@@ -427,22 +427,22 @@ async fn a_batch_is_linked_to_all_of_its_requests() {
         command.env("COUPON_ISSUER__WRITER__TASKS", "1");
     })
     .await;
-    // While the first waits for a lock, two others gather.
+    // While the first request waits for the lock, two others queue for one batch.
     let mut holder = sqlx::ConnectOptions::connect(&database).await.unwrap();
     sqlx::raw_sql("select pg_advisory_lock(hashint8extended(2, 1))").execute(&mut holder).await.unwrap();
-    let ask = async |series: i64, customer: &str| {
+    let issue = async |series: i64, customer: &str| {
         service.issue(json!({"seriesIds": [series], "customer": {"id": customer}})).await
     };
-    let waiting = async |count: usize| service.tells(&format!("coupon_issuer_queue_coupons {count}")).await;
+    let waiting = async |count: usize| service.assert_reports(&format!("coupon_issuer_queue_coupons {count}")).await;
     let (first, second, third, ()) = tokio::join!(
-        ask(2, "a"),
+        issue(2, "a"),
         async {
-            service.tells("coupon_issuer_requests_running 1").await;
-            ask(1, "b").await
+            service.assert_reports("coupon_issuer_requests_running 1").await;
+            issue(1, "b").await
         },
         async {
-            service.tells("coupon_issuer_requests_running 1").await;
-            ask(1, "c").await
+            service.assert_reports("coupon_issuer_requests_running 1").await;
+            issue(1, "c").await
         },
         async {
             waiting(2).await;
@@ -458,16 +458,15 @@ async fn a_batch_is_linked_to_all_of_its_requests() {
     let shared = batches.iter().find(|batch| !batch.links.is_empty()).unwrap_or_else(|| panic!("{spans:#?}"));
     let other = spans.iter().find(|span| span.name == "write" && span.span_id == shared.links[0].span_id).unwrap();
     assert_ne!(other.trace_id, shared.trace_id);
-    assert_eq!(other.links[0].span_id, shared.span_id, "and back");
+    assert_eq!(other.links[0].span_id, shared.span_id, "the request links to its batch");
 }
 
-/// A collector that swallows everything holds up nobody, and neither does one that is not there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_is_away_costs_no_request_anything() {
-    // It accepts, and never answers.
+async fn a_silent_or_unreachable_collector_delays_no_request() {
+    // This collector accepts connections and never answers.
     let black_hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for address in [black_hole.local_addr().unwrap(), nobody] {
+    let unreachable = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for address in [black_hole.local_addr().unwrap(), unreachable] {
         let (service, _) = Service::with_series(|command| {
             command.env("COUPON_ISSUER__TRACES__OTLP_ENDPOINT", format!("http://{address}"));
             command.env("COUPON_ISSUER__TRACES__SAMPLE_RATIO", "1").env("OTEL_BSP_SCHEDULE_DELAY", "10");

@@ -1,6 +1,6 @@
-//! The wall between organisations: two that have everything in common but their coupons. Series, customers, stores and
-//! metadata have the same names in both, and each one's till is called as the other's client, with the same secret.
-//! Whatever one does, the other gets what it would get if it were alone. A new route must be added here.
+//! The wall between organisations. Two of them have everything in common but their coupons: series, customers, stores and metadata
+//! have the same names, and the till of each is named like the client of the other and has the same secret. Whatever one does, the
+//! other must get what it would get alone. A new route must be added here.
 
 use coupon_issuer::codes;
 use coupon_issuer::model::OrgId;
@@ -17,7 +17,7 @@ use sqlx::Row;
 use crate::authentication::{basic, but, own_key, parts, signed};
 use crate::support::{TestApp, eventually, failure, outcome, outcomes, series};
 
-/// The route table itself: what is in it is read from there.
+/// The source of the route table, from which [`routes`] reads the routes.
 const ROUTE_TABLE: &str = include_str!("../../src/http/mod.rs");
 const TOKEN_HEADER: &str = "X-CAP-API-OAUTH-TOKEN";
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -26,7 +26,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tenant {
     id: i64,
-    /// In all of its texts and codes, and in nobody else's.
+    /// In all texts and codes of this organisation, and in none of the other.
     mark: &'static str,
     till: &'static str,
     client: &'static str,
@@ -36,18 +36,18 @@ const A: Tenant = Tenant { id: 1, mark: "AYE", till: "north", client: "south" };
 const B: Tenant = Tenant { id: 2, mark: "BEE", till: "south", client: "north" };
 const CUSTOMERS: [&str; 2] = ["c", "d"];
 
-/// By which credential a tenant calls.
+/// The kind of credential that a tenant calls with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
+enum Scheme {
     Password,
     Md5,
     ContractToken,
     StandardToken,
 }
 
-const EVERY_WAY: [By; 4] = [By::Password, By::Md5, By::ContractToken, By::StandardToken];
+const EVERY_SCHEME: [Scheme; 4] = [Scheme::Password, Scheme::Md5, Scheme::ContractToken, Scheme::StandardToken];
 
-/// Of a till and of the client of its name alike.
+/// The secret of a till, and of the client of the same name.
 fn secret(name: &str) -> String {
     format!("the-secret-of-{name}")
 }
@@ -57,7 +57,7 @@ impl Tenant {
         if self.id == A.id { B } else { A }
     }
 
-    /// Its part of the file of `apply`, with these series and customers.
+    /// Its part of a file for `apply`, with these series and customers.
     fn file(self, policy: &str, more: &str) -> String {
         let Self { id, mark, till, client } = self;
         let (password, secret) = (secret(till), secret(client));
@@ -69,7 +69,7 @@ impl Tenant {
         )
     }
 
-    /// A series whose every text says whose it is.
+    /// A series with the mark in every text.
     fn series(self, id: i64, settings: &str) -> String {
         let mark = self.mark;
         let codes =
@@ -77,7 +77,7 @@ impl Tenant {
         series(id, &codes).replace("\"Series ", &format!("\"{mark} series ")).replace("\"Info ", &format!("\"{mark} "))
     }
 
-    /// Series of every kind of limit, under the same numbers as the other's; from 11 on they differ.
+    /// One series for each kind of limit. Series 1 to 10 are the same in both organisations, the later ones differ.
     fn all_series(self) -> String {
         let once = "is_multiple_vouchers_per_user_allowed = false";
         let (is_a, mark) = (self == A, self.mark);
@@ -101,28 +101,28 @@ impl Tenant {
         settings.iter().map(|(id, settings)| self.series(*id, settings)).collect()
     }
 
-    /// The name and the secret that it authenticates with.
-    async fn credential(self, app: &TestApp, by: By) -> (&'static str, String) {
-        match by {
-            By::Password => ("Authorization", basic(self.till, &secret(self.till))),
-            By::Md5 => {
+    /// Name and value of the header that authenticates the tenant.
+    async fn credential(self, app: &TestApp, scheme: Scheme) -> (&'static str, String) {
+        match scheme {
+            Scheme::Password => ("Authorization", basic(self.till, &secret(self.till))),
+            Scheme::Md5 => {
                 let md5 = coupon_issuer::auth::till_password(&secret(self.till).into());
                 ("Authorization", basic(self.till, secrecy::ExposeSecret::expose_secret(&md5)))
             }
-            By::ContractToken => (TOKEN_HEADER, self.token(app, "/v3/oauth/token/generate").await),
-            By::StandardToken => ("Authorization", format!("Bearer {}", self.token(app, "/oauth/token").await)),
+            Scheme::ContractToken => (TOKEN_HEADER, self.token(app, "/v3/oauth/token/generate").await),
+            Scheme::StandardToken => ("Authorization", format!("Bearer {}", self.token(app, "/oauth/token").await)),
         }
     }
 
     async fn token(self, app: &TestApp, path: &str) -> String {
         let answer: Value =
-            ask_token(app, path, self.client, &secret(self.client)).send().await.unwrap().json().await.unwrap();
+            token_request(app, path, self.client, &secret(self.client)).send().await.unwrap().json().await.unwrap();
         let token = if path == "/oauth/token" { &answer["access_token"] } else { &answer["data"]["accessToken"] };
         token.as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
 }
 
-fn ask_token(app: &TestApp, path: &str, key: &str, secret: &str) -> RequestBuilder {
+fn token_request(app: &TestApp, path: &str, key: &str, secret: &str) -> RequestBuilder {
     let request = app.client().post(app.url(path));
     if path == "/oauth/token" {
         let form = format!("grant_type=client_credentials&client_id={key}&client_secret={secret}");
@@ -132,7 +132,7 @@ fn ask_token(app: &TestApp, path: &str, key: &str, secret: &str) -> RequestBuild
     }
 }
 
-/// Both organisations, with all of their series and the same customers, and each with codes of its own to give out.
+/// Both organisations with all of their series, the same customers, and uploaded codes of their own.
 async fn start(change: impl FnOnce(&mut Settings)) -> TestApp {
     let customers: String = CUSTOMERS
         .map(|id| format!("[[orgs.customers]]\nid = \"{id}\"\nmobile = \"9199000{}\"\nemail = \"{id}@example.com\"\nexternal_id = \"x-{id}\"\n", id.as_bytes()[0]))
@@ -146,7 +146,7 @@ async fn start(change: impl FnOnce(&mut Settings)) -> TestApp {
     app
 }
 
-/// Uploads these codes into an organisation's pool: how many were accepted, and how many were there.
+/// Uploads these codes into an organisation's pool, and returns how many were accepted and how many were duplicates.
 async fn import(app: &TestApp, org: i64, codes: &str) -> (i64, i64) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(codes.as_bytes()).unwrap();
@@ -154,14 +154,13 @@ async fn import(app: &TestApp, org: i64, codes: &str) -> (i64, i64) {
     (done.accepted, done.duplicates)
 }
 
-/// What a tenant got: the outcome for each series asked for, and the codes of the coupons that were issued.
+/// The outcomes of a tenant's requests, and the codes of the issued coupons.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Got {
+struct Results {
     outcomes: Vec<String>,
     codes: Vec<String>,
 }
 
-/// A caller of a tenant.
 struct Caller<'a> {
     app: &'a TestApp,
     tenant: Tenant,
@@ -169,11 +168,11 @@ struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    async fn new(app: &'a TestApp, tenant: Tenant, by: By) -> Self {
-        Self { app, tenant, credential: tenant.credential(app, by).await }
+    async fn new(app: &'a TestApp, tenant: Tenant, scheme: Scheme) -> Self {
+        Self { app, tenant, credential: tenant.credential(app, scheme).await }
     }
 
-    /// A request that names the same as the other tenant's do.
+    /// A request with the same metadata, account and request id as those of the other tenant.
     fn request(&self, customer: &Value, series: &[i64]) -> RequestBuilder {
         let metadata = json!({"sourceType": "CAMPAIGN", "sourceId": "7", "notes": "the same"});
         let body = json!({"seriesIds": series, "customer": customer, "metadata": metadata});
@@ -182,7 +181,7 @@ impl<'a> Caller<'a> {
         request.header(self.credential.0, &self.credential.1)
     }
 
-    /// The answer, which must hold nothing of the other tenant.
+    /// The answer, which must contain nothing of the other tenant.
     async fn issue(&self, customer: &Value, series: &[i64]) -> Value {
         let answer = self.request(customer, series).send().await.unwrap();
         let (status, text) = (answer.status(), answer.text().await.unwrap());
@@ -195,9 +194,9 @@ impl<'a> Caller<'a> {
         self.request(&json!({"id": "c"}), &[1]).send().await.unwrap().status().as_u16()
     }
 
-    /// Uses all of the series up, three times over for each customer, and keeps what it got.
-    async fn use_up(&self) -> Got {
-        let mut got = Got::default();
+    /// Requests all series for each customer until every limit is reached: the exclusive series once, the others three times.
+    async fn use_up(&self) -> Results {
+        let mut results = Results::default();
         for (customer, exclusive) in CUSTOMERS.into_iter().zip(self.exclusive()) {
             let others: Vec<i64> = (1..=15).filter(|id| ![5, 6].contains(id)).collect();
             for series in [vec![exclusive], vec![11 - exclusive], others.clone(), others.clone(), others] {
@@ -205,24 +204,24 @@ impl<'a> Caller<'a> {
                 for entity in answer["response"].as_array().unwrap() {
                     let outcome = outcome(entity);
                     if outcome == "issued" {
-                        got.codes.push(entity["result"]["code"].as_str().unwrap().to_owned());
+                        results.codes.push(entity["result"]["code"].as_str().unwrap().to_owned());
                     }
-                    got.outcomes.push(outcome);
+                    results.outcomes.push(outcome);
                 }
             }
         }
-        got.codes.sort();
-        got
+        results.codes.sort();
+        results
     }
 
-    /// Of the two series that exclude each other, the one that each customer asks for first. The other tenant's do the
-    /// opposite.
+    /// Of the two series that exclude each other, the one that each customer requests first. Those of the other tenant begin with
+    /// the other one.
     const fn exclusive(&self) -> [i64; 2] {
         if self.tenant.id == A.id { [5, 6] } else { [6, 5] }
     }
 }
 
-/// What a tenant gets that is alone in the world.
+/// The outcomes of [`Caller::use_up`] for a tenant that is alone.
 fn alone(tenant: Tenant) -> Vec<String> {
     let (differing, pool) = if tenant == A {
         (["735", "issued", "issued", "issued", "707"], ["issued", "5005"])
@@ -245,9 +244,9 @@ fn alone(tenant: Tenant) -> Vec<String> {
     all.into_iter().map(str::to_owned).collect()
 }
 
-/// What a tenant got and what is stored of it is its own, and all of it.
-async fn is_its_own(app: &TestApp, tenant: Tenant, got: &Got) {
-    assert_eq!(got.outcomes, alone(tenant), "{tenant:?}");
+/// The tenant got what it would get alone, and the database has exactly its coupons.
+async fn assert_isolated(app: &TestApp, tenant: Tenant, results: &Results) {
+    assert_eq!(results.outcomes, alone(tenant), "{tenant:?}");
     let rows = sqlx::query(
         "select code, till_id, store_id, account_id, metadata ->> 'notes' as notes, request_id from issued_coupon
           where org_id = $1 order by code collate \"C\"",
@@ -257,7 +256,7 @@ async fn is_its_own(app: &TestApp, tenant: Tenant, got: &Got) {
     .await
     .unwrap();
     let codes: Vec<String> = rows.iter().map(|row| row.get("code")).collect();
-    assert_eq!(codes, got.codes, "{tenant:?}");
+    assert_eq!(codes, results.codes, "{tenant:?}");
     assert!(codes.iter().all(|code| code.starts_with(tenant.mark) || code == "IN-BOTH"), "{codes:?}");
     let pool: Vec<_> = codes.iter().filter(|code| code.contains('-') && !code.ends_with("SPRING")).collect();
     assert_eq!(pool, [&format!("{}-OF-C", tenant.mark), &format!("{}-POOL", tenant.mark), "IN-BOTH"]);
@@ -273,25 +272,25 @@ async fn is_its_own(app: &TestApp, tenant: Tenant, got: &Got) {
 }
 
 #[tokio::test]
-async fn what_one_organisation_has_used_up_is_there_for_the_other() {
-    for (by, first) in EVERY_WAY.into_iter().zip([A, B, A, B]) {
+async fn limits_that_one_organisation_has_used_up_are_unused_for_the_other() {
+    for (scheme, first) in EVERY_SCHEME.into_iter().zip([A, B, A, B]) {
         let app = start(|_| {}).await;
         for tenant in [first, first.other()] {
-            let caller = Caller::new(&app, tenant, by).await;
-            is_its_own(&app, tenant, &caller.use_up().await).await;
+            let caller = Caller::new(&app, tenant, scheme).await;
+            assert_isolated(&app, tenant, &caller.use_up().await).await;
         }
         assert_eq!(app.count("select from coupon where org_id not in (1, 2)").await, 0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_organisations_that_issue_at_once_do_not_meet() {
-    for (one, another) in [(By::Password, By::StandardToken), (By::ContractToken, By::Md5)] {
+async fn two_organisations_that_issue_concurrently_stay_separate() {
+    for (one, another) in [(Scheme::Password, Scheme::StandardToken), (Scheme::ContractToken, Scheme::Md5)] {
         let app = start(|_| {}).await;
         let (a, b) = (Caller::new(&app, A, one).await, Caller::new(&app, B, another).await);
         let (of_a, of_b) = tokio::join!(a.use_up(), b.use_up());
-        is_its_own(&app, A, &of_a).await;
-        is_its_own(&app, B, &of_b).await;
+        assert_isolated(&app, A, &of_a).await;
+        assert_isolated(&app, B, &of_b).await;
     }
 }
 
@@ -299,7 +298,7 @@ async fn two_organisations_that_issue_at_once_do_not_meet() {
 pub fn routes() -> Vec<(String, String)> {
     let another_way = ["nest(", "merge(", "route_service(", "nest_service(", "fallback_service("];
     for call in another_way {
-        assert!(!ROUTE_TABLE.contains(&format!(".{call}")), "{call} is a way to add routes that is not looked at here");
+        assert!(!ROUTE_TABLE.contains(&format!(".{call}")), "{call} adds routes that this test does not read");
     }
     let code = ROUTE_TABLE.split(".route(").skip(1);
     let routes = code.map(|rest| {
@@ -309,33 +308,32 @@ pub fn routes() -> Vec<(String, String)> {
     routes.collect()
 }
 
-/// Every route there is, as every caller there is.
 #[tokio::test]
-async fn no_route_tells_one_organisation_of_the_other() {
+async fn no_route_reveals_one_organisation_to_the_other() {
     let app = start(|_| {}).await;
     let routes = routes();
     assert!(routes.len() >= 7, "{routes:?}");
     for (method, path) in routes {
         match (&*method, &*path) {
-            ("post", "ISSUE_PATH") => issues_its_own(&app).await,
-            ("get", "RECEIPT_PATH") => tells_of_its_own_requests(&app).await,
-            ("get", "console::PATH") => shows_its_own_activity().await,
-            ("post", "/v3/oauth/token/generate" | "/oauth/token") => gives_out_its_own_tokens(&app, &path).await,
-            ("get", "/healthz" | "/readyz" | "/openapi.json" | "/docs") => tells_everyone_the_same(&app, &path).await,
-            ("get", "/docs/{file}") => tells_everyone_the_same(&app, "/docs/docs.js").await,
+            ("post", "ISSUE_PATH") => issues_own_coupons(&app).await,
+            ("get", "RECEIPT_PATH") => returns_own_receipts(&app).await,
+            ("get", "console::PATH") => shows_own_activity().await,
+            ("post", "/v3/oauth/token/generate" | "/oauth/token") => grants_own_tokens(&app, &path).await,
+            ("get", "/healthz" | "/readyz" | "/openapi.json" | "/docs") => answers_everyone_alike(&app, &path).await,
+            ("get", "/docs/{file}") => answers_everyone_alike(&app, "/docs/docs.js").await,
             ("get", "oauth::METADATA_PATH") => {
-                tells_everyone_the_same(&app, "/.well-known/oauth-authorization-server").await;
+                answers_everyone_alike(&app, "/.well-known/oauth-authorization-server").await;
             }
-            ("get", "oauth::KEYS_PATH") => tells_everyone_the_same(&app, "/.well-known/jwks.json").await,
-            _ => panic!("{method} {path} is a new route: what does it tell one organisation of another?"),
+            ("get", "oauth::KEYS_PATH") => answers_everyone_alike(&app, "/.well-known/jwks.json").await,
+            _ => panic!("{method} {path} is a new route: test that it reveals nothing of another organisation"),
         }
     }
 }
 
-async fn issues_its_own(app: &TestApp) {
-    for by in EVERY_WAY {
+async fn issues_own_coupons(app: &TestApp) {
+    for scheme in EVERY_SCHEME {
         for tenant in [A, B] {
-            let caller = Caller::new(app, tenant, by).await;
+            let caller = Caller::new(app, tenant, scheme).await;
             let answer = caller.issue(&json!({"id": "c"}), &[1, 9, 14, 15]).await;
             let of_one = if tenant == A { ["issued", "707"] } else { ["707", "issued"] };
             assert_eq!(outcomes(&answer), [["issued", "issued"], of_one].concat());
@@ -352,23 +350,23 @@ async fn issues_its_own(app: &TestApp) {
     assert_eq!(app.count("select from issued_coupon where org_id = 2 and till_id = 'south'").await, 12);
     assert_eq!(app.count("select from coupon").await, 24);
 
-    // With credentials of both, the token's organisation is the caller's, and nothing is the other's.
+    // With a password of one and a token of the other, the token decides on the organisation.
     let token = B.token(app, "/oauth/token").await;
-    let till = Caller::new(app, A, By::Password).await;
+    let till = Caller::new(app, A, Scheme::Password).await;
     let both = till.request(&json!({"id": "c"}), &[15]).header(TOKEN_HEADER, token);
     assert_eq!(outcomes(&both.send().await.unwrap().json().await.unwrap()), ["issued"]);
     assert_eq!(app.count("select from coupon where org_id = 2").await, 13);
 }
 
-async fn tells_of_its_own_requests(app: &TestApp) {
+async fn returns_own_receipts(app: &TestApp) {
     for (tenant, key) in [(A, "of-both"), (B, "of-both"), (A, "of-A"), (B, "of-B")] {
-        let caller = Caller::new(app, tenant, By::Password).await;
+        let caller = Caller::new(app, tenant, Scheme::Password).await;
         let request = caller.request(&json!({"id": key}), &[1]).header("Idempotency-Key", key);
         assert!(request.send().await.unwrap().headers().get("idempotent-replayed").is_none(), "{key}");
     }
-    for by in EVERY_WAY {
+    for scheme in EVERY_SCHEME {
         for (tenant, own, others) in [(A, "of-A", "of-B"), (B, "of-B", "of-A")] {
-            let (header, credential) = tenant.credential(app, by).await;
+            let (header, credential) = tenant.credential(app, scheme).await;
             let get = |key: &str| {
                 let url = app.url(&format!("/v2/coupon/bulk/issue/{key}"));
                 app.client().get(url).header(header, &credential).send()
@@ -383,11 +381,11 @@ async fn tells_of_its_own_requests(app: &TestApp) {
     }
 }
 
-/// The page has nothing of the other: neither its texts nor its counts nor its failures, whatever is asked for.
-async fn shows_its_own_activity() {
+/// Whatever the query, the page has no text, no count and no failure of the other organisation.
+async fn shows_own_activity() {
     let app = start(|settings| settings.activity.flush = std::time::Duration::from_millis(20)).await;
     for (tenant, times) in [(A, 2), (B, 3)] {
-        let caller = Caller::new(&app, tenant, By::Password).await;
+        let caller = Caller::new(&app, tenant, Scheme::Password).await;
         for number in 0..times {
             let body = json!({"seriesIds": [1, 14, 15], "customer": {"id": "c"}});
             let request = app.client().post(app.url("/v2/coupon/bulk/issue")).json(&body);
@@ -395,15 +393,15 @@ async fn shows_its_own_activity() {
             request.header("X-Request-Id", format!("of-{}-{number}", tenant.mark)).send().await.unwrap();
         }
     }
-    for by in EVERY_WAY {
+    for scheme in EVERY_SCHEME {
         for (tenant, issued, refused, own, others) in [(A, 4, 2, 14, 15), (B, 6, 3, 15, 14)] {
-            let (header, credential) = tenant.credential(&app, by).await;
+            let (header, credential) = tenant.credential(&app, scheme).await;
             let ask = async |query: &str| {
                 let url = app.url(&format!("/console{query}"));
                 app.client().get(url).header(header, &credential).send().await.unwrap().text().await.unwrap()
             };
             let counts = format!("{issued} coupons issued, most of them at 10:00 ({issued}); {refused} refused.");
-            eventually("its counts", async || ask("").await.contains(&counts)).await;
+            eventually("the page has the tenant's counts", async || ask("").await.contains(&counts)).await;
             let theirs = format!("request=of-{}-1", tenant.other().mark);
             for query in ["", "?series=1,14,15", &format!("?{theirs}"), "?after=idle.0", "?org=2&org_id=2"] {
                 let page = ask(query).await.replace(&format!("value=\"{}\"", &theirs[8..]), "");
@@ -419,40 +417,39 @@ async fn shows_its_own_activity() {
     }
 }
 
-async fn gives_out_its_own_tokens(app: &TestApp, path: &str) {
+async fn grants_own_tokens(app: &TestApp, path: &str) {
     for tenant in [A, B] {
         let claims = parts(&tenant.token(app, path).await).1;
         assert_eq!((&claims["org_id"], &claims["client_id"]), (&json!(tenant.id), &json!(tenant.client)));
         assert_eq!(claims["sub"], tenant.client);
-        let told = claims.to_string();
-        assert!(!told.contains(A.mark) && !told.contains(B.mark), "{told}");
-        let others = ask_token(app, path, tenant.client, &secret(tenant.other().client)).send().await.unwrap();
+        let text = claims.to_string();
+        assert!(!text.contains(A.mark) && !text.contains(B.mark), "{text}");
+        let others = token_request(app, path, tenant.client, &secret(tenant.other().client)).send().await.unwrap();
         assert_eq!(others.status(), 401, "{path}");
     }
 }
 
-/// Whoever asks, and without credentials.
-async fn tells_everyone_the_same(app: &TestApp, path: &str) {
+/// The answer is the same with every credential and without one.
+async fn answers_everyone_alike(app: &TestApp, path: &str) {
     let expected = app.client().get(app.url(path)).send().await.unwrap().text().await.unwrap();
     for secret in [A.mark, B.mark, "north", "south", "org_id"] {
         assert!(!expected.contains(secret), "{expected}");
     }
-    for by in EVERY_WAY {
+    for scheme in EVERY_SCHEME {
         for tenant in [A, B] {
-            let (header, credential) = tenant.credential(app, by).await;
+            let (header, credential) = tenant.credential(app, scheme).await;
             let answer = app.client().get(app.url(path)).header(header, credential).send().await.unwrap();
             assert_eq!((answer.status().as_u16(), answer.text().await.unwrap()), (200, expected.clone()), "{path}");
         }
     }
 }
 
-/// What is no route, or not by this method, tells no more to one caller than to another.
 #[tokio::test]
-async fn what_is_not_there_is_not_there_for_anyone() {
+async fn an_unknown_path_or_method_is_answered_alike_for_every_caller() {
     let app = start(|_| {}).await;
-    for by in EVERY_WAY {
+    for scheme in EVERY_SCHEME {
         for tenant in [A, B] {
-            let (header, credential) = tenant.credential(&app, by).await;
+            let (header, credential) = tenant.credential(&app, scheme).await;
             for (method, path, status) in [
                 (Method::DELETE, "/v2/coupon/bulk/issue", 405),
                 (Method::GET, "/v2/coupon/bulk/issue", 405),
@@ -468,9 +465,9 @@ async fn what_is_not_there_is_not_there_for_anyone() {
     }
 }
 
-/// Signed by the service's own key: an organisation is not what a token says, but what its client is.
+/// Even if the service's own key signs it, a token must name the organisation of its client.
 #[tokio::test]
-async fn a_token_that_names_one_organisation_and_the_others_client_is_401() {
+async fn a_token_that_names_one_organisation_and_a_client_of_the_other_is_401() {
     let app = start(|_| {}).await;
     let key = own_key(&app).await;
     for tenant in [A, B] {
@@ -485,7 +482,7 @@ async fn a_token_that_names_one_organisation_and_the_others_client_is_401() {
         assert_eq!(issue(json!({"client_id": other.client})).await, 401);
         assert_eq!(issue(json!({"client_id": other.client, "sub": other.client})).await, 401);
         assert_eq!(issue(json!({"org_id": other.id, "sub": other.client})).await, 401);
-        // The till of its client has the name of the other's client.
+        // The tenant's till has the name of the other's client, so this token is consistent.
         assert_eq!(issue(json!({"org_id": other.id, "client_id": tenant.till})).await, 200);
         assert_eq!(issue(json!({"client_id": tenant.till})).await, 401);
         assert_eq!(issue(json!({})).await, 200);
@@ -498,12 +495,12 @@ async fn a_token_that_names_one_organisation_and_the_others_client_is_401() {
     assert_eq!(app.count("select from coupon where org_id = 2").await, 2);
 }
 
-/// The codes that one has issued, or has in its pool, or that are everybody's there, are as good as new for the other.
+/// Issued codes, pooled codes and generic codes of one organisation are new to the other.
 #[tokio::test]
 async fn a_code_exists_in_its_own_organisation_only() {
     let app = start(|_| {}).await;
-    let got = Caller::new(&app, A, By::Password).await.use_up().await;
-    let codes: BTreeSet<&String> = got.codes.iter().filter(|code| *code != "IN-BOTH").collect();
+    let results = Caller::new(&app, A, Scheme::Password).await.use_up().await;
+    let codes: BTreeSet<&String> = results.codes.iter().filter(|code| *code != "IN-BOTH").collect();
     let text = codes.iter().map(|code| code.as_str()).collect::<Vec<_>>().join("\n");
     let count = i64::try_from(codes.len()).unwrap();
     assert!(codes.contains(&"AYE-SPRING".to_owned()) && codes.contains(&"AYE-OF-C".to_owned()));
@@ -511,7 +508,7 @@ async fn a_code_exists_in_its_own_organisation_only() {
     assert_eq!(import(&app, B.id, &text).await, (count, 0));
 }
 
-/// Mobiles and e-mails are crossed: each is another customer's here than there.
+/// Compared with B, the mobiles of `x` and `y` are swapped.
 const CUSTOMERS_OF_A: &str = r#"
 [[orgs.customers]]
 id = "x"
@@ -541,11 +538,11 @@ external_id = "x-2"
 "#;
 
 #[tokio::test]
-async fn a_customer_is_looked_for_in_ones_own_organisation_only() {
+async fn a_customer_is_looked_up_in_the_callers_organisation_only() {
     let file =
         A.file("open", CUSTOMERS_OF_A) + &A.series(1, "") + &B.file("registered", CUSTOMERS_OF_B) + &B.series(1, "");
     let app = TestApp::start_with(&file, |_| {}).await;
-    let (a, b) = (Caller::new(&app, A, By::Password).await, Caller::new(&app, B, By::ContractToken).await);
+    let (a, b) = (Caller::new(&app, A, Scheme::Password).await, Caller::new(&app, B, Scheme::ContractToken).await);
     let (mobile_1, mobile_2) = (json!({"mobile": "+91 99000 00001"}), json!({"mobile": "919900000002"}));
     for (caller, customer, expected) in [
         (&a, &mobile_1, "y"),
@@ -555,7 +552,7 @@ async fn a_customer_is_looked_for_in_ones_own_organisation_only() {
         (&a, &json!({"mobile": "919900000001", "email": "two@example.com"}), "y"),
         (&a, &json!({"id": "x", "mobile": "919900000002", "email": "ONE@example.com"}), "x"),
         (&b, &json!({"mobile": "919900000001", "externalId": "x-1"}), "x"),
-        // Unknown there, so it is nobody's yet: the customer there gets it, the one here keeps it.
+        // A does not know this external id yet, so `y` of A gets it. In B it stays with `x`.
         (&a, &json!({"id": "y", "externalId": "x-1"}), "y"),
         (&b, &json!({"externalId": "x-1"}), "x"),
     ] {
@@ -578,7 +575,7 @@ async fn a_customer_is_looked_for_in_ones_own_organisation_only() {
         assert_eq!((refused.0, refused.1), (status, code), "{customer}");
     }
     assert_eq!(app.count("select from coupon").await, 9);
-    // Of the other's customers nothing has changed, and what is new is where it was asked for.
+    // The new customer is in the caller's organisation, and the customers of the other have not changed.
     a.issue(&json!({"email": "new@example.com", "externalId": "x-2"}), &[1]).await;
     assert_eq!(app.count("select from customer where org_id = 1").await, 4);
     assert_eq!(app.count("select from customer where org_id = 2").await, 2);
@@ -587,36 +584,38 @@ async fn a_customer_is_looked_for_in_ones_own_organisation_only() {
     assert_eq!(app.count(theirs).await, 2);
 }
 
-/// One's till is called as the other's client, and they come from one address.
+/// Both call from the same address.
 #[tokio::test]
-async fn limits_on_requests_and_on_wrong_secrets_are_not_shared_by_those_of_one_name() {
+async fn a_till_and_a_client_of_the_same_name_share_no_rate_limit() {
     let app = start(|settings| {
         settings.rate_limit.per_minute = 3;
         settings.rate_limit.failures_per_minute = 2;
         settings.rate_limit.failures_per_minute_by_address = 1000;
     })
     .await;
-    // Asking for the token is a request, too.
-    let client = Caller::new(&app, B, By::StandardToken).await;
+    // The request for the token counts, too.
+    let client = Caller::new(&app, B, Scheme::StandardToken).await;
     let statuses = [client.status().await, client.status().await, client.status().await];
     assert_eq!(statuses, [200, 200, 429]);
-    let till = Caller::new(&app, A, By::Password).await;
+    let till = Caller::new(&app, A, Scheme::Password).await;
     let statuses = [till.status().await, till.status().await, till.status().await, till.status().await];
     assert_eq!(statuses, [200, 200, 200, 429]);
 
     let app = start(|settings| settings.rate_limit.failures_per_minute = 2).await;
     for expected in [401, 401, 429] {
-        let wrong = ask_token(&app, "/v3/oauth/token/generate", B.client, "wrong").send().await.unwrap();
+        let wrong = token_request(&app, "/v3/oauth/token/generate", B.client, "wrong").send().await.unwrap();
         assert_eq!(wrong.status(), expected);
     }
-    assert_eq!(Caller::new(&app, A, By::Password).await.status().await, 200);
+    assert_eq!(Caller::new(&app, A, Scheme::Password).await.status().await, 200);
 }
 
 #[tokio::test]
-async fn switching_off_ones_till_and_client_leaves_the_others_of_the_same_names() {
+async fn disabling_a_till_and_a_client_leaves_those_of_the_same_names_enabled() {
     let app = start(|_| {}).await;
-    let (a_till, a_client) = (Caller::new(&app, A, By::Password).await, Caller::new(&app, A, By::ContractToken).await);
-    let (b_till, b_client) = (Caller::new(&app, B, By::Password).await, Caller::new(&app, B, By::ContractToken).await);
+    let (a_till, a_client) =
+        (Caller::new(&app, A, Scheme::Password).await, Caller::new(&app, A, Scheme::ContractToken).await);
+    let (b_till, b_client) =
+        (Caller::new(&app, B, Scheme::Password).await, Caller::new(&app, B, Scheme::ContractToken).await);
     for caller in [&a_till, &a_client, &b_till, &b_client] {
         assert_eq!(caller.status().await, 200);
     }
@@ -624,6 +623,9 @@ async fn switching_off_ones_till_and_client_leaves_the_others_of_the_same_names(
                    update oauth_client set disabled = true where org_id = 2;
                    select pg_notify('coupon_issuer_credentials', '')";
     sqlx::raw_sql(changes).execute(&app.pool).await.unwrap();
-    eventually("they are out", async || (b_till.status().await, b_client.status().await) == (401, 401)).await;
+    eventually("the disabled credentials are refused", async || {
+        (b_till.status().await, b_client.status().await) == (401, 401)
+    })
+    .await;
     assert_eq!((a_till.status().await, a_client.status().await), (200, 200));
 }

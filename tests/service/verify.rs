@@ -1,5 +1,5 @@
-//! A service that has been busy in every way, its limits lowered and raised, is found clean, also while it is at
-//! work; and every damage is found and named. Each damage is done to a copy of a database that was clean.
+//! `verify` finds nothing wrong with a service that issues coupons of all kinds while limits go up and down, and it finds and names
+//! every damage. Each damage is done to a copy of a clean database.
 
 use coupon_issuer::provisioning;
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::support::{ORG, TestApp, close, empty_database, new_database, outcomes
 const CHANGED: &str = "2026-11-22T11:30:00Z";
 const LATER: &str = "2026-11-22T12:00:00Z";
 
-/// What `key_hash_1` makes of the keys of [`busy`]; what is told of a request names it so.
+/// Hashes by `key_hash_1` of the keys of [`busy`]. `verify` names a request by its hash.
 const KEY_HASHES: [(&str, &str); 5] = [
     ("fe5b1406-8a91-4456-3a1d-65d43cec280b", "bill-1"),
     ("f122b8a7-6248-f5a6-26fe-ce7372391738", "bill-2"),
@@ -27,7 +27,7 @@ const KEY_HASHES: [(&str, &str); 5] = [
     ("2f186884-ee17-373d-e8ae-4c7116d7635c", "bill-5"),
 ];
 
-/// Limits that can be changed: of series 1, 2, 3 and 4.
+/// A file for `apply` in which series 1 to 4 have these settings and the others never change.
 fn file(settings: [&str; 4]) -> String {
     let fixed = [
         "client_handling_type = \"DISC_CODE_PIN\"",
@@ -47,7 +47,7 @@ async fn execute(connect: &PgConnectOptions, sql: &str) {
     close(connection).await;
 }
 
-/// Applies a file as if it were this instant, whatever the time is where Postgres runs.
+/// Applies a file as if it were this instant, whatever the clock of Postgres says.
 async fn apply_at(app: &TestApp, file: &str, instant: &str) {
     execute(&app.connect, "create table earlier as select org_id, series_id, limits_changed_at from series").await;
     provisioning::apply_text(&app.connect, file).await.unwrap();
@@ -66,11 +66,11 @@ async fn keyed(app: &TestApp, key: &str, customer: &str, ids: &[i64]) -> Vec<Str
     outcomes(&answer.json::<Value>().await.unwrap())
 }
 
-/// A service that has issued coupons of all kinds, under three sets of limits: the second one is below what the first let pass.
+/// A service that has issued coupons of all kinds under three sets of limits. The second set is below what was issued under the first.
 async fn busy() -> TestApp {
-    let [open, capped, once, most] =
+    let [unlimited, capped, once, three] =
         ["", "max_create = 4", "is_multiple_vouchers_per_user_allowed = false", "max_vouchers_per_user = 3"];
-    let app = TestApp::start_with(&file([open, capped, once, most]), |_| {}).await;
+    let app = TestApp::start_with(&file([unlimited, capped, once, three]), |_| {}).await;
     execute(&app.connect, "update series set limits_changed_at = '2026-11-22T09:00:00Z'").await;
     let pools = "insert into pool_code (org_id, series_id, code, position)
                  select 1, s, 'GIFT-' || s || '-' || n, n from unnest(array[5, 9]) s, generate_series(1, 20) n;
@@ -90,7 +90,8 @@ async fn busy() -> TestApp {
         json!({"seriesIds": [5, 4], "customer": {"id": "e"}, "metadata": {"sourceType": "BILL", "sourceId": "7"}});
     assert_eq!(outcomes(&app.send(&caused).await.1), ["issued", "issued"]);
 
-    // Less than was issued, numbers where there were none, and an exclusion between what some have both.
+    // A cap and a maximum below what was issued, ordinals in a series that had none, and an exclusion between two series of which
+    // some customers have both.
     let [numbered, fewer, exclusive, single] = [
         "min_days_between_vouchers = 0\ndo_not_resend_existing_voucher = true\nmax_vouchers_per_user = 9",
         "max_create = 2",
@@ -111,7 +112,7 @@ async fn busy() -> TestApp {
     app
 }
 
-/// A copy of a database that nobody is connected to.
+/// Copies a database, which must have no connections.
 async fn copy(of: &PgConnectOptions) -> PgConnectOptions {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let original = of.get_database().unwrap();
@@ -124,8 +125,8 @@ async fn report(connect: &PgConnectOptions, org: Option<i64>) -> Report {
     verify::run(connect, org.map(OrgId)).await.unwrap()
 }
 
-/// What a report says below its table.
-fn told(report: &Report) -> Vec<String> {
+/// The lines of a report below its table.
+fn lines_below_table(report: &Report) -> Vec<String> {
     let mut text = report.to_string();
     for (hash, key) in KEY_HASHES {
         text = text.replace(hash, key);
@@ -138,13 +139,13 @@ fn told(report: &Report) -> Vec<String> {
         .collect()
 }
 
-/// Does each damage to a copy of what [`busy`] leaves; `verify` must say this of it, and nothing if it is no damage.
+/// Does each damage to a copy of the database of [`busy`]. `verify` must report these lines; without lines, it must find nothing.
 async fn assert_found(holds: &str, damages: &[(&str, &[&str])]) {
     let app = busy().await;
     let connect = app.connect.clone();
     app.pool.close().await;
     app.stop().await;
-    assert_eq!(told(&report(&connect, None).await), ["nothing is wrong"]);
+    assert_eq!(lines_below_table(&report(&connect, None).await), ["nothing is wrong"]);
     for (damage, lines) in damages {
         let other = copy(&connect).await;
         execute(&other, damage).await;
@@ -155,7 +156,7 @@ async fn assert_found(holds: &str, damages: &[(&str, &[&str])]) {
             expected.extend(lines.iter().map(|line| (*line).to_owned()));
             expected.push(format!("drift: {} {rows}", lines.len()));
         }
-        assert_eq!(told(&report(&other, None).await), expected, "{damage}");
+        assert_eq!(lines_below_table(&report(&other, None).await), expected, "{damage}");
         let name = other.get_database().unwrap();
         execute(&connect, &format!("drop database {name} with (force)")).await;
     }
@@ -165,7 +166,7 @@ async fn assert_found(holds: &str, damages: &[(&str, &[&str])]) {
 async fn a_busy_service_is_clean() {
     let app = busy().await;
     let report = app.verify().await;
-    assert_eq!(told(&report), ["nothing is wrong"]);
+    assert_eq!(lines_below_table(&report), ["nothing is wrong"]);
     let checked: Vec<i64> = report.findings.iter().map(|finding| finding.checked).collect();
     assert!(checked.iter().all(|count| *count > 0), "{report}");
     assert_eq!(app.count("select from coupon").await, usize::try_from(checked[4]).unwrap());
@@ -179,9 +180,9 @@ async fn a_series_beyond_its_cap_is_found() {
         &[
             ("update series set max_create = 5 where series_id = 2", &[found]),
             ("update series set max_create = 5, limits_changed_at = '-infinity' where series_id = 2", &[found]),
-            // What was revoked was issued.
+            // Revoked coupons count as issued.
             ("update series set max_create = 5 where series_id = 2; update coupon set revoked_at = now()", &[found]),
-            // Lowered when they were issued.
+            // The cap was lowered after the coupons were issued.
             ("update series set max_create = 5, limits_changed_at = '2026-11-22T12:00:00Z' where series_id = 2", &[]),
         ],
     )
@@ -192,17 +193,20 @@ async fn a_series_beyond_its_cap_is_found() {
 const FREE_IDS: &str = "update coupon_id_lease set next_id = 9000000;";
 
 #[tokio::test]
-async fn a_coupon_that_nobody_issued_is_found() {
-    let of = |change: &str| {
+async fn a_coupon_without_a_till_or_a_client_is_found() {
+    let changed = |change: &str| {
         format!("{FREE_IDS} update coupon set coupon_id = 8000000, {change} where series_id = 1 and customer_id = 'c'")
     };
-    let nobodys = "insert into origin values (1, 10, 77, 'INSTORE', null, null);";
+    let empty_origin = "insert into origin values (1, 10, 77, 'INSTORE', null, null);";
     assert_found(
         "a coupon names the till or the client that issued it",
         &[
-            (&of("origin_id = 77"), &["org 1 series 1 customer c coupon 8000000: no origin 77; must be: its origin"]),
             (
-                &format!("{nobodys} {}", of("origin_id = 77")),
+                &changed("origin_id = 77"),
+                &["org 1 series 1 customer c coupon 8000000: no origin 77; must be: its origin"],
+            ),
+            (
+                &format!("{empty_origin} {}", changed("origin_id = 77")),
                 &["org 1 series 1 customer c coupon 8000000: neither a till nor a client; must be: one of them"],
             ),
             ("update origin set till_id = null, client_key = 'crm'", &[]),
@@ -212,7 +216,7 @@ async fn a_coupon_that_nobody_issued_is_found() {
 }
 
 #[tokio::test]
-async fn what_a_coupon_showed_and_a_series_does_not_have_is_found() {
+async fn a_missing_or_wrong_version_of_a_series_is_found() {
     let settings =
         |id: i64| format!("org 1 series {id} version 1: other settings than those of the series; must be: the same");
     let all: Vec<String> = (1..=10).map(settings).collect();
@@ -245,7 +249,7 @@ async fn what_a_coupon_showed_and_a_series_does_not_have_is_found() {
 }
 
 #[tokio::test]
-async fn a_coupon_without_an_id_of_its_own_is_found_without_its_index() {
+async fn a_duplicate_or_unleased_coupon_id_is_found_without_its_index() {
     let [c, f] = ["c", "f"].map(|customer| {
         format!("org 1 series 1 customer {customer} coupon 8000000: 2 coupons have this id; must be: one")
     });
@@ -270,7 +274,7 @@ async fn a_coupon_without_an_id_of_its_own_is_found_without_its_index() {
 }
 
 #[tokio::test]
-async fn a_name_that_another_organisation_could_take_is_found() {
+async fn a_name_that_is_not_reserved_for_its_organisation_is_found() {
     assert_found(
         "the name of a till or a client is known as taken",
         &[
@@ -318,7 +322,7 @@ async fn a_customer_beyond_the_maximum_is_found() {
                  update coupon set revoked_at = now() where series_id = 4 and customer_id = 'a' and ordinal = 1",
                 &[],
             ),
-            // Whoever received more than one did so before it was said.
+            // The customer received the coupons before the maximum was set.
             (
                 "update series set max_vouchers_per_user = 1 where series_id = 4;
                  update coupon set issued_at = '2026-11-22T11:29:00Z' where series_id = 4 and customer_id = 'a'",
@@ -330,7 +334,7 @@ async fn a_customer_beyond_the_maximum_is_found() {
 }
 
 #[tokio::test]
-async fn a_gap_in_the_numbers_is_found() {
+async fn a_missing_or_duplicate_ordinal_is_found() {
     assert_found(
         "a customer's coupons of a series are numbered without a gap",
         &[
@@ -346,12 +350,12 @@ async fn a_gap_in_the_numbers_is_found() {
                 "update coupon set ordinal = 0 where series_id = 3 and customer_id = 'b'",
                 &["org 1 series 3 customer b: numbers 1 (1 different, 0 to 0); must be: each number once, from 1 to 1"],
             ),
-            // A coupon without a number takes none away from those that have one.
+            // A coupon without an ordinal does not make up for a missing one.
             (
                 "update coupon set ordinal = 2 where series_id = 1 and customer_id = 'i' and ordinal is not null",
                 &["org 1 series 1 customer i: numbers 1 (1 different, 2 to 2); must be: each number once, from 1 to 1"],
             ),
-            // The only one is gone: no number tells of it.
+            // The only coupon is gone, so no ordinal is missing.
             ("delete from coupon where series_id = 1 and customer_id = 'f'", &[]),
         ],
     )
@@ -359,7 +363,7 @@ async fn a_gap_in_the_numbers_is_found() {
 }
 
 #[tokio::test]
-async fn a_counter_that_is_not_the_number_of_coupons_is_found() {
+async fn a_wrong_counter_of_a_series_is_found() {
     assert_found(
         "the counter of a capped series is the number of its coupons",
         &[
@@ -382,14 +386,14 @@ async fn a_counter_that_is_not_the_number_of_coupons_is_found() {
                     "org 1 series 99: a counter at 1; must be: none, for want of a cap",
                 ],
             ),
-            // It counts what was issued.
+            // Revoked coupons count as issued.
             ("update coupon set revoked_at = now()", &[]),
         ],
     )
     .await;
 }
 
-/// A series becomes one of a generic code: the coupons that it has keep what they showed.
+/// Turns a series into one with a generic code. Its coupons keep the snapshot of the series that they showed.
 fn generic(series_id: i64, code: &str) -> String {
     format!(
         "insert into series_version
@@ -402,7 +406,7 @@ fn generic(series_id: i64, code: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_code_of_two_meanings_is_found_without_its_index() {
+async fn a_code_with_two_meanings_is_found_without_its_index() {
     let twice = "code GIFT…: 2 coupons have this code; must be: one";
     let (first, second) = (format!("org 1 series 1 customer f {twice}"), format!("org 1 series 5 customer b {twice}"));
     let another = "code OW…: 2 coupons have this code; must be: one";
@@ -414,14 +418,14 @@ async fn a_code_of_two_meanings_is_found_without_its_index() {
                  update coupon set code = 'GIFT-5-2' where series_id = 1 and customer_id = 'f'",
                 &[&first, &second],
             ),
-            // The index is there, and does not have the row.
+            // The index exists, but lacks the row.
             (
                 "update pg_index set indisready = false, indisvalid = false where indexrelid = 'coupon_code'::regclass;
                  update coupon set code = 'OWN-A' where series_id = 3 and customer_id = 'b';
                  update pg_index set indisready = true, indisvalid = true where indexrelid = 'coupon_code'::regclass",
                 &[&format!("org 1 series 3 customer b {another}"), &format!("org 1 series 5 customer a {another}")],
             ),
-            // The index tells them apart.
+            // The index distinguishes upper and lower case.
             (
                 "update coupon set code = 'GIFT-5-2x' where code = 'GIFT-5-2';
                  update coupon set code = 'gift-5-2X' where series_id = 1 and customer_id = 'f'",
@@ -470,27 +474,27 @@ async fn a_code_of_two_meanings_is_found_without_its_index() {
 }
 
 #[tokio::test]
-async fn an_uploaded_code_in_a_wrong_place_is_found() {
-    let left =
+async fn a_wrong_code_in_a_pool_is_found() {
+    let pooled =
         |code: &str| format!("insert into pool_code (org_id, series_id, code, position) values (1, 9, '{code}', 99)");
     assert_found(
         "an uploaded code is yet to come, or given out once",
         &[
             (
-                &left("GIFT-5-1"),
+                &pooled("GIFT-5-1"),
                 &["org 1 series 9 code GIFT…: in the pool, and a coupon of series 5; must be: one of the two"],
             ),
-            // It was drawn for another series.
+            // The code was drawn for another series.
             (
-                &format!("update coupon set code = 'DRAWN-1' where series_id = 1 and customer_id = 'f'; {}", left("DRAWN-1")),
+                &format!("update coupon set code = 'DRAWN-1' where series_id = 1 and customer_id = 'f'; {}", pooled("DRAWN-1")),
                 &["org 1 series 9 code DRA…: in the pool, and a coupon of series 1; must be: one of the two"],
             ),
             (
-                &left("SAME"),
+                &pooled("SAME"),
                 &["org 1 series 9 code SA…: in the pool, and the generic code of series 6; must be: one of the two"],
             ),
             (
-                &left("gift-5-1"),
+                &pooled("gift-5-1"),
                 &[
                     "org 1 series 9 code gift…: in the pool, and a coupon of series 5; must be: one of the two",
                     "org 1 series 9 code gift…: not in upper case; must be: in upper case",
@@ -540,7 +544,7 @@ async fn a_keyed_request_that_cannot_be_answered_is_found() {
     assert_found(
         KEYED_REQUESTS_HOLD,
         &[
-            // It is open again.
+            // This request only becomes open again.
             ("delete from coupon where series_id = 5 and customer_id = 'g'", &[]),
             (
                 &answers("bill-2", "'5 4'"),
@@ -590,7 +594,7 @@ async fn a_keyed_request_that_cannot_be_answered_is_found() {
     .await;
 }
 
-/// Requests without coupons, in order: of these first ids, with these answers.
+/// Adds requests without coupons, with these first coupon ids and these answers.
 fn requests(all: &[(i64, &str)]) -> String {
     let row = |(number, (first_id, answers)): (usize, &(i64, &str))| {
         format!("(1, {first_id}, 5, now(), 0, 0, '00000000-0000-0000-0000-{number:012}', '{answers}')")
@@ -600,7 +604,7 @@ fn requests(all: &[(i64, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_of_a_keyed_request_that_cannot_be_read_is_found() {
+async fn an_unreadable_answer_of_a_keyed_request_is_found() {
     let request = "org 1 request 00000000-0000-0000-0000-0000000000";
     let malformed = [
         "x",
@@ -623,17 +627,17 @@ async fn an_answer_of_a_keyed_request_that_cannot_be_read_is_found() {
         "99999999999999999999",
         "1,2",
     ];
-    let of_no_form: Vec<(i64, &str)> = (8_000_000..).zip(malformed).collect();
-    let told: Vec<String> = (0..malformed.len())
+    let unreadable: Vec<(i64, &str)> = (8_000_000..).zip(malformed).collect();
+    let expected: Vec<String> = (0..malformed.len())
         .map(|number| {
             format!("{request}{number:02} entity 0: an answer of no known form; must be: one that can be read")
         })
         .collect();
-    let told: Vec<&str> = told.iter().map(String::as_str).collect();
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
     assert_found(
         KEYED_REQUESTS_HOLD,
         &[
-            (&requests(&of_no_form), &told),
+            (&requests(&unreadable), &expected),
             (
                 &requests(&[(8_000_000, "1  1"), (8_000_010, "1 "), (8_000_020, "")]),
                 &[
@@ -656,7 +660,7 @@ async fn an_answer_of_a_keyed_request_that_cannot_be_read_is_found() {
 }
 
 #[tokio::test]
-async fn coupon_ids_that_two_requests_reserve_are_found() {
+async fn coupon_ids_reserved_by_two_requests_or_never_leased_are_found() {
     let request = "org 1 request 00000000-0000-0000-0000-0000000000";
     let leased = "must be: leased ids, from 1 to 8999999";
     assert_found(
@@ -688,25 +692,25 @@ async fn coupon_ids_that_two_requests_reserve_are_found() {
 }
 
 #[tokio::test]
-async fn a_natural_key_that_names_another_coupon_is_found() {
-    // Which one it is, is told.
+async fn a_natural_key_of_a_wrong_coupon_is_found() {
+    // `verify` names this key.
     let named = "update natural_issuance set natural_key = '00000000-0000-0000-0000-000000000007' where series_id = 5;";
-    let told = "natural key 00000000-0000-0000-0000-000000000007";
+    let name = "natural key 00000000-0000-0000-0000-000000000007";
     assert_found(
         KEYED_REQUESTS_HOLD,
         &[
             (
                 &format!("{named} update natural_issuance set coupon_id = 8000000 where series_id = 5"),
-                &[&format!("org 1 series 5 {told}: no coupon 8000000; must be: the coupon that is recorded")],
+                &[&format!("org 1 series 5 {name}: no coupon 8000000; must be: the coupon that is recorded")],
             ),
             (
                 &format!("{named} update natural_issuance set series_id = 77 where series_id = 5"),
-                &[&format!("org 1 series 77 customer e {told}: a coupon of series 5; must be: one of series 77")],
+                &[&format!("org 1 series 77 customer e {name}: a coupon of series 5; must be: one of series 77")],
             ),
             (
                 &format!("{named} update natural_issuance set issued_at = '2026-11-22T09:00:00Z' where series_id = 5"),
                 &[&format!(
-                    "org 1 series 5 customer e {told}: issued at 2026-11-22 09:00:00+00; must be: \
+                    "org 1 series 5 customer e {name}: issued at 2026-11-22 09:00:00+00; must be: \
                      at 2026-11-22 10:00:00+00, as its coupon"
                 )],
             ),
@@ -717,7 +721,7 @@ async fn a_natural_key_that_names_another_coupon_is_found() {
                                from natural_issuance where series_id = 5"
                 ),
                 &[
-                    &format!("org 1 series 5 customer e {told}: its coupon is recorded twice; must be: once"),
+                    &format!("org 1 series 5 customer e {name}: its coupon is recorded twice; must be: once"),
                     "org 1 series 5 customer e natural key 00000000-0000-0000-0000-000000000008: \
                      its coupon is recorded twice; must be: once",
                 ],
@@ -728,7 +732,7 @@ async fn a_natural_key_that_names_another_coupon_is_found() {
 }
 
 #[tokio::test]
-async fn a_holder_of_exclusive_series_is_found() {
+async fn a_customer_with_coupons_of_exclusive_series_is_found() {
     assert_found(
         "nobody has coupons of mutually exclusive series",
         &[
@@ -749,7 +753,7 @@ async fn a_holder_of_exclusive_series_is_found() {
                  update coupon set revoked_at = now() where series_id = 6",
                 &[],
             ),
-            // Declared when they had both.
+            // The exclusion was declared when they had both.
             (
                 "update series set mutual_exclusive_series_ids = '{6}' where series_id = 9;
                  update series set limits_changed_at = '2026-11-22T10:30:00Z' where series_id = 6",
@@ -775,27 +779,27 @@ const ALL_DAMAGES: &str = "
     delete from till_name";
 
 #[tokio::test]
-async fn verifying_one_organisation_is_of_no_other() {
+async fn verify_of_one_organisation_reports_no_other() {
     let app = busy().await;
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\n";
     provisioning::apply_text(&app.connect, &format!("{other}{}", series(2, "max_create = 5"))).await.unwrap();
     execute(&app.connect, ALL_DAMAGES).await;
     let (all, one) = (report(&app.connect, None).await, report(&app.connect, Some(1)).await);
     assert!(one.findings.iter().all(|finding| finding.wrong > 0), "{one}");
-    assert_eq!(told(&one), told(&all));
-    assert_eq!(told(&report(&app.connect, Some(2)).await), ["nothing is wrong"]);
+    assert_eq!(lines_below_table(&one), lines_below_table(&all));
+    assert_eq!(lines_below_table(&report(&app.connect, Some(2)).await), ["nothing is wrong"]);
     let unknown = verify::run(&app.connect, Some(OrgId(3))).await.unwrap_err();
     assert_eq!(unknown.to_string(), "--org 3: there is no such organisation");
 }
 
 #[tokio::test]
-async fn of_many_rows_twenty_are_named_and_no_code_is_told() {
+async fn verify_names_at_most_twenty_rows_and_no_whole_code() {
     let app = busy().await;
     execute(&app.connect, ALL_DAMAGES).await;
     let report = report(&app.connect, None).await;
     let counters = &report.findings[3];
     assert_eq!((counters.wrong, counters.offences.len()), (25, 20));
-    assert!(told(&report).contains(&"and 5 more".to_owned()), "{report}");
+    assert!(lines_below_table(&report).contains(&"and 5 more".to_owned()), "{report}");
     assert!(!report.to_string().contains("GIFT-"), "{report}");
 }
 
@@ -808,7 +812,7 @@ fn run(url: &str, arguments: &[&str]) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn the_exit_code_says_whether_all_is_well() {
+async fn the_exit_code_is_1_if_anything_is_wrong() {
     let app = busy().await;
     let url = app.connect.to_url_lossy().to_string();
     let (code, printed, error) = run(&url, &["--org", "1"]);
@@ -819,17 +823,17 @@ async fn the_exit_code_says_whether_all_is_well() {
     assert_eq!((code, printed.lines().last()), (1, Some("drift: 1 row")));
     assert_eq!(error, "coupon-issuer: not everything is as it must be\n");
 
-    let unasked = "coupon-issuer: --org 9: there is no such organisation\n";
-    assert_eq!(run(&url, &["--org", "9"]), (1, String::new(), unasked.to_owned()));
+    let unknown = "coupon-issuer: --org 9: there is no such organisation\n";
+    assert_eq!(run(&url, &["--org", "9"]), (1, String::new(), unknown.to_owned()));
     let (code, printed, error) = run(empty_database().await.to_url_lossy().as_str(), &[]);
     assert!(code == 1 && printed.is_empty() && error.contains("coupon-issuer migrate"), "{printed}{error}");
     let (code, printed, error) = run("postgres://nobody@127.0.0.1:1/none", &[]);
     assert!(code == 1 && printed.is_empty() && error.starts_with("coupon-issuer: "), "{printed}{error}");
 }
 
-/// Coupons of all kinds, and limits that go up and down under them, by the clocks that the service and Postgres have.
+/// Callers get coupons of all kinds while limits go up and down, by the real clocks of the service and of Postgres.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_at_work_is_clean_at_every_moment() {
+async fn a_running_service_is_clean_at_every_moment() {
     let database = new_database().await;
     let file = |settings| file(settings).replace("valid_till_date = \"2027", "valid_till_date = \"2999");
     let lower =
