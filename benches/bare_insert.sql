@@ -1,5 +1,5 @@
--- The row that the service writes, for pgbench: as many customers and codes, spread over the same range of the indexes, and ids in
--- order. start.sh makes the sequence and says the origin.
+-- Inserts the row that the service writes, for pgbench: customers and codes spread over the same range of the indexes, and ids in
+-- order. start.sh creates the sequence and sets the origin.
 \set customer random(1, 1099511627776)
 insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on, customer_id, code,
                     request_id, account_id, metadata)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# All of it, one group after the other: throughput beside a bare insert and beside the plain way, what kinds of requests cost,
-# latency, growth, cost, and the bytes of keyed coupons. Prints their tables and how they compare with what is wanted, keeps both in
-# target/bench, and draws benches/chart.svg. About ten minutes; SECONDS_EACH and ROUNDS change it, GROWTH=10 adds ten million
-# coupons stored.
+# Runs all benchmarks one after the other: throughput against a bare insert and the baseline, the cost of kinds of requests, latency,
+# growth, resources, and the bytes of keyed coupons. Prints the tables and keeps them in target/bench. Takes about ten minutes;
+# SECONDS_EACH and ROUNDS change that. GROWTH=10 also measures with ten million coupons stored. `make chart` draws the figures.
 #
 #   benches/bench.sh target/release/coupon-issuer        GROWTH=10
 set -euo pipefail
@@ -27,10 +26,7 @@ for name in throughput kinds latency growth cost keyed_bytes; do
     echo "$name: $SECONDS s" >&2
     { cat "$RESULTS/table"; echo; } | tee -a "$RESULTS/tables.md"
 done
-"$here/summary.sh" < "$RESULTS/figures" | tee -a "$RESULTS/tables.md"
 if [ "${#failed[@]}" != 0 ]; then
-    echo "not measured, as it failed: ${failed[*]}" >&2
+    echo "failed, so not measured: ${failed[*]}" >&2
     exit 1
 fi
-"$here/chart.sh" < "$RESULTS/figures" > "$RESULTS/chart.svg"
-mv "$RESULTS/chart.svg" "$here/chart.svg"

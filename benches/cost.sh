@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a coupon costs: processor time of the service and of Postgres, log and table written; and what the service takes up: memory
-# idle and under the load of a thousand connections, and the time it needs to start. Prints two tables; takes about a minute.
-# Reads /proc: Linux only.
+# Resources per coupon: CPU time of the service and of Postgres, bytes of write-ahead log and table. Resources of the service: memory
+# idle and under the load of a thousand connections, and start-up time. Prints two tables; takes about a minute. Reads /proc, so it runs
+# on Linux only.
 #
 #   benches/cost.sh target/release/coupon-issuer        SECONDS_EACH=3 ROUNDS=3
 set -euo pipefail
@@ -13,10 +13,10 @@ rounds=${ROUNDS:-3}
 . "$here/start.sh"
 ticks=$(getconf CLK_TCK)
 postmaster=$(sql "$server" -c "select split_part(pg_read_file('postmaster.pid'), E'\n', 1)")
-used() { # process: ticks of its own
+used() { # process: its CPU ticks
     sed 's/.*) //' "/proc/$1/stat" 2> /dev/null | awk '{ print $12 + $13 }'
 }
-used_by_postgres() { # the server, its children, and those that have ended
+used_by_postgres() { # CPU ticks of the server and its child processes, including those that have ended
     local child
     {
         sed 's/.*) //' "/proc/$postmaster/stat" | awk '{ print $12 + $13 + $14 + $15 }'
@@ -26,7 +26,7 @@ used_by_postgres() { # the server, its children, and those that have ended
 
 resident() { awk '/^VmRSS/ { printf "%.1f", $2 / 1024 }' "/proc/$service/status"; }
 
-# Start-up: from the start of the process to the first 200 of /readyz. Asked without a process in between, which takes longer.
+# Start-up: from the start of the process to the first 200 of /readyz. Asks with bash itself, because starting curl takes longer.
 database start
 start_up() {
     local answer from=${EPOCHREALTIME/./}
@@ -53,18 +53,18 @@ mkfifo "$data/silence"
 exec 4<> "$data/silence"
 for _ in $(seq $((3 * rounds))); do start_up; done
 
-# Per coupon: on a database for each, which holds nothing else.
-whats=(service1 service10 keyed1 plain1)
+# Per coupon: each kind has a database of its own.
+whats=(service1 service10 keyed1 baseline1)
 declare -A at name=([service1]="this service, 1 series a request" [service10]="this service, 10 series"
-    [keyed1]="this service, 1 series with an Idempotency-Key" [plain1]="the plain way, 1 series")
+    [keyed1]="this service, 1 series with an Idempotency-Key" [baseline1]="the baseline, 1 series")
 for what in "${whats[@]}"; do
     database "$what"
     at[$what]=$url
 done
-use() { # what: starts it
+use() { # what: starts the service that issues it
     url=${at[$1]}
     case $1 in
-        plain*) serve_plain_way; process=$plain_service; to=$plain_listen ;;
+        baseline*) serve_baseline; process=$baseline_service; to=$baseline_listen ;;
         *) serve "$port"; process=$service; to=$listen ;;
     esac
     series=${1//[a-z]/}
@@ -97,7 +97,7 @@ for what in "${whats[@]}"; do
     note "cost.$what.stored" $((heap + indexes))
 done
 
-# Memory under load: the most of it that was seen.
+# Memory under load: the highest sample.
 unset KEYED
 ulimit -n "$(ulimit -Hn)"
 database memory
@@ -115,7 +115,7 @@ wait "$loading" || fail "the load of a thousand connections failed"
 note cost.memory.thousand "$(sort -g "$data/resident" | tail -n 1)"
 check_tally "${at[@]}" "$url"
 
-echo "| per coupon (median of $rounds) | CPU of it (s for a million) | CPU of Postgres (s for a million) | log written (bytes) | table (bytes) | indexes (bytes) |"
+echo "| per coupon (median of $rounds) | CPU of the service (s per million) | CPU of Postgres (s per million) | write-ahead log (bytes) | table (bytes) | indexes (bytes) |"
 echo "|---|---|---|---|---|---|"
 for what in "${whats[@]}"; do
     c=cost.$what
@@ -123,9 +123,9 @@ for what in "${whats[@]}"; do
     echo "| $(median "$c.wal") | $(median "$c.heap") | $(median "$c.indexes") |"
 done
 echo
-echo "| the service takes up | |"
+echo "| resources of the service | |"
 echo "|---|---|"
-echo "| memory, just started | $(median cost.memory.idle) MiB |"
-echo "| memory, a thousand connections under load | $(median cost.memory.thousand) MiB |"
-echo "| from its start until it is ready | $(median cost.start) ms |"
+echo "| memory after the start | $(median cost.memory.idle) MiB |"
+echo "| memory with a thousand connections under load | $(median cost.memory.thousand) MiB |"
+echo "| start-up until ready | $(median cost.start) ms |"
 keep_figures

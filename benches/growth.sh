@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What becomes of throughput and p99 as everything grows: coupons stored, series, organisations. Requests for one coupon over 128
-# connections; each size is a database of its own, they take turns in a random order, and each is compared with the smallest of
-# its round; pgbench inserting the same row is beside it where coupons are stored. Prints a table; takes about two minutes.
-# GROWTH=10 adds ten million coupons stored (minutes more, and 4 GB of disk), GROWTH=100 a hundred million as well (40 GB).
+# Throughput and p99 as the database grows: stored coupons, series, organisations. Requests for one coupon over 128 connections. Each
+# size has a database of its own and is compared with the smallest of its round, in random order; for stored coupons, pgbench inserts
+# the same row beside it. Prints a table; takes about two minutes. GROWTH=10 adds ten million stored coupons (some minutes, 4 GB of
+# disk), GROWTH=100 also a hundred million (40 GB).
 #
 #   benches/growth.sh target/release/coupon-issuer        SECONDS_EACH=2 ROUNDS=5 GROWTH=10
 set -euo pipefail
@@ -58,8 +58,8 @@ drive() { # size, by what
 }
 began=${EPOCHREALTIME/./} # the customers of issue.lua have room for two hours
 for size in "${sizes[@]}"; do drive "$size" warm; done
-# After a checkpoint the first change of each page is logged with the whole page. What is measured is what comes after that: a
-# checkpoint is made every half an hour, and nearly every page of ten million coupons' indexes is changed within its first minute.
+# After a checkpoint, Postgres logs the whole page at the first change of a page. The measurement starts after that phase: checkpoints
+# are half an hour apart, and nearly every index page of ten million coupons changes in the first minute.
 for count in "${millions[@]}"; do
     TO=${to[stored$count]} SERIES=1001 load $((count < 10 ? 5 * count : 50))
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a limit costs, and what a long transaction (a backup, a report) costs beside it: requests a second over 128 connections
-# of one series without a limit, of one with a cap, and of one that gives out uploaded codes; then the same with a
-# snapshot held all the while, and at last the answers of a pool that has become empty meanwhile. About two minutes.
+# Cost of a limit, without and with a long transaction (a backup, a report) beside it: requests per second over 128 connections for a
+# series without a limit, one with a cap, and one with uploaded codes; then the same while a snapshot is open; finally the answers of a
+# pool that became empty meanwhile. Takes about two minutes.
 #
 #   benches/hot_series.sh target/release/coupon-issuer        SECONDS_EACH=5 ROUNDS=3
 set -euo pipefail
@@ -26,15 +26,15 @@ measure() { # under these names
 }
 SERIES=1001 warm
 measure without
-# Holds back vacuum for all that follows.
+# Holds back vacuum from here on.
 PGAPPNAME=bystander sql "$url" -c "begin isolation level repeatable read; select 1; select pg_sleep(3600)" > /dev/null 2>&1 &
 sleep 1
 measure with
 check_tally "$url"
-left=1
-while [ "$left" != 0 ]; do
+remaining=1
+while [ "$remaining" != 0 ]; do
     UNTALLIED=1 SERIES=1013 load "$seconds"
-    left=$(sql "$url" -c "select count(*) from pool_code where series_id = 1013")
+    remaining=$(sql "$url" -c "select count(*) from pool_code where series_id = 1013")
 done
 UNTALLIED=1 SERIES=1013 load "$seconds"
 empty=$rate

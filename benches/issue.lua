@@ -1,15 +1,15 @@
--- The load of the benchmarks, for wrk with one thread. Every request is for another customer, unless CUSTOMERS is set.
+-- The load of the benchmarks, for wrk with one thread. Each request is for another customer, unless CUSTOMERS is set.
 --
 --   SERIES         the ids of the series in each request: 1001,1002
---   SPREAD         instead of it: each request has one of so many series, from this id on: 10 1001
+--   SPREAD         instead of it: the number of series, of which each request has one, and the lowest id: 10 1001
 --   AUTHORIZATION  the header of that name
---   CALLERS        instead of it: a file with one such header a line, of which each request has another
---   KEYED          where it is set, each request has an Idempotency-Key
---   FIRST          the number of the first customer: below 2^33, and not one that was used before
---   THINK          where it is set, each connection waits so many milliseconds on average before each request: between none and twice
---   CUSTOMERS      where it is set, there are so many customers, who come again and again
+--   CALLERS        instead of it: a file with one such header per line, which the requests use in turn
+--   KEYED          if set, each request has an Idempotency-Key
+--   FIRST          the number of the first customer: below 2^33, and not used before
+--   THINK          if set, the average pause in milliseconds before each request: a random time from zero to twice that
+--   CUSTOMERS      if set, the number of customers, who return again and again
 --
--- The last line it prints: requests, microseconds, failures of any kind, median and 99th percentile in microseconds.
+-- The last line of its output: requests, microseconds, failures of any kind, median and 99th percentile in microseconds.
 local number = tonumber(os.getenv("FIRST"))
 local customers = tonumber(os.getenv("CUSTOMERS"))
 local keyed = os.getenv("KEYED")
@@ -26,8 +26,8 @@ if os.getenv("SPREAD") then
   spread, lowest = tonumber(spread), tonumber(lowest)
 end
 
--- A number below 2^40 for each below 2^33, as if by chance, but none twice: neighbours in an index would flatter the figures.
--- The halves are mixed into each other by turns. All of it fits a double; load.js and stored.sql do the same.
+-- Maps numbers below 2^33 to pseudo-random numbers below 2^40 without collisions: neighbours in an index would make the figures too
+-- good. It is a Feistel network, and all its numbers fit a double. load.js and stored.sql do the same.
 local function mixed(v)
   local m = v * 648395 % 1048576
   return math.floor(m * m / 1024)
@@ -40,11 +40,11 @@ local function scattered(n)
   return high * 1048576 + low
 end
 
--- Put together here and not by wrk.format, which costs several times as much, on the cores of whom it drives.
+-- Built here, because wrk.format costs several times as much CPU, which the service would lack.
 local heads = {}
 function init()
-  for place, authorization in ipairs(callers) do
-    heads[place] = "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
+  for index, authorization in ipairs(callers) do
+    heads[index] = "POST /v2/coupon/bulk/issue HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
       .. "\r\nContent-Type: application/json\r\nAuthorization: " .. authorization .. "\r\n"
   end
 end

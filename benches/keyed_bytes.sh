@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a keyed coupon takes on disk with all that is stored of its request: requests of two series, one of which the customer has
-# already and is sent again. Prints a table; takes half a minute.
+# Bytes on disk of a keyed coupon with the record of its request: requests for two series, one of which the customer already has, so its
+# coupon is resent. Prints a table; takes half a minute.
 #
 #   benches/keyed_bytes.sh target/release/coupon-issuer        SECONDS_EACH=5
 set -euo pipefail
@@ -12,7 +12,7 @@ seconds=${SECONDS_EACH:-5}
 database keyed_bytes
 serve "$port"
 
-# The same customers twice: first they get the coupon that is sent again afterwards. There must be more of them than requests.
+# The same customers twice: the first load issues the coupons that the second one resends. It must reach more customers.
 first=$(fresh)
 fresh() { echo "$first"; }
 SERIES=1015 load $((3 * seconds))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What it costs that a request is not the plainest there is: requests a second over 128 connections, one coupon each, with Basic
-# credentials and a series without limits; beside it, a token instead, an Idempotency-Key, and series of other kinds. Short turns
-# in a random order, each compared with the plainest of its round. About two minutes.
+# Cost of the kinds of requests: requests per second over 128 connections, one coupon each. The simplest kind has Basic credentials and
+# a series without limits; the others have a token, an Idempotency-Key, or a series of another kind. Short rounds in random order, each
+# compared with the simplest kind of its round. Takes about two minutes.
 #
 #   benches/kinds.sh target/release/coupon-issuer        SECONDS_EACH=1 ROUNDS=11
 set -euo pipefail
@@ -31,7 +31,7 @@ kind() { # its load
 }
 kinds=(basic token keyed many capped limited pool resent)
 SERIES=1001 warm
-for kind in "${kinds[@]}"; do kind "$kind"; done # warm as well; and each of the thousand customers gets what is sent again later
+for kind in "${kinds[@]}"; do kind "$kind"; done # also gives each of the thousand customers the coupon that is resent later
 tally 1000
 
 for round in $(seq "$rounds"); do

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# How long a request for one coupon takes: at 25, 50 and 75 % of the peak rate, this service's and the plain way's (plain_way.rs),
-# each of its own peak, from 256 clients who wait between their requests, each for a time of its own; and for a client that is
-# alone. All by wrk. The service and Postgres have all cores but one, the load has that one: else it is the load's own use of them
-# that is measured. (k6 at a constant rate, on that one core, has stalls of its own: 50 ms in one of a hundred requests for
-# /healthz at 2,800 a second.) Prints two tables; takes about two minutes. Needs taskset.
+# Latency of a request for one coupon, of this service and the baseline (baseline.rs): at 25, 50 and 75 % of the peak rate of each, from
+# 256 clients that pause for a random time between requests; and for a single client. The load is wrk on one core; the service and
+# Postgres have the others, so that the load does not slow them down. (k6 at a constant rate stalls on one core: for 50 ms in one of a
+# hundred requests to /healthz at 2,800 per second.) Prints two tables; takes about two minutes. Needs taskset.
 #
 #   benches/latency.sh target/release/coupon-issuer        SECONDS_EACH=4 ROUNDS=3
 set -euo pipefail
@@ -18,27 +17,27 @@ pin_load="taskset -c $last"
 . "$here/start.sh"
 database latency
 serve "$port"
-serve_plain_way
+serve_baseline
 export SERIES=1001
-whoms=(service plain)
-declare -A single at=([service]=$listen [plain]=$plain_listen) peak name=([service]="this service" [plain]="the plain way")
+targets=(service baseline)
+declare -A single at=([service]=$listen [baseline]=$baseline_listen) peak name=([service]="this service" [baseline]="the baseline")
 clients=256
 
-for who in "${whoms[@]}"; do TO=${at[$who]} warm; done
+for who in "${targets[@]}"; do TO=${at[$who]} warm; done
 for _ in $(seq "$rounds"); do
-    for who in $(shuf -e "${whoms[@]}"); do
+    for who in $(shuf -e "${targets[@]}"); do
         TO=${at[$who]} load "$seconds"
         note "peak.$who" "$rate"
     done
 done
-for who in "${whoms[@]}"; do
+for who in "${targets[@]}"; do
     peak[$who]=$(median "peak.$who")
     echo "${name[$who]}: peak ${peak[$who]} requests/s" >&2
 done
 
 for round in $(seq "$rounds"); do
     for percent in $(shuf -e 25 50 75); do
-        for who in $(shuf -e "${whoms[@]}"); do
+        for who in $(shuf -e "${targets[@]}"); do
             CONNECTIONS=$clients THINK=$((100000 * clients / (peak[$who] * percent))) TO=${at[$who]} load "$seconds"
             note "latency.$who.$percent.rate" "$rate"
             for figure in p50 p99; do note "latency.$who.$percent.$figure" "$(ratio "${!figure}" 1000)"; done
@@ -46,21 +45,21 @@ for round in $(seq "$rounds"); do
             echo "round $round: ${name[$who]} at $percent %: $rate requests/s, p50 $p50, p99 $p99 us" >&2
         done
     done
-    for _ in 1 2 3; do # a single client's is short, and the differences are small
-        for who in $(shuf -e "${whoms[@]}"); do
+    for _ in 1 2 3; do # the latencies of a single client differ little, so measure more often
+        for who in $(shuf -e "${targets[@]}"); do
             CONNECTIONS=1 TO=${at[$who]} load 1
             note "single.$who.p50" "$p50"
             note "single.$who.p99" "$p99"
             single[$who]=$p50
         done
-        note single.service.to_plain "$(ratio "${single[service]}" "${single[plain]}")"
+        note single.service.to_baseline "$(ratio "${single[service]}" "${single[baseline]}")"
     done
 done
 check_tally "$url"
 
-echo "| $clients clients who wait in between (median of $rounds) | requests/s | p50 (ms) | p99 (ms) | p99 / p50 (lowest, median, highest) |"
+echo "| $clients clients who pause between requests (median of $rounds) | requests/s | p50 (ms) | p99 (ms) | p99 / p50 (lowest, median, highest) |"
 echo "|---|---|---|---|---|"
-for who in "${whoms[@]}"; do
+for who in "${targets[@]}"; do
     for percent in 25 50 75; do
         l=latency.$who.$percent
         echo "| ${name[$who]}, $percent % of its peak of ${peak[$who]} | $(median "$l.rate") | $(median "$l.p50") | $(median "$l.p99")" \
@@ -68,8 +67,8 @@ for who in "${whoms[@]}"; do
     done
 done
 echo
-echo "| one client, one connection | p50 (µs) | p99 (µs) | p50 to the plain way's (lowest, median, highest) |"
+echo "| one client, one connection | p50 (µs) | p99 (µs) | p50 to the baseline's (lowest, median, highest) |"
 echo "|---|---|---|---|"
-echo "| this service | $(median single.service.p50) | $(median single.service.p99) | $(spread single.service.to_plain) |"
-echo "| the plain way | $(median single.plain.p50) | $(median single.plain.p99) | 1 |"
+echo "| this service | $(median single.service.p50) | $(median single.service.p99) | $(spread single.service.to_baseline) |"
+echo "| the baseline | $(median single.baseline.p50) | $(median single.baseline.p99) | 1 |"
 keep_figures

@@ -1,6 +1,7 @@
-// A load by k6, each request for another customer: RATE requests a second for SECONDS_LONG, whatever becomes of them. It goes to the services at TO (addresses with commas, in turns). Prints
-// one line: answered 200, turned away with 503, failed in any other way, not even sent; and what the answered ones took after
-// the first second, in which hundreds connect: median, 99th percentile and longest, in milliseconds.
+// The load for k6, each request for another customer: RATE requests per second for SECONDS_LONG, independent of the answers, to the
+// addresses in TO in turn (separated by commas). Prints one line: requests answered with 200, rejected with 503, failed otherwise, and
+// not sent; then the median, 99th percentile and maximum latency of the answered requests in milliseconds, without the first second,
+// in which hundreds of connections open.
 import http from 'k6/http';
 import exec from 'k6/execution';
 import { Counter, Trend } from 'k6/metrics';
@@ -58,10 +59,10 @@ export default function () {
 }
 
 export function handleSummary(data) {
-  const of = (name, value) => (data.metrics[name] ? Number(data.metrics[name].values[value].toFixed(2)) : 0);
+  const figure = (name, value) => (data.metrics[name] ? Number(data.metrics[name].values[value].toFixed(2)) : 0);
   const figures = [
-    of('answered', 'count'), of('turned_away', 'count'), of('failed', 'count'), of('dropped_iterations', 'count'),
-    of('took', 'med'), of('took', 'p(99)'), of('took', 'max'),
+    figure('answered', 'count'), figure('turned_away', 'count'), figure('failed', 'count'), figure('dropped_iterations', 'count'),
+    figure('took', 'med'), figure('took', 'p(99)'), figure('took', 'max'),
   ];
   return { stdout: figures.join(' ') + '\n' };
 }

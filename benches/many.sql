@@ -1,6 +1,6 @@
--- For growth.sh: the series 1000001 to 1100000 of the organisation there is, as its series 1001; and a thousand organisations like
--- it, each with a store, a till and series 1001. The tills' password is the demo's. Its hash is the cheapest that argon2id has:
--- to check a thousand real ones takes a minute.
+-- For growth.sh: copies series 1001 to the series 1000001 to 1100000, and the organisation to a thousand organisations, each with a
+-- store, a till and series 1001. The tills have the demo's password, hashed with the cheapest parameters of argon2id: checking a
+-- thousand normal hashes takes a minute.
 insert into series
 select (jsonb_populate_record(s, jsonb_build_object('series_id', 1000000 + i))).*
   from series s, generate_series(1, 100000) i where s.org_id = 1 and s.series_id = 1001;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What happens when more is asked for than can be done: requests of fifty coupons at 1, 2 and 3 times the peak rate, whatever
-# becomes of them, and right after that at half of it. The service and Postgres have all cores but one, the load has that one,
-# so that it is the service that is overloaded and not the load. About two minutes. Needs k6 (K6=path/to/k6) and taskset.
+# Load shedding: requests for fifty coupons at 1, 2 and 3 times the peak rate, then at half of it. The rate does not depend on the
+# answers. The load runs on one core, the service and Postgres on the others, so that the load is not the bottleneck. Takes about two
+# minutes. Needs k6 (K6=path/to/k6) and taskset.
 #
 #   benches/overload.sh target/release/coupon-issuer        SECONDS_EACH=20
 set -euo pipefail
@@ -24,7 +24,7 @@ warm 5
 CONNECTIONS=32 load 10
 peak=$rate
 echo "peak of 32 connections: $peak requests/s of fifty coupons each; $(memory) MiB" >&2
-echo "| asked for | requests/s | answered/s | 503/s | failed | median, p99, longest of the answered (ms) | memory (MiB) |"
+echo "| load | requests/s | answered/s | 503/s | failed | median, p99, longest of the answered (ms) | memory (MiB) |"
 echo "|---|---|---|---|---|---|---|"
 row() { # name, rate, seconds
     RATE=$2 k6_load "$3"

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Two replicas behind a balancer (haproxy, which asks /readyz twice a second), a load at a fixed rate, and meanwhile each replica
-# in turn is told to stop and started again, three times over. Prints how many requests failed. About a minute. Needs k6
-# (K6=path/to/k6) and haproxy.
+# Restarts two replicas in turn, three times each, behind a load balancer (haproxy, which probes /readyz twice a second) under a load
+# at a fixed rate. Prints how many requests failed. Takes about a minute. Needs k6 (K6=path/to/k6) and haproxy.
 #
 #   benches/rolling_restart.sh target/release/coupon-issuer        RATE=1500
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 binary=$1
 rate=${RATE:-1500}
-DRAIN_SECONDS=3 # as it comes
+DRAIN_SECONDS=3 # the default
 # shellcheck source=start.sh
 . "$here/start.sh"
 find_k6

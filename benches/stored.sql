@@ -1,6 +1,6 @@
--- For growth.sh: puts :millions million coupons into a database, as the service would have stored them: the customers and codes
--- are scattered among those that are yet to come, and none is one of them. The indexes are made afterwards, which takes
--- minutes less, and as full as those are that grew; that of the ids grows in order anyway.
+-- For growth.sh: inserts :millions million coupons as the service would have stored them. Their customers and codes are scattered among
+-- those of the load, without being equal to any. Indexes are created afterwards, which saves minutes, with the fill factor of indexes
+-- that grew; the index of the ids grows in order anyway.
 set synchronous_commit = off;
 set maintenance_work_mem = '1GB';
 create temporary table index_of_coupon as
@@ -8,13 +8,13 @@ select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as defini
   from pg_index where indrelid = 'coupon'::regclass and not indisprimary;
 select format('drop index %s', name) from index_of_coupon \gexec
 
--- As scattered in issue.lua, whose customers end at 2^33.
+-- As in issue.lua, whose customers end at 2^33.
 create function pg_temp.mixed(v bigint) returns bigint immutable language sql as
     'select (v * 648395 % 1048576) * (v * 648395 % 1048576) / 1024';
 
 select lease_coupon_ids_1(:millions * 1000000) as first_id, origin_1(1, 10, 'INSTORE', 'stored', null) as origin \gset
 
--- A code has ten of the service's letters, nine of them the digits of a number below 2^40.
+-- A code has ten characters of the service's alphabet; nine of them encode a number below 2^40.
 insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on, customer_id, code)
 select 1, :first_id + i - 1, 1001 + i % 10, now() - (:millions * 1000000 - i) * interval '1 second', gen_random_uuid(), 1, :origin,
        '2099-12-31', lpad(x::text, 13, '0'),

@@ -1,7 +1,7 @@
--- What must happen inside the database. Names end in a version: from 0.2.0 on, a changed function gets the next number and a new
--- migration, so that replicas of two versions can work side by side.
+-- The functions. Names end in a version: from 0.2.0 on, a changed function gets the next number in a new migration, so that replicas
+-- of two versions can run side by side.
 --
--- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/db/writer/call.rs)
+-- OUTCOMES of a coupon in a batch (Rust: `Outcome` in src/db/writer/procedure.rs)
 --
 --    1 issued           issued_codes[place] is its code, if it came from the pool
 --    2 other_revision   the settings of the organisation changed after the decision
@@ -11,67 +11,69 @@
 --    6 holds_excluded   the customer holds a coupon of a mutually exclusive series
 --    7 pool_empty       the pool has no code for this customer
 --    8 settings_locked  the settings of the organisation are being changed
---    9 already_issued   the entity is issued: by another attempt under its key, or under its natural key
---   10 key_not_claimed  its attempt does not hold the key: the key was used before, another attempt took over, or a crash of the
+--    9 already_issued   the entity is issued already: by another attempt under its key, or under its natural key
+--   10 key_not_claimed  the attempt does not hold the key: the key was used before, another attempt took over, or a crash of the
 --                       database lost the claim
 --   11 id_taken         another coupon has its id
 --
--- Outcomes 2 to 11 store nothing.
+-- Outcomes 2 to 11 store no coupon. A pool code that turns out to be useless is deleted all the same (5).
 --
 -- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. The last
--- transaction of a batch writes something and commits with `durability`. That flushes the log, and with it every coupon of the
--- batch. A coupon is durable when its call has returned, and nobody is answered before. Claims are not flushed: a crash that loses
--- a claim also loses its coupons. A lease of coupon ids is flushed before its first id is used: no id is used twice.
+-- transaction of a batch writes something and commits with `durability`. This flushes the log, and with it every coupon of the
+-- batch. A coupon is durable when its call has returned, and no request is answered before that. Claims are not flushed: a crash that
+-- loses a claim also loses its coupons. A lease of coupon ids is flushed before its first id is used, so that no id is used twice.
 --
--- LOCKS, in the order in which a coupon takes them, and who else takes them
+-- LOCKS, in the order in which a coupon takes them, and what else takes them
 --
---    organisation  advisory (20191, hashint8(org_id)), shared, of the session, until the batch ends. `apply` takes it exclusive. Only
---                  tried: nobody waits behind `apply`
---    incarnation   advisory (20193, incarnation), shared, of the session, until the batch ends, if it has keyed coupons. A replica
---                  holds it for as long as it lives, and is_alive_1 tries it exclusive for a moment
---    series        advisory, hashint8extended(series_id, org_id), of the session, handed on from coupon to coupon of the batch and
---                  given back before the flush: those that count coupons or take codes of a series go one at a time
---    key           the row of keyed_request: inserted by a coupon that claims the key, else locked `for key share` until its
---                  commit. claim_keys_1 locks it `for update`, without waiting: no takeover fits between the check and the insert
+--    incarnation   advisory (20193, incarnation), shared, of the session, until the batch ends, if the batch has keyed coupons. A
+--                  replica holds it while it lives, and is_alive_1 tries it exclusive for a moment
+--    organisation  advisory (20191, hashint8(org_id)), shared, of the session, until the batch ends. `apply` takes it exclusive. A
+--                  batch only tries the lock, so that no coupon waits for `apply`
+--    series        advisory, hashint8extended(series_id, org_id), of the session, kept from coupon to coupon of the batch and
+--                  released before the flush. It serialises the coupons that count, or take codes of, a series
+--    key           the row of keyed_request: inserted by the coupon that claims the key, else locked `for key share` until the
+--                  coupon's commit. claim_keys_1 locks it `for update`, without waiting, so that no takeover can happen between the
+--                  check of the claim and the insert of the coupon
 --    natural key   the row of natural_issuance: a second insert waits for the first
---    customer      advisory, hashtextextended(customer_id, org_id), of the transaction: for a coupon of an exclusive series. Such
---                  a coupon takes its series after its customer, and for itself only: who holds a series never waits for a customer
+--    customer      advisory, hashtextextended(customer_id, org_id), of the transaction, for a coupon of an exclusive series. Such a
+--                  coupon locks its series after its customer, for its own transaction only: a transaction that holds a series lock
+--                  never waits for a customer lock
 --
--- ADVISORY LOCKS, all of them
+-- ALL ADVISORY LOCKS
 --
 --    (20190, 0)                                  `apply`, exclusive: one at a time
 --    (20191, hashint8(org_id))                   settings of an organisation: `apply` exclusive, batches shared
 --    (20192, hashint8(org_id))                   codes of an organisation: `apply` and uploads, one at a time
---    (20193, incarnation)                        a replica that lives
---    hashint8extended(series_id, org_id)         counting and pool of a series
---    hashtextextended(customer_id, org_id)       exclusions of a customer
+--    (20193, incarnation)                        a live replica
+--    hashint8extended(series_id, org_id)         the counter and the pool of a series
+--    hashtextextended(customer_id, org_id)       the exclusions of a customer
 --    hashtextextended('org_id series_id', -1)    the upload into a pool: one at a time. (No org_id is negative.)
 --
--- Two names with one hash share a lock: they wait for each other, and no harm is done.
+-- Two names with the same hash share a lock. They wait for each other, which does no harm.
 
 create function lock_organisation_1(of_org bigint) returns void language sql volatile as
     'select pg_advisory_xact_lock(20191, hashint8(of_org))';
-comment on function lock_organisation_1(bigint) is 'Waits until no batch issues for the organisation, and keeps others out until the end of the transaction.';
+comment on function lock_organisation_1(bigint) is 'Waits for the running batches of the organisation, and blocks new ones until the end of the transaction.';
 
 create function lock_codes_1(of_org bigint) returns void language sql volatile as
     'select pg_advisory_xact_lock(20192, hashint8(of_org))';
-comment on function lock_codes_1(bigint) is 'Waits until nobody else says what the codes of the organisation are, and keeps others waiting until the end of the transaction: `apply`, and an upload with each piece of its file. New codes then come only from the shapes and pools that are there.';
+comment on function lock_codes_1(bigint) is 'Locks the codes of the organisation until the end of the transaction. `apply` takes the lock, and an upload for each chunk of its file. Under the lock new codes come only from the existing shapes and pools.';
 
 create function key_hash_1(idempotency_key text) returns uuid language sql immutable as
     $$select encode(substring(sha256(convert_to(idempotency_key, 'UTF8')) for 16), 'hex')::uuid$$;
-comment on function key_hash_1(text) is 'The key_hash of an Idempotency-Key, to look a request up by hand.';
+comment on function key_hash_1(text) is 'The key_hash of an Idempotency-Key, to look up a request by hand.';
 
 create function lease_coupon_ids_1(ids bigint) returns bigint language plpgsql as $$
 declare
     first_id bigint;
 begin
-    -- A standby that takes over without the lease has none of its coupons either.
+    -- Without waiting for a standby: one that takes over without the lease has no coupons of it either.
     perform set_config('synchronous_commit', 'local', true);
     update coupon_id_lease l set next_id = l.next_id + ids returning l.next_id - ids into first_id;
     return first_id;
 end
 $$;
-comment on function lease_coupon_ids_1(bigint) is 'Leases so many coupon ids and returns the first. Run in a transaction of its own: when that has committed, the lease is flushed.';
+comment on function lease_coupon_ids_1(bigint) is 'Leases this number of coupon ids and returns the first. Run it in a transaction of its own, whose commit flushes the lease.';
 
 create function next_incarnation_1() returns integer language plpgsql as $$
 declare
@@ -82,17 +84,17 @@ begin
     return number;
 end
 $$;
-comment on function next_incarnation_1() is 'The number of a replica that starts.';
+comment on function next_incarnation_1() is 'The incarnation number for a replica that starts.';
 
 create function is_alive_1(of_incarnation integer) returns boolean language sql volatile as $$
     select not case when pg_try_advisory_lock(20193, of_incarnation) then pg_advisory_unlock(20193, of_incarnation) else false end
 $$;
-comment on function is_alive_1(integer) is 'Whether the replica lives, or a call that it sent still runs.';
+comment on function is_alive_1(integer) is 'Whether the replica is alive, or one of its calls still runs.';
 
 create function origin_1(of_org bigint, of_store bigint, of_source text, of_till text, of_client text) returns integer
 language plpgsql as $$
 declare
-    -- The same again if a failover loses the row: coupons that name it are right once it is back.
+    -- Derived from the columns: if a failover loses the row, it gets the same number again, and its coupons stay right.
     candidate integer := hashtext(format('%s %L %L %L', of_store, of_source, of_till, of_client));
     found_id integer;
 begin
@@ -105,16 +107,16 @@ begin
         values (of_org, of_store, candidate, of_source, of_till, of_client)
         on conflict do nothing;
         if found then return candidate; end if;
-        -- Another request stored the same, or another origin has the number.
+        -- Another transaction stored the same origin, or another origin has this number.
         candidate := hashint4(candidate);
     end loop;
 end
 $$;
-comment on function origin_1(bigint, bigint, text, text, text) is 'The origin_id of these, stored if it is new.';
+comment on function origin_1(bigint, bigint, text, text, text) is 'The origin_id of this origin. Stores a new origin.';
 
 create function holds_excluded_1(of_org bigint, of_series bigint, of_customer text) returns boolean language plpgsql as $$
 begin
-    -- Of two requests that ask at once the second sees what the first issued.
+    -- Of two concurrent requests the second sees the coupon of the first.
     perform pg_advisory_xact_lock(hashtextextended(of_customer, of_org));
     return exists (
         select from series_exclusion x
@@ -152,7 +154,7 @@ begin
     end if;
 end
 $$;
-comment on function take_pool_code_1(bigint, bigint, text) is 'Takes a code off the pool: one of the customer''s own, else the next for any. Null: there is none. The series is locked.';
+comment on function take_pool_code_1(bigint, bigint, text) is 'Takes a code out of the pool: one for this customer, else the next one for any customer. Null: there is none. The caller holds the lock on the series.';
 
 create type new_coupon_1 as (
     place          integer,
@@ -183,17 +185,17 @@ create type new_coupon_1 as (
     fingerprint    bigint,
     answers        text
 );
-comment on type new_coupon_1 is 'A coupon as it was decided, with its guards.';
-comment on column new_coupon_1.place is 'Its place in the batch, from 1: outcomes[place] says what became of it.';
+comment on type new_coupon_1 is 'A decided coupon, with its guards.';
+comment on column new_coupon_1.place is 'Its position in the batch, from 1: its outcome is outcomes[place].';
 comment on column new_coupon_1.org_id is 'coupon.org_id.';
-comment on column new_coupon_1.revision is 'Guard: the organisation is at this revision.';
+comment on column new_coupon_1.revision is 'Guard: the organisation must be at this revision.';
 comment on column new_coupon_1.coupon_id is 'coupon.coupon_id.';
 comment on column new_coupon_1.series_id is 'coupon.series_id.';
 comment on column new_coupon_1.series_version is 'coupon.series_version.';
 comment on column new_coupon_1.origin_id is 'coupon.origin_id.';
 comment on column new_coupon_1.customer_id is 'coupon.customer_id.';
 comment on column new_coupon_1.ordinal is 'coupon.ordinal.';
-comment on column new_coupon_1.code is 'coupon.code; null where it comes from the pool or is generic.';
+comment on column new_coupon_1.code is 'coupon.code. Null: the code comes from the pool or is generic.';
 comment on column new_coupon_1.from_pool is 'Whether the code comes from the pool.';
 comment on column new_coupon_1.expires_on is 'coupon.expires_on.';
 comment on column new_coupon_1.issued_at is 'coupon.issued_at.';
@@ -201,16 +203,16 @@ comment on column new_coupon_1.account_id is 'coupon.account_id.';
 comment on column new_coupon_1.metadata is 'coupon.metadata.';
 comment on column new_coupon_1.request_id is 'coupon.request_id.';
 comment on column new_coupon_1.request_uuid is 'coupon.request_uuid.';
-comment on column new_coupon_1.cap is 'Guard: the series has issued fewer. Null: it has no cap.';
-comment on column new_coupon_1.exclusive is 'Guard: the customer holds no coupon of a mutually exclusive series.';
-comment on column new_coupon_1.unguarded is 'Only a change of settings may refuse it. Anything else raises an error; the coupons before it stay committed.';
-comment on column new_coupon_1.cap_or_key is 'As unguarded, but its cap or its claim can refuse it, too.';
-comment on column new_coupon_1.natural_key is 'The natural key under which it is issued once; null: none.';
-comment on column new_coupon_1.key_hash is 'The key of its request; null: none.';
+comment on column new_coupon_1.cap is 'Guard: the series must have issued fewer coupons. Null: it has no cap.';
+comment on column new_coupon_1.exclusive is 'Guard: the customer must hold no coupon of a mutually exclusive series.';
+comment on column new_coupon_1.unguarded is 'True: only a change of settings is reported as an outcome. Any other refusal raises an error; the coupons before it stay committed.';
+comment on column new_coupon_1.cap_or_key is 'As unguarded, but a refusal by the cap or the claim is reported as an outcome as well.';
+comment on column new_coupon_1.natural_key is 'The natural key under which the coupon is issued once. Null: none.';
+comment on column new_coupon_1.key_hash is 'keyed_request.key_hash of its request. Null: the request has no key.';
 comment on column new_coupon_1.claim_id is 'keyed_request.first_coupon_id of its attempt.';
 comment on column new_coupon_1.attempt is 'keyed_request.attempt of its attempt.';
 comment on column new_coupon_1.fingerprint is 'keyed_request.fingerprint, for the coupon that claims the key.';
-comment on column new_coupon_1.answers is 'keyed_request.answers, for the coupon that claims the key; null: the key is claimed already, or by another coupon of the batch.';
+comment on column new_coupon_1.answers is 'keyed_request.answers, for the coupon that claims the key. Null: the key is claimed already, or by another coupon of the batch.';
 
 create procedure issue_coupons_1(
     coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[], inout issued_codes text[])
@@ -222,11 +224,11 @@ declare
     this_revision bigint;                   -- null while the settings of the organisation are being changed
     series_key bigint;
     locked_key bigint;
-    counted_series bigint;                  -- the series whose count is known, since it has stayed locked
+    counted_series bigint;                  -- the series whose count so_far is known, since its lock was kept
     so_far bigint;
     is_claimed boolean;                     -- by this coupon
     given text;
-    given_as text;                          -- as it was uploaded, if that differs
+    given_as text;                          -- the code as it was uploaded, if that differs
     outcome smallint;
     ignored text;
 begin
@@ -236,7 +238,7 @@ begin
         perform pg_advisory_lock_shared(20193, of_incarnation);
     end if;
 
-    -- The insert is written out three times: a call or a condition costs a coupon about a microsecond.
+    -- The insert is written out three times: a call or a condition would cost each coupon about a microsecond.
     foreach item in array coupons loop
         if item.unguarded and item.org_id = this_org and item.revision = this_revision then
             insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
@@ -248,7 +250,7 @@ begin
         end if;
 
         if item.cap_or_key and item.org_id = this_org and item.revision = this_revision
-           -- A coupon without a cap first gives a series back, below: it may wait for its key.
+           -- A coupon without a cap may wait for its key, so it first releases the series lock, below.
            and ((item.cap is null and locked_key is null) or (item.series_id = counted_series and so_far < item.cap)) then
             if item.answers is not null then
                 insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
@@ -313,7 +315,7 @@ begin
         end if;
         if series_key is not null and locked_key is null and not item.exclusive then
             if not pg_try_advisory_lock(series_key) then
-                -- A retry learns that its key is in use, and does not wait for the series first.
+                -- A retry whose key is in use is refused without waiting for the series.
                 if item.key_hash is not null and (
                     item.answers is null or exists (
                         select from keyed_request r where r.org_id = this_org and r.key_hash = item.key_hash))
@@ -330,8 +332,8 @@ begin
             locked_key := series_key;
         end if;
 
-        -- The key before the guards: a coupon that is issued already is no refusal. A coupon that is sent again alone finds its own
-        -- claim.
+        -- The key is checked before the guards: for an entity that is issued already, a guard would report a refusal. A coupon that
+        -- is sent again alone finds the claim that it stored itself.
         is_claimed := false;
         if item.answers is not null then
             insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
@@ -412,7 +414,8 @@ begin
         outcomes[item.place] := outcome;
         rollback;
         if outcome = 5 and item.from_pool then
-            -- An uploaded code that is a coupon already can never be given out. `apply` and uploads prevent it; a change by hand does not.
+            -- A coupon has this uploaded code already, so the pool can never give it out. `apply` and uploads prevent this; a change by
+            -- hand does not.
             delete from pool_code p where p.org_id = this_org and p.code = given;
             commit;
         end if;
@@ -424,7 +427,7 @@ begin
     ignored := set_config('synchronous_commit', durability, true);
     ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
     commit;
-    -- A time-out that strikes while a commit waits for a standby makes the commit succeed with only a warning.
+    -- If a time-out cancels the wait of a commit for a standby, the commit succeeds with only a warning.
     if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
         raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
     end if;
@@ -432,17 +435,17 @@ begin
 end
 $$;
 comment on procedure issue_coupons_1(new_coupon_1[], integer, text, smallint[], text[]) is
-    'Writes a batch of coupons, each in its own transaction, and returns what became of each. Batches are in order of organisation and series, so that a hot series is locked once. After a call that failed the session still holds its locks: the caller gives them back with pg_advisory_unlock_all. of_incarnation: of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
+    'Writes a batch of coupons, each in a transaction of its own, and returns their outcomes. The caller orders the batch by organisation and series, so that a hot series is locked once. After a failed call the session still holds its locks: the caller releases them with pg_advisory_unlock_all. of_incarnation: the incarnation of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
 
 create function is_in_progress_1(of_request keyed_request, lease_seconds integer) returns boolean language plpgsql as $$
 begin
-    -- The lease ends attempts whose end could not be stored, though their replica lives.
+    -- The lease also ends attempts of live replicas whose end could not be stored.
     return of_request.incarnation <> 0
        and of_request.received_at + make_interval(secs => of_request.attempt / 64.0 + lease_seconds) > clock_timestamp()
        and is_alive_1(of_request.incarnation);
 end
 $$;
-comment on function is_in_progress_1(keyed_request, integer) is 'Whether an attempt is at work on the request: its replica lives and its lease has not ended.';
+comment on function is_in_progress_1(keyed_request, integer) is 'Whether an attempt is at work on the request: its replica is alive and its lease has not ended.';
 
 create function claim_keys_1(
     org_ids bigint[], key_hashes uuid[], fingerprints bigint[], entities text[], first_ids bigint[], of_incarnation integer,
@@ -452,12 +455,12 @@ language plpgsql as $$
 declare
     asked record;
     known keyed_request;
-    is_locked boolean;                      -- by a coupon that is being written
-    is_complete boolean;                    -- nothing is left to be tried again
-    is_answered boolean;                    -- the attempt before has come to its end
+    is_locked boolean;                      -- a coupon is being written under the key
+    is_complete boolean;                    -- each entity has its final answer
+    is_answered boolean;                    -- each entity has an answer, so the earlier attempt has ended
 begin
     perform set_config('synchronous_commit', 'off', true);
-    -- In order of the keys, here and below: claims of several replicas never wait for each other in a circle.
+    -- Ordered by key, here and below, which rules out deadlocks between the claims of several replicas.
     return query
     insert into keyed_request as r (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
     select t.org_id, t.first_id, t.fingerprint, date_trunc('second', statement_timestamp()), of_incarnation, 0, t.key_hash, t.entities
@@ -480,11 +483,11 @@ begin
             select * into known from keyed_request r
              where r.org_id = asked.org_id and r.key_hash = asked.key_hash for update skip locked;
             exit when found;
-            -- A coupon is being written under it. To wait would keep the other claims of this statement waiting.
+            -- A coupon is being written under the key. Waiting would delay the other claims of this statement.
             select * into known from keyed_request r where r.org_id = asked.org_id and r.key_hash = asked.key_hash;
             is_locked := found;
             exit when found;
-            -- Purged in between.
+            -- Purged between the two statements.
             insert into keyed_request as r (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
             values (asked.org_id, asked.first_id, asked.fingerprint, date_trunc('second', statement_timestamp()), of_incarnation, 0,
                     asked.key_hash, asked.entities)
@@ -513,7 +516,7 @@ begin
                 outcome := case when is_answered or known.incarnation in (0, of_incarnation) then 2 else 5 end;
                 attempt := greatest(known.attempt + 1,
                                     ceil(64 * extract(epoch from clock_timestamp() - known.received_at))::integer);
-                -- Refused entities are open again.
+                -- Refused entities are decided again.
                 answers := regexp_replace(known.answers, '![^ ]*', '', 'g');
                 update keyed_request r
                    set incarnation = of_incarnation, attempt = claim_keys_1.attempt, answers = claim_keys_1.answers
@@ -525,12 +528,12 @@ begin
 end
 $$;
 comment on function claim_keys_1(bigint[], uuid[], bigint[], text[], bigint[], integer, integer) is
-    'Claims keys for attempts, each named by the first of the coupon ids that it reserves. Outcomes: 1 acquired: the key is new; 2 resumed: it was used before, something is left of it, and no attempt is at work on that; 3 in progress; 4 fingerprint mismatch; 5 taken over: as 2, and an attempt of another replica has not ended, but that replica is dead or the lease has run out; 6 complete: it was used before, and nothing is left. claim_id, attempt and answers are those of the stored request. Not flushed.';
+    'Claims keys for attempts. The first reserved coupon id identifies each claim. Outcomes (Rust: ClaimOutcome and Resumption in src/db/claims.rs): 1 acquired: the key is new; 2 incomplete: the key was used before, entities remain, and the earlier attempts have ended; 3 in_progress: another attempt is at work; 4 fingerprint_mismatch: the key belongs to another request; 5 taken_over: entities remain, and an attempt of another replica has not ended, but that replica is dead or the lease has run out; 6 complete: each entity has its final answer. claim_id, attempt and answers are those of the stored request. Not flushed.';
 
 create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns boolean
 language plpgsql as $$
 begin
-    -- A resend is final, so that it must not be lost after it was answered.
+    -- A resend is final and must not be lost after it was answered, so it is flushed.
     if of_answers is null or of_answers not like '%=%' then
         perform set_config('synchronous_commit', 'off', true);
     end if;
@@ -539,4 +542,4 @@ begin
     return found;
 end
 $$;
-comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt with its answers (null: as they are), unless another has taken over: false. Flushed only if a coupon was shown again.';
+comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt and stores its answers (null: the stored answers stay). False: another attempt has taken over, and nothing is stored. Flushed only if the answers contain a resend.';

@@ -1,6 +1,6 @@
 //! Issues coupons over HTTP: one coupon per series for one customer, each in its own Postgres transaction.
 //!
-//! A request walks `http` → `issuance` → `db` and back; docs/architecture.md is the map.
+//! A request goes through `http` → `issuance` → `db` and back; see docs/architecture.md.
 
 pub mod activity;
 pub mod auth;

@@ -1,8 +1,8 @@
-//! The coupon-issuer command; see [`coupon_issuer::cli`].
+//! The `coupon-issuer` command.
 
 use std::process::ExitCode;
 
-/// Requests allocate often and briefly, which this allocator handles faster than the system's.
+/// Requests make many short-lived allocations, which this allocator handles faster than the system's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,5 +1,5 @@
-//! `coupon-issuer verify`: whether what must hold does, told as a table with the rows that are not as they must be.
-//! Reads only. What must hold is asked in `db::verify`; nothing is mended here.
+//! `coupon-issuer verify` reports violated invariants as a table, with the first offending rows. It repairs nothing. The queries are
+//! in `db::verify`.
 
 use std::fmt;
 
@@ -9,25 +9,25 @@ use crate::db::DbError;
 use crate::db::verify::{self as checks, Check, Finding, Offence};
 use crate::model::OrgId;
 
-/// Why the database could not be verified.
+/// Why the database cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Nothing would be wrong with an organisation that is not there.
+    /// Without this error, an unknown organisation would pass all checks.
     #[error("--org {}: there is no such organisation", .0.0)]
     NoSuchOrganisation(OrgId),
-    /// The database cannot be asked.
+    /// The database cannot be read.
     #[error(transparent)]
     Db(#[from] DbError),
 }
 
-/// What was found. Displays as a table, the rows that are wrong, and a last line that sums up.
+/// The findings. Displays as a table, the first offending rows, and a summary line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// One for each check.
+    /// One per check.
     pub findings: Vec<Finding>,
 }
 
-/// Asks whether everything holds at this moment, in all organisations or in this one.
+/// Runs all checks, for all organisations or for one.
 ///
 /// # Errors
 /// See [`VerifyError`].
@@ -40,7 +40,7 @@ pub async fn run(connect: &PgConnectOptions, org_id: Option<OrgId>) -> Result<Re
 }
 
 impl Report {
-    /// How many rows are not as they must be.
+    /// The number of offending rows.
     #[must_use]
     pub fn wrong(&self) -> i64 {
         self.findings.iter().map(|finding| finding.wrong).sum()
@@ -49,15 +49,15 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let checked = |finding: &Finding| format!("{} {}", finding.checked, words(finding.check).1);
+        let checked = |finding: &Finding| format!("{} {}", finding.checked, texts(finding.check).1);
         let width = self.findings.iter().map(|finding| checked(finding).len()).max().unwrap_or(0);
-        writeln!(formatter, "{:<62}  {:<width$}  wrong", "what must hold", "checked")?;
+        writeln!(formatter, "{:<62}  {:<width$}  wrong", "invariant", "checked")?;
         for finding in &self.findings {
-            let holds = words(finding.check).0;
-            writeln!(formatter, "{holds:<62}  {:<width$}  {}", checked(finding), finding.wrong)?;
+            let invariant = texts(finding.check).0;
+            writeln!(formatter, "{invariant:<62}  {:<width$}  {}", checked(finding), finding.wrong)?;
         }
         for finding in self.findings.iter().filter(|finding| finding.wrong > 0) {
-            writeln!(formatter, "\n{}, but:", words(finding.check).0)?;
+            writeln!(formatter, "\n{}, but:", texts(finding.check).0)?;
             for offence in &finding.offences {
                 writeln!(formatter, "  {}", line(offence))?;
             }
@@ -74,32 +74,32 @@ impl fmt::Display for Report {
     }
 }
 
-/// What a check says, and what it says it of.
-const fn words(check: Check) -> (&'static str, &'static str) {
+/// The invariant that a check verifies, and what it counts.
+const fn texts(check: Check) -> (&'static str, &'static str) {
     match check {
         Check::Caps => ("no series has issued more than its cap", "series"),
         Check::Maxima => ("no customer has received more of a series than the maximum", "coupons"),
         Check::Ordinals => ("a customer's coupons of a series are numbered without a gap", "coupons"),
         Check::Counters => ("the counter of a capped series is the number of its coupons", "series"),
-        Check::Codes => ("a code is that of one coupon, or of one series", "coupons"),
-        Check::Pools => ("an uploaded code is yet to come, or given out once", "codes left"),
-        Check::KeyedRequests => ("a keyed request shows its coupons, and can be finished", "requests"),
-        Check::Exclusions => ("nobody has coupons of mutually exclusive series", "coupons"),
+        Check::Codes => ("a code belongs to one coupon or to one series", "coupons"),
+        Check::Pools => ("an uploaded code is in its pool or was given out once", "codes remaining"),
+        Check::KeyedRequests => ("a keyed request lists its coupons and can be completed", "requests"),
+        Check::Exclusions => ("no customer has coupons of mutually exclusive series", "coupons"),
         Check::Callers => ("a coupon names the till or the client that issued it", "coupons"),
-        Check::Versions => ("what a coupon showed of its series is kept", "coupons and series"),
-        Check::Ids => ("a coupon has a leased id of its own", "coupons"),
-        Check::Names => ("the name of a till or a client is known as taken", "tills and clients"),
+        Check::Versions => ("the series snapshot of each coupon is stored", "coupons and series"),
+        Check::Ids => ("each coupon has a leased id of its own", "coupons"),
+        Check::Names => ("the name of each till and client is reserved", "tills and clients"),
     }
 }
 
-/// A row by its key, with what it is and what it must be.
+/// Names the row by its key, with what was found and what is expected.
 fn line(offence: &Offence) -> String {
     let mut line = format!("org {}", offence.org_id.0);
     let series = offence.series_id.map(|id| format!(" series {}", id.0));
     let customer = offence.customer_id.as_ref().map(|id| format!(" customer {}", id.0));
     let subject = offence.subject.as_ref().map(|subject| format!(" {subject}"));
     line.extend([series, customer, subject].into_iter().flatten());
-    // A customer's id is whatever a caller gave.
+    // Callers choose customer ids, so these may contain control characters.
     let line = line.replace(char::is_control, "\u{fffd}");
     format!("{line}: {}; must be: {}", offence.found, offence.expected)
 }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_names_what_is_wrong_and_counts_the_rest() {
+    fn a_report_names_the_first_offending_rows_and_counts_the_rest() {
         let overrun = Offence {
             org_id: OrgId(1),
             series_id: Some(SeriesId(104)),
@@ -123,7 +123,7 @@ mod tests {
             found: "11 issued".to_owned(),
             expected: "at most 10".to_owned(),
         };
-        let twice = Offence {
+        let duplicate = Offence {
             customer_id: Some(CustomerId("5668\n".to_owned())),
             subject: Some("code GIFT…".to_owned()),
             found: "2 coupons have this code".to_owned(),
@@ -134,19 +134,19 @@ mod tests {
             findings: vec![
                 finding(Check::Caps, 3, 1, vec![overrun]),
                 finding(Check::Maxima, 7, 0, vec![]),
-                finding(Check::Codes, 1200, 3, vec![twice]),
+                finding(Check::Codes, 1200, 3, vec![duplicate]),
             ],
         };
         let expected = "\
-what must hold                                                  checked       wrong
+invariant                                                       checked       wrong
 no series has issued more than its cap                          3 series      1
 no customer has received more of a series than the maximum      7 coupons     0
-a code is that of one coupon, or of one series                  1200 coupons  3
+a code belongs to one coupon or to one series                   1200 coupons  3
 
 no series has issued more than its cap, but:
   org 1 series 104: 11 issued; must be: at most 10
 
-a code is that of one coupon, or of one series, but:
+a code belongs to one coupon or to one series, but:
   org 1 series 104 customer 5668\u{fffd} code GIFT…: 2 coupons have this code; must be: one
   and 2 more
 
@@ -158,7 +158,7 @@ drift: 4 rows";
     fn a_clean_report_says_so() {
         let report = Report { findings: vec![finding(Check::Caps, 3, 0, vec![])] };
         let expected = "\
-what must hold                                                  checked   wrong
+invariant                                                       checked   wrong
 no series has issued more than its cap                          3 series  0
 nothing is wrong";
         assert_eq!((report.to_string().as_str(), report.wrong()), (expected, 0));

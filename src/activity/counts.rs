@@ -1,5 +1,5 @@
-//! Counting on the way of every request: each thread has a shard of its own, so that hardly anybody ever waits for a lock.
-//! Bounded: what has no room is only counted as lost.
+//! Every request counts here, so each thread has a shard of its own and rarely waits for a lock. A full shard counts the rest as
+//! lost.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -10,12 +10,12 @@ use jiff::Timestamp;
 
 use crate::model::{OrgId, SeriesId};
 
-/// More than there are threads, as a rule; else some share one.
+/// Usually more than there are threads. Otherwise threads share a shard.
 const SHARDS: usize = 16;
-/// What a shard has room for, until it is emptied.
-const MOST_IN_A_SHARD: usize = 16_384;
+/// Keys in a shard between two flushes.
+const MAX_SHARD_KEYS: usize = 16_384;
 
-/// What is counted apart. Ordered as the database adds it.
+/// Each key has a count of its own. The order is the one in which the database adds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) org_id: OrgId,
@@ -25,20 +25,20 @@ pub(super) struct Key {
     pub(super) outcome: &'static str,
 }
 
-/// A cache line or two of its own, so that no thread slows down another by counting.
+/// Aligned to cache lines, so that the counting of one thread does not slow down another.
 #[repr(align(128))]
 #[derive(Debug, Default)]
 struct Shard(Mutex<HashMap<Key, u32>>);
 
-/// The counts of this replica that are not yet on their way to the database.
+/// The counts of this replica since the last flush.
 #[derive(Debug)]
 pub(super) struct Counts {
     shards: [Shard; SHARDS],
     lost: AtomicU64,
 }
 
-/// The counting of one request.
-pub(super) struct Counting<'a> {
+/// The locked shard of one request.
+pub(super) struct Counter<'a> {
     shard: MutexGuard<'a, HashMap<Key, u32>>,
     lost: &'a AtomicU64,
     org_id: OrgId,
@@ -50,17 +50,17 @@ impl Counts {
         Self { shards: Default::default(), lost: AtomicU64::new(0) }
     }
 
-    pub(super) fn begin(&self, org_id: OrgId, now: Timestamp) -> Counting<'_> {
+    pub(super) fn lock_shard(&self, org_id: OrgId, now: Timestamp) -> Counter<'_> {
         let shard = self.shards[shard_of_this_thread()].0.lock().unwrap_or_else(PoisonError::into_inner);
-        Counting { shard, lost: &self.lost, org_id, minute: now.as_second().div_euclid(60) }
+        Counter { shard, lost: &self.lost, org_id, minute: now.as_second().div_euclid(60) }
     }
 
-    /// Hands over all that was counted, and how much was not.
+    /// Passes all counts to `each`, resets them, and returns the number lost.
     pub(super) fn take(&self, mut each: impl FnMut(Key, u32)) -> u64 {
         for shard in &self.shards {
             let mut shard = shard.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let room = shard.len();
-            let taken = std::mem::replace(&mut *shard, HashMap::with_capacity(room));
+            let capacity = shard.len();
+            let taken = std::mem::replace(&mut *shard, HashMap::with_capacity(capacity));
             drop(shard);
             for (key, entities) in taken {
                 each(key, entities);
@@ -70,12 +70,12 @@ impl Counts {
     }
 }
 
-impl Counting<'_> {
-    pub(super) fn add(&mut self, series_id: SeriesId, outcome: &'static str) {
+impl Counter<'_> {
+    pub(super) fn increment(&mut self, series_id: SeriesId, outcome: &'static str) {
         let key = Key { org_id: self.org_id, series_id, minute: self.minute, outcome };
         if let Some(entities) = self.shard.get_mut(&key) {
             *entities += 1;
-        } else if self.shard.len() < MOST_IN_A_SHARD {
+        } else if self.shard.len() < MAX_SHARD_KEYS {
             self.shard.insert(key, 1);
         } else {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_threads_count_is_taken_once_and_no_more_than_there_is_room_for() {
+    fn counts_of_all_threads_are_taken_once_and_a_full_shard_loses_the_rest() {
         let counts = Counts::new();
         std::thread::scope(|scope| {
             for _ in 0..SHARDS + 3 {
                 scope.spawn(|| {
                     for second in 0..120 {
                         let now = Timestamp::from_second(second).unwrap();
-                        counts.begin(OrgId(1), now).add(SeriesId(7), "issued");
+                        counts.lock_shard(OrgId(1), now).increment(SeriesId(7), "issued");
                     }
                 });
             }
@@ -113,14 +113,14 @@ mod tests {
         assert_eq!((counts.take(&mut add), counts.take(&mut add)), (0, 0));
         assert_eq!(by_minute, HashMap::from([(0, 60 * 19), (1, 60 * 19)]));
 
-        let mut counting = counts.begin(OrgId(1), Timestamp::UNIX_EPOCH);
-        for series_id in 0..MOST_IN_A_SHARD + 5 {
-            counting.add(SeriesId(i64::try_from(series_id).unwrap()), "issued");
+        let mut counter = counts.lock_shard(OrgId(1), Timestamp::UNIX_EPOCH);
+        for series_id in 0..MAX_SHARD_KEYS + 5 {
+            counter.increment(SeriesId(i64::try_from(series_id).unwrap()), "issued");
         }
-        counting.add(SeriesId(0), "issued");
-        drop(counting);
+        counter.increment(SeriesId(0), "issued");
+        drop(counter);
         let mut entities = 0;
         assert_eq!(counts.take(|_, more| entities += more), 5);
-        assert_eq!(entities, u32::try_from(MOST_IN_A_SHARD).unwrap() + 1);
+        assert_eq!(entities, u32::try_from(MAX_SHARD_KEYS).unwrap() + 1);
     }
 }

@@ -1,5 +1,4 @@
-//! Failures on their way into the list of recent ones: so many a second and no more, whatever callers do.
-//! The counts hold each of them; this is the sample that people look at.
+//! The console lists a sample of the failures, limited per second. The counts include every failure.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -9,13 +8,13 @@ use jiff::Timestamp;
 use crate::db::activity::Failure;
 use crate::model::OrgId;
 
-/// Listed in a second, of all organisations; and of one, so that one that fails all the time leaves room for the others.
-pub(super) const MOST_IN_A_SECOND: u32 = 20;
-const MOST_OF_ONE: u32 = 10;
-/// Those that wait to be added: the newest, while the database is away.
-const MOST_WAITING: usize = 1000;
+const MAX_PER_SECOND: u32 = 20;
+/// Leaves room for other organisations when one fails all the time.
+const MAX_PER_SECOND_AND_ORGANISATION: u32 = 10;
+/// While the database is away, the newest failures replace the oldest.
+const MAX_PENDING: usize = 1000;
 
-/// The failures that wait to be added.
+/// The failures that wait for a flush.
 #[derive(Debug)]
 pub(super) struct Failures(Mutex<Recent>);
 
@@ -23,8 +22,8 @@ pub(super) struct Failures(Mutex<Recent>);
 struct Recent {
     second: i64,
     in_second: u32,
-    of_one: HashMap<OrgId, u32>,
-    waiting: VecDeque<Failure>,
+    by_organisation: HashMap<OrgId, u32>,
+    pending: VecDeque<Failure>,
 }
 
 impl Failures {
@@ -32,34 +31,34 @@ impl Failures {
         Self(Mutex::default())
     }
 
-    /// Lists a failure, if its second has room for it.
+    /// Adds a failure, unless a limit of the current second is reached.
     pub(super) fn add(&self, now: Timestamp, org_id: OrgId, failure: impl FnOnce() -> Failure) {
         let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.second != now.as_second() {
             recent.second = now.as_second();
             recent.in_second = 0;
-            recent.of_one.clear();
+            recent.by_organisation.clear();
         }
-        if recent.in_second >= MOST_IN_A_SECOND {
+        if recent.in_second >= MAX_PER_SECOND {
             return;
         }
-        let of_this = recent.of_one.entry(org_id).or_default();
-        if *of_this >= MOST_OF_ONE {
+        let in_organisation = recent.by_organisation.entry(org_id).or_default();
+        if *in_organisation >= MAX_PER_SECOND_AND_ORGANISATION {
             return;
         }
-        *of_this += 1;
+        *in_organisation += 1;
         recent.in_second += 1;
-        recent.waiting.push_back(failure());
-        if recent.waiting.len() > MOST_WAITING {
-            recent.waiting.pop_front();
+        recent.pending.push_back(failure());
+        if recent.pending.len() > MAX_PENDING {
+            recent.pending.pop_front();
         }
     }
 
-    /// Takes the oldest of those that wait.
-    pub(super) fn take(&self, most: usize) -> Vec<Failure> {
+    /// Takes up to `limit` failures, the oldest first.
+    pub(super) fn take(&self, limit: usize) -> Vec<Failure> {
         let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = most.min(recent.waiting.len());
-        recent.waiting.drain(..taken).collect()
+        let taken = limit.min(recent.pending.len());
+        recent.pending.drain(..taken).collect()
     }
 }
 
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_fails_all_the_time_leaves_room_for_the_others() {
+    fn an_organisation_that_fails_all_the_time_leaves_room_for_others() {
         let failures = Failures::new();
         let at = |second| Timestamp::from_second(second).unwrap();
         for org in [1, 2, 3] {
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_wait() {
+    fn the_newest_failures_stay() {
         let failures = Failures::new();
         for second in 0..5000 {
             fail(&failures, second, Timestamp::from_second(second).unwrap());

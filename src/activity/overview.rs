@@ -1,6 +1,3 @@
-//! What the console shows of an organisation at a moment, put together out of a handful of bounded reads.
-//! How it looks is not decided here.
-
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
@@ -9,121 +6,114 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 
-use super::{Activity, ToldFailure};
+use super::recorder::Activity;
 use crate::db::DbError;
 use crate::db::activity::WHOLE_ORGANISATION;
-use crate::db::overview::{COUNTED_CODES, MinuteRow, Place, PoolRow, Reading, SeriesRow, TotalRow};
+use crate::db::overview::{
+    COUNTED_CODES, FailureRow, MinuteRow, OverviewReader, PoolRow, SeriesCursor, SeriesRow, TotalRow,
+};
 use crate::model::{OrgId, SeriesId};
 
-/// Series, and failures, that are shown at once.
+/// Series, and failures, on one page.
 pub const PAGE: usize = 50;
-/// Minutes that are shown.
+/// Minutes in the chart.
 pub const HOUR: usize = 60;
-/// How long an overview may take.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The outcomes that are coupons; all others are refusals.
+// The outcomes that are coupons; all others are refusals.
 const ISSUED: &str = "issued";
 const RESENT: &str = "resent";
 const REPLAYED: &str = "replayed";
 
-/// What is asked for.
+/// What to show.
 #[derive(Debug, Clone)]
-pub struct Ask {
-    /// Of which organisation: the caller's, and no other.
+pub struct OverviewQuery {
+    /// The caller's organisation.
     pub org_id: OrgId,
-    /// These series alone, up to [`PAGE`] of them; empty: as many as fit, from `place` on.
+    /// Only these series, up to [`PAGE`]. If empty, a page of all series from `place` on.
     pub series_ids: Vec<SeriesId>,
-    /// From where on.
-    pub place: Place,
-    /// The failures of this request alone.
+    /// Where the page begins.
+    pub place: SeriesCursor,
+    /// Only the failures of this request.
     pub request_id: Option<String>,
 }
 
-/// What an organisation's coupons are about at a moment.
+/// The activity of an organisation.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Overview {
-    /// Its name.
     pub organisation: String,
-    /// In which times are told.
     pub zone: TimeZone,
-    /// The moment.
     pub now: Timestamp,
-    /// Since when it is counted.
+    /// When counting began.
     pub since: Option<Timestamp>,
-    /// When the first of the minutes that are shown began.
+    /// The start of the first minute in `issued` and `refused`.
     pub first_minute: Timestamp,
-    /// Coupons issued in each minute of the last hour, the one that is not over last.
+    /// Coupons issued in each minute of the last hour. The last minute is the current one.
     pub issued: [i64; HOUR],
-    /// Refusals in each.
+    /// Refusals in each of these minutes.
     pub refused: [i64; HOUR],
-    /// What was told of all entities.
     pub outcomes: Vec<OutcomeCount>,
-    /// Some of the series.
+    /// One page of the series.
     pub series: Vec<SeriesActivity>,
-    /// Those that were asked for, and do not exist.
+    /// The requested series that do not exist.
     pub unknown: Vec<SeriesId>,
-    /// Where there are more.
-    pub next: Option<Place>,
-    /// The newest failures, [`PAGE`] at most.
-    pub failures: Vec<ToldFailure>,
+    /// Where the next page begins.
+    pub next: Option<SeriesCursor>,
+    /// The newest failures, at most [`PAGE`].
+    pub failures: Vec<FailureRow>,
 }
 
-/// How often something was told.
+/// How often entities had an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct OutcomeCount {
-    /// Its name.
     pub outcome: String,
-    /// In the last hour.
     pub last_hour: i64,
-    /// Since it is counted.
+    /// Since counting began.
     pub total: i64,
 }
 
-/// A series, and what was told of it.
+/// The activity of a series.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct SeriesActivity {
-    /// Its id.
     pub id: SeriesId,
-    /// What it is called.
     pub description: String,
-    /// Its last day.
     pub valid_till_date: Date,
-    /// Issued by another system.
     pub externally_managed: bool,
-    /// Its cap.
     pub cap: Option<i64>,
-    /// Coupons issued: all of them if it has a cap, else since it is counted.
+    /// All coupons issued if the series has a cap, otherwise those since counting began.
     pub issued: i64,
-    /// Its uploaded codes, if it gives out such.
+    /// `None` if the series does not give out uploaded codes.
     pub pool: Option<PoolRemaining>,
-    /// Since when it is counted; `None`: nobody has asked for it.
+    /// When counting began. `None` if nobody has requested the series.
     pub since: Option<Timestamp>,
     /// Coupons shown again to customers who held them.
     pub resent: i64,
-    /// Coupons shown again to who tried the same request again.
+    /// Coupons shown again to callers who repeated a keyed request.
     pub replayed: i64,
-    /// Refusals by their names, the most frequent first.
+    /// Refusals by name, the most frequent first.
     pub refused: Vec<(String, i64)>,
     /// Coupons issued in each minute of the last hour.
     pub per_minute: [i64; HOUR],
 }
 
-/// The codes that a pool has left.
+/// The remaining codes of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolRemaining {
-    /// For anyone.
+    /// For any customer.
     pub remaining: i64,
-    /// Whether there may be fewer: a large pool is not counted.
+    /// Whether `remaining` is an upper bound: a large pool is not counted.
     pub is_about: bool,
-    /// For one customer each.
+    /// Reserved for one customer each.
     pub remaining_for_one: i64,
-    /// Whether there are more of those.
+    /// Whether more codes are reserved than `remaining_for_one`.
     pub are_more_for_one: bool,
 }
 
 impl SeriesActivity {
-    /// Coupons it may still issue; `None`: nothing bounds them.
+    /// Coupons that the series can still issue. `None` if it has no limit.
     #[must_use]
     pub fn remaining(&self) -> Option<i64> {
         let under_the_cap = self.cap.map(|cap| (cap - self.issued).max(0));
@@ -131,7 +121,7 @@ impl SeriesActivity {
         under_the_cap.into_iter().chain(in_the_pool).min()
     }
 
-    /// Whether [`SeriesActivity::remaining`] is no more than an estimate.
+    /// Whether [`SeriesActivity::remaining`] is an estimate.
     #[must_use]
     pub fn remaining_is_about(&self) -> bool {
         let Some(pool) = self.pool.filter(|pool| pool.is_about || pool.are_more_for_one) else { return false };
@@ -139,16 +129,16 @@ impl SeriesActivity {
     }
 }
 
-/// Why there is none.
+/// Why the overview cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum OverviewError {
     /// The database is away.
     #[error("{0}")]
     Unavailable(String),
-    /// It took too long.
+    /// The database took too long.
     #[error("the database does not answer in time")]
     TimedOut,
-    /// Our fault.
+    /// A bug.
     #[error("{0}")]
     Internal(String),
 }
@@ -164,20 +154,21 @@ impl From<DbError> for OverviewError {
 }
 
 impl Activity {
-    /// What an organisation's coupons are about now. What was counted within the last seconds may not be in it.
+    /// Reads the activity of an organisation. Counts of the last seconds may not be flushed yet.
     ///
     /// # Errors
     /// See [`OverviewError`].
-    pub async fn overview(&self, ask: &Ask) -> Result<Overview, OverviewError> {
+    pub async fn overview(&self, query: &OverviewQuery) -> Result<Overview, OverviewError> {
         let read = async {
-            let _place = self.reading.acquire().await.map_err(|error| OverviewError::Internal(error.to_string()))?;
-            read(&mut self.db.reading(ask.org_id).await?, ask, self.clock.now()).await
+            let _slot =
+                self.overview_slots.acquire().await.map_err(|error| OverviewError::Internal(error.to_string()))?;
+            read(&mut self.db.overview_reader(query.org_id).await?, query, self.clock.now()).await
         };
-        timeout(READ_WITHIN, read).await.map_err(|_elapsed| OverviewError::TimedOut)?
+        timeout(READ_TIMEOUT, read).await.map_err(|_elapsed| OverviewError::TimedOut)?
     }
 }
 
-async fn read(reading: &mut Reading, ask: &Ask, now: Timestamp) -> Result<Overview, OverviewError> {
+async fn read(reading: &mut OverviewReader, query: &OverviewQuery, now: Timestamp) -> Result<Overview, OverviewError> {
     let title = reading.title().await?;
     let title = title.ok_or_else(|| OverviewError::Internal("the caller's organisation is missing".to_owned()))?;
     let zone = TimeZone::get(&title.time_zone).map_err(|error| OverviewError::Internal(error.to_string()))?;
@@ -185,9 +176,9 @@ async fn read(reading: &mut Reading, ask: &Ask, now: Timestamp) -> Result<Overvi
     let minutes = reading.minutes(&[WHOLE_ORGANISATION], first_minute, None).await?;
     let totals = reading.totals(&[WHOLE_ORGANISATION]).await?;
     let is_refusal = |row: &&MinuteRow| is_refusal(&row.outcome);
-    let (series_ids, next) = series_ids(reading, ask).await?;
-    let of_these = (!ask.series_ids.is_empty()).then_some(&*ask.series_ids);
-    let most = i64::try_from(PAGE).unwrap_or(i64::MAX);
+    let (series_ids, next) = series_ids(reading, query).await?;
+    let only_series = (!query.series_ids.is_empty()).then_some(&*query.series_ids);
+    let limit = i64::try_from(PAGE).unwrap_or(i64::MAX);
     let series = series(reading, &series_ids, first_minute).await?;
     let found: HashSet<SeriesId> = series.iter().map(|series| series.id).collect();
     Ok(Overview {
@@ -200,13 +191,13 @@ async fn read(reading: &mut Reading, ask: &Ask, now: Timestamp) -> Result<Overvi
         refused: by_minute(minutes.iter().filter(is_refusal), first_minute),
         outcomes: outcomes(&minutes, totals),
         series,
-        unknown: ask.series_ids.iter().filter(|id| !found.contains(id)).copied().collect(),
+        unknown: query.series_ids.iter().filter(|id| !found.contains(id)).copied().collect(),
         next,
-        failures: reading.failures(of_these, ask.request_id.as_deref(), most).await?,
+        failures: reading.failures(only_series, query.request_id.as_deref(), limit).await?,
     })
 }
 
-/// When the minute began that is the first of an hour which ends with the one that is running.
+/// The start of the first minute of an hour that ends with the current minute.
 fn first_minute(now: Timestamp) -> Timestamp {
     let running = now.as_second().div_euclid(60) * 60;
     let before = SignedDuration::from_mins(i64::try_from(HOUR).unwrap_or(0) - 1);
@@ -220,16 +211,16 @@ fn is_refusal(outcome: &str) -> bool {
 fn by_minute<'a>(rows: impl Iterator<Item = &'a MinuteRow>, first: Timestamp) -> [i64; HOUR] {
     let mut counts = [0; HOUR];
     for row in rows {
-        let place = usize::try_from(row.minute.duration_since(first).as_mins()).ok();
-        // A clock that is ahead of ours has minutes that have not come yet.
-        if let Some(count) = place.and_then(|place| counts.get_mut(place)) {
+        let index = usize::try_from(row.minute.duration_since(first).as_mins()).ok();
+        // A replica whose clock is ahead stores minutes after the current one.
+        if let Some(count) = index.and_then(|index| counts.get_mut(index)) {
             *count += row.entities;
         }
     }
     counts
 }
 
-/// By name, those that are most frequent first.
+/// The most frequent outcome first.
 fn outcomes(minutes: &[MinuteRow], totals: Vec<TotalRow>) -> Vec<OutcomeCount> {
     let mut last_hour: HashMap<&str, i64> = HashMap::new();
     for row in minutes {
@@ -243,26 +234,27 @@ fn outcomes(minutes: &[MinuteRow], totals: Vec<TotalRow>) -> Vec<OutcomeCount> {
             total: row.entities,
         })
         .collect();
-    all.sort_by(|one, other| {
-        (other.last_hour, other.total, &one.outcome).cmp(&(one.last_hour, one.total, &other.outcome))
-    });
+    all.sort_by(|a, b| (b.last_hour, b.total, &a.outcome).cmp(&(a.last_hour, a.total, &b.outcome)));
     all
 }
 
-async fn series_ids(reading: &mut Reading, ask: &Ask) -> Result<(Vec<SeriesId>, Option<Place>), OverviewError> {
-    if !ask.series_ids.is_empty() {
-        return Ok((ask.series_ids.iter().copied().take(PAGE).collect(), None));
+async fn series_ids(
+    reading: &mut OverviewReader,
+    query: &OverviewQuery,
+) -> Result<(Vec<SeriesId>, Option<SeriesCursor>), OverviewError> {
+    if !query.series_ids.is_empty() {
+        return Ok((query.series_ids.iter().copied().take(PAGE).collect(), None));
     }
-    let mut found = reading.series_ids(ask.place, i64::try_from(PAGE + 1).unwrap_or(i64::MAX)).await?;
+    let mut found = reading.series_ids(query.place, i64::try_from(PAGE + 1).unwrap_or(i64::MAX)).await?;
     let are_more = found.len() > PAGE;
     found.truncate(PAGE);
     let next = found.last().map(|(_, behind)| *behind).filter(|_| are_more);
     Ok((found.into_iter().map(|(id, _)| id).collect(), next))
 }
 
-/// In the order of the ids.
+/// Returns the series in the order of `series_ids`.
 async fn series(
-    reading: &mut Reading,
+    reading: &mut OverviewReader,
     series_ids: &[SeriesId],
     first_minute: Timestamp,
 ) -> Result<Vec<SeriesActivity>, OverviewError> {
@@ -276,21 +268,21 @@ async fn series(
         minutes.entry(row.series_id).or_default().push(row);
     }
     let mut rows: HashMap<SeriesId, SeriesRow> = rows.into_iter().map(|row| (row.series_id, row)).collect();
-    let of = |id: &SeriesId| {
+    let activity = |id: &SeriesId| {
         let minutes = minutes.remove(id).unwrap_or_default();
-        Some(one_series(rows.remove(id)?, totals.remove(id).unwrap_or_default(), &minutes, first_minute))
+        Some(series_activity(rows.remove(id)?, totals.remove(id).unwrap_or_default(), &minutes, first_minute))
     };
-    Ok(series_ids.iter().filter_map(of).collect())
+    Ok(series_ids.iter().filter_map(activity).collect())
 }
 
-fn one_series(
+fn series_activity(
     row: SeriesRow,
     mut totals: BTreeMap<String, i64>,
     issued_by_minute: &[MinuteRow],
     first_minute: Timestamp,
 ) -> SeriesActivity {
-    let mut of = |outcome| totals.remove(outcome).unwrap_or(0);
-    let (issued, resent, replayed) = (of(ISSUED), of(RESENT), of(REPLAYED));
+    let mut take = |outcome| totals.remove(outcome).unwrap_or(0);
+    let (issued, resent, replayed) = (take(ISSUED), take(RESENT), take(REPLAYED));
     let mut refused: Vec<(String, i64)> = totals.into_iter().collect();
     refused.sort_by_key(|(_, entities)| std::cmp::Reverse(*entities));
     SeriesActivity {

@@ -1,5 +1,5 @@
-//! What every access token must be, whoever has signed it: RFC 9068, with the algorithm and the key chosen here and never by
-//! the token. Time is passed in, so it is checked here and not by the library.
+//! Verifies access tokens of any issuer by RFC 9068. The caller chooses the key and the algorithm, never the token. The times
+//! are checked here and not by the library, which would read the system's clock instead of the service's.
 
 use std::collections::BTreeMap;
 
@@ -8,42 +8,38 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use serde_json::Value;
 
-use super::AuthError;
+use super::error::AuthError;
 
-/// A longer one is nobody's.
-const LONGEST_TOKEN: usize = 8 * 1024;
-/// How far another's clock may be ahead, in seconds. Nothing is added to a token's end.
+const MAX_TOKEN_LENGTH: usize = 8 * 1024;
+/// How far an issuer's clock may be ahead, in seconds. It does not extend a token's lifetime.
 const CLOCK_SKEW: i64 = 30;
 
-/// The claims of a token.
 pub(super) type Claims = BTreeMap<String, Value>;
 
-/// What a token must be to be good.
 pub(super) struct Expected<'a> {
     pub(super) algorithm: Algorithm,
     pub(super) key: &'a DecodingKey,
     pub(super) issuer: &'a str,
     pub(super) audience: &'a str,
-    /// Claims that it must have, besides those that everyone's have.
+    /// Claims that the token must have in addition to those of RFC 9068.
     pub(super) claims: &'a [&'a str],
 }
 
-/// A good token, as far as this service looks.
-pub(super) struct Verified {
+pub(super) struct VerifiedToken {
     pub(super) claims: Claims,
     /// In seconds since 1970.
     pub(super) issued_at: i64,
     pub(super) expires_at: i64,
 }
 
-/// The header and the claims of a token that nobody has verified yet: good for choosing a key, for nothing else.
-pub(super) fn peek(token: &str) -> Result<(Header, Claims), AuthError> {
-    if token.len() > LONGEST_TOKEN {
+/// Decodes a token without verifying its signature. The result may be used to choose a key, and for nothing else.
+pub(super) fn decode_unverified(token: &str) -> Result<(Header, Claims), AuthError> {
+    if token.len() > MAX_TOKEN_LENGTH {
         return Err(AuthError::Invalid("the token is too long"));
     }
     let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
         ErrorKind::Json(_) => {
-            AuthError::Invalid("the token's header is not understood, or its algorithm is none of ours")
+            AuthError::Invalid("the token's header cannot be read, or its algorithm is not supported")
         }
         _ => AuthError::Invalid("the token is not a JWT"),
     })?;
@@ -54,31 +50,30 @@ pub(super) fn peek(token: &str) -> Result<(Header, Claims), AuthError> {
         return Err(AuthError::Invalid("the token has a critical header"));
     }
     let claims: Claims = jsonwebtoken::dangerous::insecure_decode_claims(token)
-        .map_err(|_| AuthError::Invalid("the token's claims are no JSON object"))?;
+        .map_err(|_| AuthError::Invalid("the token's claims are not a JSON object"))?;
     Ok((header, claims))
 }
 
-/// Who a token says has made it.
+/// The claim `iss`.
 pub(super) fn issuer(claims: &Claims) -> Result<&str, AuthError> {
     claims.get("iss").and_then(Value::as_str).ok_or(AuthError::Invalid("the token has no iss"))
 }
 
-/// RFC 9068, section 4: `at+jwt`, with or without its `application/`.
+/// RFC 9068, section 4: `at+jwt`, with or without the prefix `application/`.
 fn is_access_token(typ: &str) -> bool {
     let typ = typ.to_ascii_lowercase();
     typ.strip_prefix("application/").unwrap_or(&typ) == "at+jwt"
 }
 
-/// Verifies a token.
-pub(super) fn verify(token: &str, expected: &Expected<'_>, now: Timestamp) -> Result<Verified, AuthError> {
+pub(super) fn verify(token: &str, expected: &Expected<'_>, now: Timestamp) -> Result<VerifiedToken, AuthError> {
     let mut validation = Validation::new(expected.algorithm);
     validation.set_issuer(&[expected.issuer]);
     validation.set_audience(&[expected.audience]);
     validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
     validation.validate_exp = false;
     let claims: Claims =
-        jsonwebtoken::decode(token, expected.key, &validation).map_err(|error| refused(error.kind()))?.claims;
-    // That "sub" is a text is what the library looks at.
+        jsonwebtoken::decode(token, expected.key, &validation).map_err(|error| rejection(error.kind()))?.claims;
+    // The library checks that "sub" is a string, but knows no "jti".
     let has_jti = claims.get("jti").is_some_and(Value::is_string);
     if !has_jti || expected.claims.iter().any(|name| claims.get(*name).is_none_or(Value::is_null)) {
         return Err(AuthError::Invalid("the token lacks a claim"));
@@ -92,26 +87,26 @@ pub(super) fn verify(token: &str, expected: &Expected<'_>, now: Timestamp) -> Re
     if now >= expires_at {
         return Err(AuthError::Expired);
     }
-    Ok(Verified { claims, issued_at, expires_at })
+    Ok(VerifiedToken { claims, issued_at, expires_at })
 }
 
-/// RFC 7519: a number of seconds, perhaps with a fraction. One beyond the year 9999 is a mistake, such as milliseconds, and
-/// would make a token that never ends.
+/// RFC 7519: a number of seconds, perhaps with a fraction. A time beyond the year 9999 is rejected: somebody has written
+/// milliseconds, and the token would never expire.
 fn seconds(claims: &Claims, name: &str) -> Result<i64, AuthError> {
     let number = claims.get(name).and_then(Value::as_number);
     let whole = number.and_then(|number| {
-        #[expect(clippy::cast_possible_truncation, reason = "saturates, which is no instant either")]
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, and the limits of i64 are not valid times")]
         number.as_i64().or_else(|| number.as_f64().map(|seconds| seconds.floor() as i64))
     });
     let instant = whole.filter(|second| Timestamp::from_second(*second).is_ok());
-    instant.ok_or(AuthError::Invalid("the token's exp, iat or nbf is no instant"))
+    instant.ok_or(AuthError::Invalid("the token's exp, iat or nbf is not a valid time"))
 }
 
-fn refused(kind: &ErrorKind) -> AuthError {
+fn rejection(kind: &ErrorKind) -> AuthError {
     AuthError::Invalid(match kind {
         ErrorKind::InvalidSignature => "the token's signature is wrong",
-        ErrorKind::InvalidAlgorithm => "the token's algorithm is not its key's",
-        ErrorKind::InvalidIssuer => "the token is another issuer's",
+        ErrorKind::InvalidAlgorithm => "the token's algorithm does not match its key",
+        ErrorKind::InvalidIssuer => "the token is from another issuer",
         ErrorKind::InvalidAudience => "the token is for another audience",
         ErrorKind::MissingRequiredClaim(_) => "the token lacks a claim",
         _ => "the token cannot be read",

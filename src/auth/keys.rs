@@ -1,6 +1,7 @@
-//! The keys that sign this service's own access tokens: where they come from, and which one signs when.
+//! Loads the keys that sign the service's own access tokens, and chooses the key that signs.
 //!
-//! They are read again every few seconds and whenever the database tells of a change, so that rotating them needs no restart.
+//! The service reloads the keys every few seconds and after each notification from the database, so that a rotation needs no
+//! restart.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,49 +24,49 @@ use crate::config::AuthSettings;
 use crate::db::{Db, DbError, SigningKeyRow};
 use crate::model::Clock;
 
-/// A signing key could not be made or read.
+/// Why a signing key could not be generated or read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The database cannot be asked.
+    /// The query failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// No key could be made.
-    #[error("no signing key could be made")]
+    /// The cryptographic library failed.
+    #[error("no signing key could be generated")]
     Generate,
-    /// A stored key is none.
+    /// A stored key is not an RSA private key.
     #[error("the signing key {0} cannot be read")]
     Unreadable(String),
-    /// The file with the keys cannot be read.
+    /// The file of `auth.signing_keys_file` cannot be read.
     #[error("auth.signing_keys_file: {0}: {1}")]
     File(String, #[source] std::io::Error),
-    /// There is no key where keys should be.
+    /// The file or the setting contains no usable key.
     #[error("{0} holds no RSA private key of at least 2048 bits as PKCS#8 PEM (\"BEGIN PRIVATE KEY\")")]
-    None(&'static str),
+    NoKey(&'static str),
 }
 
 impl KeyError {
-    /// Whether trying again later may succeed.
+    /// Whether the database is unavailable, so that a retry may succeed.
     #[must_use]
     pub const fn is_away(&self) -> bool {
         matches!(self, Self::Db(DbError::Unavailable(_) | DbError::TookTooLong(_) | DbError::ServerFault(_)))
     }
 }
 
-/// Where the keys are. Of a file and a value the first key signs and all of them verify.
+/// Where the keys are configured. In a file or a setting the first key signs, and all of them verify.
 #[derive(Clone)]
 pub enum KeySource {
-    /// In the database, shared by all replicas; the first start of all makes one.
+    /// In the database, shared by all replicas. The first replica to start generates a key.
     Database,
-    /// In a file of PEM.
+    /// In a PEM file.
     File(PathBuf),
-    /// In a setting, as PEM.
+    /// In a setting, in PEM format.
     Value(SecretString),
 }
 
 impl KeySource {
-    /// Where these settings keep the keys.
+    /// The source that these settings choose.
     #[must_use]
-    pub fn of(settings: &AuthSettings) -> Self {
+    pub fn from_settings(settings: &AuthSettings) -> Self {
         if !settings.signing_keys_file.is_empty() {
             Self::File(settings.signing_keys_file.clone().into())
         } else if !settings.signing_keys.expose_secret().is_empty() {
@@ -75,16 +76,16 @@ impl KeySource {
         }
     }
 
-    /// Checks that the keys can be read and are keys, where they are not in the database.
+    /// Checks that the keys of a file or a setting can be read.
     ///
     /// # Errors
-    /// What [`SigningKeys::load`] would fail on.
+    /// The error that [`SigningKeys::load`] would return.
     pub fn check(&self) -> Result<(), KeyError> {
-        self.outside()?.iter().flatten().try_for_each(|row| read(row).map(drop))
+        self.configured()?.iter().flatten().try_for_each(|row| read(row).map(drop))
     }
 
-    /// `None`: they are in the database.
-    fn outside(&self) -> Result<Option<Vec<SigningKeyRow>>, KeyError> {
+    /// The keys of the file or the setting; `None`: the keys are in the database.
+    fn configured(&self) -> Result<Option<Vec<SigningKeyRow>>, KeyError> {
         match self {
             Self::Database => Ok(None),
             Self::File(path) => {
@@ -97,7 +98,7 @@ impl KeySource {
     }
 }
 
-/// The keys as they are at present.
+/// The loaded keys.
 pub struct SigningKeys {
     source: KeySource,
     db: Db,
@@ -105,7 +106,6 @@ pub struct SigningKeys {
     current: RwLock<Arc<Vec<SigningKey>>>,
 }
 
-/// One key.
 pub(super) struct SigningKey {
     pub(super) kid: String,
     pub(super) signing: EncodingKey,
@@ -116,26 +116,26 @@ pub(super) struct SigningKey {
 }
 
 impl SigningKeys {
-    /// The keys at present.
+    /// Loads the keys.
     ///
     /// # Errors
-    /// When the database cannot be asked, or a key is unreadable.
+    /// When a key cannot be read, or the query fails.
     pub async fn load(db: Db, source: KeySource, clock: Arc<dyn Clock>) -> Result<Self, KeyError> {
         let keys = Self { source, db, clock, current: RwLock::default() };
         keys.refresh().await?;
         Ok(keys)
     }
 
-    /// Reads them again, and says whether one is gone or ends at another time than before.
+    /// Reloads the keys. Returns whether a key was removed or its expiry has changed, so that cached tokens must be verified again.
     pub(super) async fn refresh(&self) -> Result<bool, KeyError> {
-        let rows = match self.source.outside()? {
+        let rows = match self.source.configured()? {
             Some(rows) => rows,
             None => self.stored().await?,
         };
         let keys = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let stays =
+        let is_unchanged =
             |old: &SigningKey| keys.iter().any(|new| new.kid == old.kid && new.verifies_until == old.verifies_until);
-        let is_changed = !self.all().iter().all(stays);
+        let is_changed = !self.all().iter().all(is_unchanged);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
         Ok(is_changed)
     }
@@ -145,26 +145,26 @@ impl SigningKeys {
         if !rows.is_empty() {
             return Ok(rows);
         }
-        let made = generate(self.clock.now()).await?;
-        self.db.store_first_signing_key(&made).await?;
+        let generated = generate(self.clock.now()).await?;
+        self.db.store_first_signing_key(&generated).await?;
         Ok(self.db.signing_keys().await?)
     }
 
-    /// Does something with the key that signs at present.
-    pub(super) fn with_signing<T>(&self, then: impl FnOnce(&SigningKey) -> T) -> Option<T> {
+    /// Calls `use_key` with the key that signs at present: the newest whose time has come, or else the first to come.
+    pub(super) fn with_signing<T>(&self, use_key: impl FnOnce(&SigningKey) -> T) -> Option<T> {
         let (keys, now) = (self.all(), self.clock.now());
-        let good = || keys.iter().filter(|key| key.verifies_at(now));
-        let newest = good().filter(|key| key.signs_from <= now).max_by_key(|key| key.signs_from);
-        newest.or_else(|| good().min_by_key(|key| key.signs_from)).map(then)
+        let valid = || keys.iter().filter(|key| key.verifies_at(now));
+        let newest = valid().filter(|key| key.signs_from <= now).max_by_key(|key| key.signs_from);
+        newest.or_else(|| valid().min_by_key(|key| key.signs_from)).map(use_key)
     }
 
-    /// Does something with the key of this name, if its tokens are still good.
-    pub(super) fn with_verifying<T>(&self, kid: &str, then: impl FnOnce(&SigningKey) -> T) -> Option<T> {
+    /// Calls `use_key` with the key of this name, if it still verifies tokens.
+    pub(super) fn with_verifying<T>(&self, kid: &str, use_key: impl FnOnce(&SigningKey) -> T) -> Option<T> {
         let now = self.clock.now();
-        self.all().iter().find(|key| key.kid == kid && key.verifies_at(now)).map(then)
+        self.all().iter().find(|key| key.kid == kid && key.verifies_at(now)).map(use_key)
     }
 
-    /// The public halves, for whoever verifies tokens elsewhere (RFC 7517).
+    /// The public keys as a JWK set (RFC 7517), for other services that verify the tokens.
     pub fn published(&self) -> JwkSet {
         let now = self.clock.now();
         JwkSet { keys: self.all().iter().filter(|key| key.verifies_at(now)).map(|key| key.public.clone()).collect() }
@@ -181,38 +181,38 @@ impl SigningKey {
     }
 }
 
-/// Makes a key that signs from then on.
+/// Generates a key that signs from this instant on.
 ///
 /// # Errors
-/// When the library cannot.
+/// When the cryptographic library fails.
 pub async fn generate(signs_from: Timestamp) -> Result<SigningKeyRow, KeyError> {
-    let made = tokio::task::spawn_blocking(|| {
+    let generated = tokio::task::spawn_blocking(|| {
         let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| KeyError::Generate)?;
         let der: Pkcs8V1Der = pair.as_der().map_err(|_| KeyError::Generate)?;
         Ok::<_, KeyError>((kid(&pair), der.as_ref().to_vec().into()))
     });
-    let (kid, private_key) = made.await.map_err(|_| KeyError::Generate)??;
+    let (kid, private_key) = generated.await.map_err(|_| KeyError::Generate)??;
     Ok(SigningKeyRow { kid, private_key, signs_from, verifies_until: None })
 }
 
-/// A key's name follows from the key: it is the same wherever the key is read.
+/// Derives the key's name from the key, so that all replicas use the same name.
 fn kid(pair: &KeyPair) -> String {
     URL_SAFE_NO_PAD.encode(&Sha256::digest(pair.public_key().as_ref())[..12])
 }
 
-/// The keys of a PEM text: the first signs, the others only verify.
-fn rows_of(pem: &SecretString, place: &'static str) -> Result<Vec<SigningKeyRow>, KeyError> {
+/// Parses PEM: the first key signs, the others only verify.
+fn rows_of(pem: &SecretString, source: &'static str) -> Result<Vec<SigningKeyRow>, KeyError> {
     let mut rows = Vec::new();
-    // Behind a byte order mark the first key would not be seen, and the second would sign.
+    // Trap: with a byte order mark before it the parser would skip the first key, and the second would sign.
     let pem = pem.expose_secret().trim_start_matches('\u{feff}');
     for key in PrivatePkcs8KeyDer::pem_slice_iter(pem.as_bytes()) {
-        let key = key.map_err(|_| KeyError::None(place))?;
-        let pair = KeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| KeyError::None(place))?;
+        let key = key.map_err(|_| KeyError::NoKey(source))?;
+        let pair = KeyPair::from_pkcs8(key.secret_pkcs8_der()).map_err(|_| KeyError::NoKey(source))?;
         let signs_from = if rows.is_empty() { Timestamp::MIN } else { Timestamp::MAX };
         let private_key = key.secret_pkcs8_der().to_vec().into();
         rows.push(SigningKeyRow { kid: kid(&pair), private_key, signs_from, verifies_until: None });
     }
-    if rows.is_empty() { Err(KeyError::None(place)) } else { Ok(rows) }
+    if rows.is_empty() { Err(KeyError::NoKey(source)) } else { Ok(rows) }
 }
 
 fn read(row: &SigningKeyRow) -> Result<SigningKey, KeyError> {

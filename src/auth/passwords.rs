@@ -1,30 +1,33 @@
-//! Secrets at rest: argon2id, with the parameters that the library recommends.
-//!
-//! Slow by design, so it never runs on the async threads and never on all of the cores.
+//! Hashes and verifies secrets with argon2id, with the library's default parameters.
 
+use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash};
+use md5::{Digest, Md5};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// A secret could not be hashed or checked; a wrong secret is not an error.
+/// How long a request waits for a permit to verify its secret.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a secret could not be hashed or verified. A wrong secret is not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
-    /// A stored hash is none, or there is no randomness for a salt.
+    /// There is no randomness for a salt, or the parameters of a stored hash are invalid.
     #[error("hashing failed: {0}")]
     Hash(#[from] password_hash::Error),
-    /// A stored hash is none.
+    /// A stored hash is not in the PHC format.
     #[error("a stored hash cannot be read: {0}")]
     Stored(#[from] password_hash::phc::Error),
-    /// The check itself broke off.
-    #[error("the check broke off")]
-    BrokeOff,
-    /// Too many others are waiting for theirs.
-    #[error("too many secrets are waiting to be checked")]
+    /// The task that hashes has panicked or was cancelled.
+    #[error("the hashing task failed")]
+    TaskFailed,
+    /// Waiting for a permit timed out.
+    #[error("too many secrets are waiting to be verified")]
     Busy,
 }
 
@@ -36,10 +39,10 @@ pub fn hash_secret(secret: &SecretString) -> Result<String, PasswordError> {
     Ok(Argon2::default().hash_password(secret.expose_secret().as_bytes())?.to_string())
 }
 
-/// Whether this is the secret behind a stored hash. Takes tens of milliseconds.
+/// Whether a stored hash belongs to this secret. Takes tens of milliseconds.
 ///
 /// # Errors
-/// When the stored hash is none.
+/// When the stored hash cannot be read.
 pub fn verify_secret(hash: &str, secret: &SecretString) -> Result<bool, PasswordError> {
     let hash = PasswordHash::new(hash)?;
     match Argon2::default().verify_password(secret.expose_secret().as_bytes(), &hash) {
@@ -49,51 +52,77 @@ pub fn verify_secret(hash: &str, secret: &SecretString) -> Result<bool, Password
     }
 }
 
-/// How long a caller waits for its turn.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The md5 of a till's password in lower-case hex, which is what the service hashes and verifies. A password that looks like an
+/// md5 is taken as one: tills may send either (docs/contract.md).
+#[must_use]
+pub fn till_password(password: &SecretString) -> SecretString {
+    let given = password.expose_secret();
+    if given.len() == 32 && given.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return given.to_ascii_lowercase().into();
+    }
+    let mut hex = String::with_capacity(32);
+    for byte in Md5::digest(given.as_bytes()) {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex.into()
+}
 
-/// Checks secrets beside the async threads, on half of the cores at most: who floods the service with secrets cannot keep it
-/// from serving those whose secrets it knows.
-pub(super) struct Passwords {
+/// Verifies secrets on blocking threads, and on at most half of the cores: a flood of secrets must not keep the service from
+/// serving callers whose credentials are cached.
+pub(super) struct SecretVerifier {
     permits: Arc<Semaphore>,
 }
 
-/// Leave to check one secret.
-pub(super) struct Turn(#[expect(dead_code, reason = "given back when dropped")] OwnedSemaphorePermit);
+/// Permits the verification of one secret.
+pub(super) struct Permit(#[expect(dead_code, reason = "released when dropped")] OwnedSemaphorePermit);
 
-impl Passwords {
+impl SecretVerifier {
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { permits: Arc::new(Semaphore::new(cores.div_ceil(2))) }
     }
 
-    /// Waits for a turn, and not for ever.
-    pub(super) async fn turn(&self) -> Result<Turn, PasswordError> {
-        let turn = timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
-        Ok(Turn(turn.map_err(|_| PasswordError::Busy)?.map_err(|_| PasswordError::BrokeOff)?))
+    pub(super) async fn acquire(&self) -> Result<Permit, PasswordError> {
+        let permit = timeout(PERMIT_TIMEOUT, Arc::clone(&self.permits).acquire_owned()).await;
+        Ok(Permit(permit.map_err(|_| PasswordError::Busy)?.map_err(|_| PasswordError::TaskFailed)?))
     }
 }
 
-impl Turn {
-    /// Whether the secret is the one behind the hash. Without a hash the answer is no, after the same time: how long it
-    /// takes does not tell whether there is such a till.
+impl Permit {
+    /// Whether the hash belongs to the secret. Without a hash the answer is no, after the same time: the duration must not
+    /// reveal whether the till exists.
     pub(super) async fn verify(self, hash: Option<String>, secret: SecretString) -> Result<bool, PasswordError> {
-        let checked = tokio::task::spawn_blocking(move || {
-            let _turn = self;
+        let verified = tokio::task::spawn_blocking(move || {
+            let _permit = self;
             match hash {
                 Some(hash) => verify_secret(&hash, &secret),
-                None => verify_secret(nobodys_hash()?, &secret).map(|_| false),
+                None => verify_secret(dummy_hash()?, &secret).map(|_| false),
             }
         });
-        checked.await.map_err(|_| PasswordError::BrokeOff)?
+        verified.await.map_err(|_| PasswordError::TaskFailed)?
     }
 }
 
-fn nobodys_hash() -> Result<&'static str, PasswordError> {
+fn dummy_hash() -> Result<&'static str, PasswordError> {
     static HASH: OnceLock<String> = OnceLock::new();
     if let Some(hash) = HASH.get() {
         return Ok(hash);
     }
     let hash = hash_secret(&"nobody's".into())?;
     Ok(HASH.get_or_init(|| hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check vector of docs/contract.md.
+    #[test]
+    fn a_plain_password_and_its_md5_are_the_same() {
+        let md5 = "8a16a6b70505eb1f1ff7cdc0cd5559a7";
+        for given in ["server123", md5, "8A16A6B70505EB1F1FF7CDC0CD5559A7"] {
+            assert_eq!(till_password(&given.into()).expose_secret(), md5, "{given}");
+        }
+    }
 }

@@ -1,5 +1,4 @@
-//! This service's own access tokens: RS256 JWTs (contract 5, RFC 9068), made for a client and good on every replica.
-//! What any access token must be is in `jwt`; the keys are in `keys`.
+//! Signs and verifies the service's own access tokens: RS256 JWTs by RFC 9068, valid on every replica.
 
 use std::sync::Arc;
 
@@ -9,25 +8,23 @@ use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::AuthError;
+use super::error::AuthError;
 use super::jwt::{self, Expected};
 use super::keys::SigningKeys;
 use crate::model::{Caller, Entropy, OrgId};
 
-/// What the tokens are for, as they say it.
-pub const AUDIENCE: &str = "coupon-issuer";
-/// The one scope there is: to issue coupons.
+/// The claim `aud`.
+const AUDIENCE: &str = "coupon-issuer";
+/// The only scope: issuing coupons.
 pub const SCOPE: &str = "coupon:issue";
-/// Who makes the tokens, where no public URL is set.
-const NAMELESS: &str = "coupon-issuer";
+/// The claim `iss` where no public URL is configured.
+const DEFAULT_ISSUER: &str = "coupon-issuer";
 
-/// Makes and verifies tokens.
 pub(super) struct Tokens {
     keys: Arc<SigningKeys>,
     issuer: String,
 }
 
-/// What a good token says.
 pub(super) struct OwnToken {
     pub(super) org_id: OrgId,
     pub(super) client_key: String,
@@ -51,14 +48,13 @@ struct Claims<'a> {
 }
 
 impl Tokens {
-    /// Tokens in the name of the service's public URL, or of the service where it has none.
     pub(super) fn new(keys: Arc<SigningKeys>, public_url: Option<String>) -> Self {
-        Self { keys, issuer: public_url.unwrap_or_else(|| NAMELESS.to_owned()) }
+        Self { keys, issuer: public_url.unwrap_or_else(|| DEFAULT_ISSUER.to_owned()) }
     }
 
-    /// Whether tokens that say so are to be verified here.
-    pub(super) fn are_ours(&self, issuer: &str) -> bool {
-        issuer == self.issuer || issuer == NAMELESS
+    /// Whether the service issues tokens under this name. The default stays valid after a public URL is configured.
+    pub(super) fn is_own_issuer(&self, issuer: &str) -> bool {
+        issuer == self.issuer || issuer == DEFAULT_ISSUER
     }
 
     pub(super) fn sign(
@@ -105,7 +101,7 @@ impl Tokens {
                 Expected { algorithm: Algorithm::RS256, key: &key.verifying, issuer, audience: AUDIENCE, claims };
             jwt::verify(token, &expected, now)
         });
-        let verified = verified.ok_or(AuthError::Invalid("the token's key is none of ours"))??;
+        let verified = verified.ok_or(AuthError::Invalid("the token's kid is not one of this service's keys"))??;
         let org_id = verified.claims.get("org_id").and_then(Value::as_i64);
         match (verified.claims.get("client_id"), org_id) {
             (Some(Value::String(client_key)), Some(org_id)) => Ok(OwnToken {
@@ -114,7 +110,7 @@ impl Tokens {
                 issued_at: verified.issued_at,
                 expires_at: verified.expires_at,
             }),
-            _ => Err(AuthError::Invalid("the token's client_id or org_id is none")),
+            _ => Err(AuthError::Invalid("the token's client_id or org_id is not valid")),
         }
     }
 }

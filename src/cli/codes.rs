@@ -3,7 +3,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{ImportArgs, StatusArgs};
 use super::output::{answer, complain, report};
-use crate::codes::{self, Event, ImportState};
+use crate::codes::{self, ImportEvent, ImportState};
 use crate::model::{Clock, OrgId, SeriesId, SystemClock};
 
 /// Shows a progress bar on a terminal. Rejected lines go to standard error, the counts to standard output.
@@ -11,21 +11,21 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<()> {
     let connect = args.common.database().await?;
     let (org_id, series_id) = (OrgId(args.org), SeriesId(args.series));
     let bar = ProgressBar::new(0);
-    bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} left")?);
+    bar.set_style(ProgressStyle::with_template("{wide_bar} {bytes} of {total_bytes}, {eta} remaining")?);
     let mut on_event = |event| match event {
-        Event::Begins(ImportState { is_finished: true, .. }) => report("this file has been uploaded before"),
-        Event::Begins(ImportState { lines_done, .. }) if lines_done > 0 => {
-            report(format_args!("going on after line {lines_done}, where an earlier run stopped"));
+        ImportEvent::Started(ImportState { is_finished: true, .. }) => report("this file has been imported before"),
+        ImportEvent::Started(ImportState { lines_done, .. }) if lines_done > 0 => {
+            report(format_args!("continuing after line {lines_done}, where an earlier run stopped"));
         }
-        Event::Begins(_) => {}
-        Event::Rejected { line, reason } => bar.suspend(|| complain(format_args!("line {line}: {reason}"))),
-        Event::Progress { done, of } => {
-            bar.set_length(of);
+        ImportEvent::Started(_) => {}
+        ImportEvent::Rejected { line, reason } => bar.suspend(|| complain(format_args!("line {line}: {reason}"))),
+        ImportEvent::Progress { done, total } => {
+            bar.set_length(total);
             bar.set_position(done);
         }
     };
     let file = args.file.display();
-    let done = if args.dry_run {
+    let counts = if args.dry_run {
         let dry_run = codes::dry_run(&connect, org_id, series_id, &args.file, &mut on_event).await?;
         bar.finish_and_clear();
         match dry_run.layout {
@@ -34,14 +34,14 @@ pub(super) async fn import(args: ImportArgs) -> anyhow::Result<()> {
         }
         dry_run.counts
     } else {
-        let done = codes::import(&connect, org_id, series_id, &args.file, &mut on_event).await?;
+        let counts = codes::import(&connect, org_id, series_id, &args.file, &mut on_event).await?;
         bar.finish_and_clear();
-        done
+        counts
     };
-    let ImportState { accepted, duplicates, malformed, .. } = done;
+    let ImportState { accepted, duplicates, malformed, .. } = counts;
     report(format_args!("codes accepted: {accepted}, duplicates: {duplicates}, malformed lines: {malformed}"));
     if malformed > 0 {
-        bail!("{file} has lines that are no code");
+        bail!("{file} has malformed lines");
     }
     Ok(())
 }

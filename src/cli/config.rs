@@ -1,8 +1,8 @@
 use super::args::Common;
 use super::output::answer;
 
-/// Fails where `serve` would refuse the settings.
+/// Fails if `serve` would refuse the settings.
 pub(super) fn show(common: &Common) -> anyhow::Result<()> {
-    common.to_serve()?;
-    answer(common.shown()?)
+    common.serve_settings()?;
+    answer(common.settings_as_toml()?)
 }

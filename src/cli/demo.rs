@@ -11,13 +11,13 @@ use super::output::report;
 use super::serve::{bind, stop_signals};
 use crate::config::{LogFormat, Settings};
 use crate::db::migrations;
-use crate::demo::private_postgres::{Options, PrivatePostgres};
+use crate::demo::{Options, PrivatePostgres};
 use crate::model::{Environment, OrgId, SeriesId};
 use crate::server::{App, Stop, serve_metrics};
 use crate::{codes, provisioning, telemetry};
 
 const DEMO: &str = include_str!("../../config/demo.toml");
-/// Codes for the demo's series of uploaded codes.
+/// For the demo's series of uploaded codes.
 const GIFT_CARDS: &str = include_str!("../../config/demo_gift_cards.csv");
 const ORG: OrgId = OrgId(1);
 const GIFT_CARD_SERIES: SeriesId = SeriesId(106);
@@ -27,7 +27,7 @@ pub(super) async fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let mut settings = Settings::load(None)?;
     settings.http.drain = Duration::ZERO;
     settings.http.public_url.get_or_insert_with(|| format!("http://{}", args.listen));
-    // People read the demo's log.
+    // People read the demo's log, even if it is piped.
     if settings.log.format != LogFormat::Json {
         settings.log.format = LogFormat::Text;
     }
@@ -64,7 +64,7 @@ async fn serve_demo(
     let metrics = telemetry::start_metrics()?;
     let app = App::build(settings, &connect, Environment::default()).await?;
     report(welcome(listener.local_addr()?, settings.http.console, &postgres.psql_hint(DATABASE)));
-    // Another demo, or a Prometheus, may have the port: the demo then runs without metrics.
+    // Another demo or a Prometheus may use the port. The demo then runs without metrics.
     if let Some(address) = settings.metrics.listen
         && let Err(error) = serve_metrics(address, metrics).await
     {
@@ -76,7 +76,7 @@ async fn serve_demo(
 fn welcome(address: SocketAddr, has_console: bool, psql: &str) -> String {
     let console = if has_console {
         format!(
-            "\nWhat goes on, for any till or client with read access (office.desk, office123): http://{address}/console\n"
+            "\nThe console, for any till or client with read access (office.desk, office123): http://{address}/console\n"
         )
     } else {
         String::new()
@@ -91,7 +91,7 @@ Issue two coupons:
 
 Or in a browser: http://{address}/docs
 {console}
-Look at them:
+Look at the coupons:
 
   {psql} -c 'select i.series_id, i.customer_id, i.code, i.expires_on, c.xmin from issued_coupon i join coupon c using (org_id, coupon_id)'
 

@@ -18,10 +18,10 @@ pub(super) async fn healthcheck(url: &str) -> anyhow::Result<()> {
 }
 
 async fn get_status(url: &str) -> anyhow::Result<StatusCode> {
-    let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
-    let host = uri.host().with_context(|| format!("{url} names no host"))?;
+    let uri: Uri = url.parse().with_context(|| format!("{url} is not a URL"))?;
+    let host = uri.host().with_context(|| format!("{url} has no host"))?;
     let address = format!("{host}:{}", uri.port_u16().unwrap_or(80));
-    let stream = TcpStream::connect(&address).await.with_context(|| format!("nobody listens on {address}"))?;
+    let stream = TcpStream::connect(&address).await.with_context(|| format!("cannot connect to {address}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);

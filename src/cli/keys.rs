@@ -6,13 +6,13 @@ use crate::auth::KeySource;
 use crate::config::AuthSettings;
 use crate::db::Db;
 use crate::model::{Clock, SystemClock};
-use crate::provisioning::commands::Order;
+use crate::provisioning::commands::Invocation;
 use crate::provisioning::keys;
 
 pub(super) async fn rotate(common: Common) -> anyhow::Result<()> {
     require_database_keys(&common.settings()?.auth)?;
     let connect = common.database().await?;
-    report(keys::rotate(&connect, Order::now(&SystemClock)).await?);
+    report(keys::rotate(&connect, Invocation::now(&SystemClock)).await?);
     Ok(())
 }
 
@@ -24,11 +24,11 @@ pub(super) async fn list(common: Common) -> anyhow::Result<()> {
 }
 
 fn require_database_keys(settings: &AuthSettings) -> anyhow::Result<()> {
-    match KeySource::of(settings) {
+    match KeySource::from_settings(settings) {
         KeySource::Database => Ok(()),
         KeySource::File(_) | KeySource::Value(_) => bail!(
-            "the keys are those of auth.signing_keys_file or auth.signing_keys, not of the database: put a new one second, wait \
-             until every replica has read it, put it first, and take the old one away once its tokens have ended"
+            "the keys are in auth.signing_keys_file or auth.signing_keys, not in the database: add the new key in second position, \
+             wait until every replica has read it, move it to the first position, and remove the old key once its tokens have expired"
         ),
     }
 }

@@ -1,5 +1,5 @@
-//! What commands print. A reader that has gone, or a full disk, never makes a command panic; and what is stored and shown is no
-//! command to the terminal.
+//! Prints without panicking when the reader is gone or the disk is full, and escapes control characters in stored text, which could
+//! control the terminal.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Write};
 
 use anyhow::Context;
 
-/// Prints what a command was asked for. A reader that has read enough and gone (`| head`) is no failure.
+/// Prints the answer of a command. A reader that closes the pipe early (`| head`) is not an error.
 pub(super) fn answer(text: impl Display) -> anyhow::Result<()> {
     match write(io::stdout().lock(), &text.to_string()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -15,7 +15,7 @@ pub(super) fn answer(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Prints what a command has done. It is done, so that it cannot be printed is no failure of the command.
+/// Reports what a command has done. The command has succeeded even if the report cannot be printed.
 pub(super) fn report(text: impl Display) {
     let text = text.to_string();
     if let Err(error) = write(io::stdout().lock(), &text) {
@@ -25,28 +25,28 @@ pub(super) fn report(text: impl Display) {
 
 /// Prints to standard error.
 pub(super) fn complain(text: impl Display) {
-    // Nobody is left to be told that standard error is gone.
+    // If standard error is gone, there is nowhere to report it.
     let _ = write(io::stderr().lock(), &text.to_string());
 }
 
-/// Writes a text as lines, with the last one ended.
+/// Writes the text, and a line break if it lacks one at its end.
 fn write(mut to: impl Write, text: &str) -> io::Result<()> {
-    to.write_all(plain(text).as_bytes())?;
+    to.write_all(escape_controls(text).as_bytes())?;
     if !text.ends_with('\n') {
         to.write_all(b"\n")?;
     }
     to.flush()
 }
 
-/// The text with its control characters escaped, except for the ends of lines: a description may hold what moves a cursor.
-fn plain(text: &str) -> Cow<'_, str> {
+/// Escapes control characters except line breaks.
+fn escape_controls(text: &str) -> Cow<'_, str> {
     let is_harmful = |c: char| c.is_control() && c != '\n';
     if !text.contains(is_harmful) {
         return Cow::Borrowed(text);
     }
-    let mut plain = String::with_capacity(text.len());
+    let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_harmful(c) { plain.extend(c.escape_unicode()) } else { plain.push(c) }
+        if is_harmful(c) { escaped.extend(c.escape_unicode()) } else { escaped.push(c) }
     }
-    Cow::Owned(plain)
+    Cow::Owned(escaped)
 }

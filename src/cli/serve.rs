@@ -12,13 +12,13 @@ use crate::server::{App, Stop, retry_until, serve_metrics};
 use crate::telemetry;
 
 pub(super) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let (settings, connect) = args.common.to_serve()?;
+    let (settings, connect) = args.common.serve_settings()?;
     let connect = connect.ok_or(SettingsError::NoDatabase)?;
     let collector = telemetry::start_logs(&settings.log, &settings.traces)?;
     let stops = stop_signals()?;
     if args.migrate {
         let migrate = async || migrations::migrate(&connect).await;
-        retry_until(settings.database.startup_timeout, SchemaError::is_away, migrate).await?;
+        retry_until(settings.database.startup_timeout, SchemaError::is_unavailable, migrate).await?;
     }
     let listener = bind(settings.http.listen)?;
     let metrics = telemetry::start_metrics()?;
@@ -36,8 +36,8 @@ pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
 }
 
-/// SIGTERM and Ctrl-C. The handlers are installed at once, so a signal during the start is not lost. SIGHUP, which a closed terminal sends,
-/// is logged and ignored.
+/// Receives SIGTERM and Ctrl-C. Installs the handlers at once, so a signal during the start is not lost. Logs and ignores SIGHUP, which
+/// a closing terminal sends.
 pub(super) fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -49,7 +49,7 @@ pub(super) fn stop_signals() -> anyhow::Result<mpsc::Receiver<Stop>> {
                 _ = terminate.recv() => Stop::AfterDrain,
                 _ = interrupt.recv() => Stop::Now,
                 _ = hang_up.recv() => {
-                    tracing::info!("SIGHUP ignored: settings are read at the start; SIGTERM stops the service");
+                    tracing::info!("SIGHUP ignored: settings are read only at the start; send SIGTERM to stop the service");
                     continue;
                 }
             };

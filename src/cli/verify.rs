@@ -11,7 +11,7 @@ pub(super) async fn verify(args: VerifyArgs) -> anyhow::Result<()> {
     let wrong = report.wrong();
     answer(report)?;
     if wrong > 0 {
-        bail!("not everything is as it must be");
+        bail!("some invariants are violated");
     }
     Ok(())
 }

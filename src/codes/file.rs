@@ -1,6 +1,6 @@
-//! A file of codes: looked through as a whole before anything of it is stored, then read line by line.
+//! Checks a file of codes as a whole before any code is stored, then reads it line by line.
 //!
-//! Memory stays flat whatever is in the file: a line is bounded, and a quote never runs into the next line.
+//! Memory stays constant: a line has a maximum length, and a quote ends with its line.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -10,13 +10,13 @@ use sha2::{Digest, Sha256};
 
 use super::layout::{HeaderError, Layout, LineError, Row, escaped, named_separator};
 
-/// The most bytes of a line: code and customer, quoted, in four-byte characters.
-const LONGEST_LINE: usize = 4096;
-/// How much of a line a message quotes, in bytes.
-const QUOTED: usize = 60;
+/// In bytes: fits a code and a customer, quoted, in four-byte characters.
+const MAX_LINE: usize = 4096;
+/// How many bytes of a line a message quotes.
+const MAX_QUOTED: usize = 60;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Why no line of a file is taken.
+/// Why a file is refused as a whole.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum FileError {
@@ -25,7 +25,7 @@ pub enum FileError {
     #[error("this is a directory")]
     Directory,
     #[error(
-        "this is a pipe or a device: write the codes to a file, so that a broken upload can go on where it stopped"
+        "this is a pipe or a device: write the codes to a file, so that an interrupted import can continue where it stopped"
     )]
     Pipe,
     #[error("this is UTF-16, as Excel's \"Unicode Text\" is: save it as UTF-8 (in Excel: \"CSV UTF-8\")")]
@@ -34,13 +34,13 @@ pub enum FileError {
     Workbook,
     #[error("this is compressed: unpack it first")]
     Compressed,
-    #[error("line {line} has NUL characters in it: this is UTF-16 without a byte order mark, or no text")]
+    #[error("line {line} has NUL characters in it: this is UTF-16 without a byte order mark, or not text")]
     Binary { line: i64 },
-    #[error("line {line} cannot be understood, so nothing of the file is taken: {reason}. It is \"{quoted}\"")]
+    #[error("line {line} cannot be parsed, so the whole file is refused: {reason}. It is \"{quoted}\"")]
     Line { line: i64, reason: HeaderError, quoted: String },
 }
 
-/// A code and whom it is for, or what is wrong with the line.
+/// The code and customer of a line, or why it is invalid.
 pub(super) type Content = Result<Row, LineError>;
 
 /// A line that is neither blank nor a header.
@@ -51,34 +51,34 @@ pub(super) struct Line {
     pub(super) content: Content,
 }
 
-/// A place in a file: so many bytes and lines are before it.
+/// A position in a file: the bytes and lines before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) bytes: u64,
     pub(super) lines: i64,
 }
 
-/// A file that is understood.
+/// A file that passed the check.
 #[derive(Debug)]
 pub(super) struct CodeFile {
     file: File,
-    /// What the file is known by.
+    /// Identifies the file in later runs.
     pub(super) sha256: Vec<u8>,
     pub(super) bytes: u64,
-    /// `None`: there is nothing in it.
+    /// `None` if the file holds no codes.
     pub(super) layout: Option<Layout>,
-    /// Behind the header.
-    body: Place,
+    /// Where the lines behind the header begin.
+    body: Position,
 }
 
 impl CodeFile {
-    /// Opens a file and reads all of it, to know it by its content and to see whether it is understood. Lines that are no code do not
-    /// keep it from being so, unless what they are makes the others doubtful.
+    /// Opens a file and reads all of it: for its hash, and to check it. An invalid line does not fail the check, unless it puts the
+    /// meaning of the other lines in doubt.
     pub(super) fn open(path: &Path) -> Result<Self, FileError> {
         if path.as_os_str() == "-" {
             return Err(FileError::Pipe);
         }
-        // Before it is opened: opening a pipe waits for somebody to write into it.
+        // Check the type first: opening a pipe blocks until somebody writes to it.
         let kind = fs::metadata(path)?.file_type();
         if kind.is_dir() {
             return Err(FileError::Directory);
@@ -89,19 +89,19 @@ impl CodeFile {
         let file = File::open(path)?;
         let (sha256, bytes) = fingerprint(&file)?;
         let (layout, body) = read_head(&file)?;
-        let understood = Self { file, sha256, bytes, layout, body };
-        understood.look_through()?;
-        Ok(understood)
+        let checked = Self { file, sha256, bytes, layout, body };
+        checked.check_lines()?;
+        Ok(checked)
     }
 
-    /// The lines from a place on that an earlier reading has come to.
-    pub(super) fn lines_from(&self, place: Place) -> io::Result<Lines<'_>> {
-        let place = if place.bytes > self.body.bytes { place } else { self.body };
-        Ok(Lines { raw: RawLines::at(&self.file, place)?, layout: self.layout.as_ref() })
+    /// The lines from a position on at which an earlier run stopped.
+    pub(super) fn lines_from(&self, position: Position) -> io::Result<Lines<'_>> {
+        let position = if position.bytes > self.body.bytes { position } else { self.body };
+        Ok(Lines { raw: RawLines::at(&self.file, position)?, layout: self.layout.as_ref() })
     }
 
-    fn look_through(&self) -> Result<(), FileError> {
-        let mut lines = self.lines_from(Place::default())?;
+    fn check_lines(&self) -> Result<(), FileError> {
+        let mut lines = self.lines_from(Position::default())?;
         while let Some(line) = lines.next()? {
             if let Err(reason) = line.content
                 && reason.is_about_the_file()
@@ -129,24 +129,25 @@ fn fingerprint(file: &File) -> io::Result<(Vec<u8>, u64)> {
     }
 }
 
-/// Reads the layout off the first line that is not blank, and whether that is a header or is to be read again as a code.
-fn read_head(file: &File) -> Result<(Option<Layout>, Place), FileError> {
-    let mut lines = RawLines::at(file, Place::default())?;
+/// Derives the layout from the first line that is not blank. Returns it with the position of the first code: behind a header, or
+/// the first line itself.
+fn read_head(file: &File) -> Result<(Option<Layout>, Position), FileError> {
+    let mut lines = RawLines::at(file, Position::default())?;
     let start = lines.input.fill_buf()?;
     match start {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(FileError::Utf16),
         [b'P', b'K', 3, 4, ..] | [0xd0, 0xcf, 0x11, 0xe0, ..] => return Err(FileError::Workbook),
         [0x1f, 0x8b, ..] => return Err(FileError::Compressed),
-        _ => {} // Whatever else it begins with is read as text.
+        _ => {} // Anything else is read as text.
     }
     let mut separator = None;
     loop {
-        let before = lines.place;
+        let before = lines.position;
         if !lines.advance()? {
             return Ok((None, before));
         }
         if lines.line.contains(&0) {
-            return Err(FileError::Binary { line: lines.place.lines });
+            return Err(FileError::Binary { line: lines.position.lines });
         }
         if lines.is_too_long {
             return Err(lines.refuse(LineError::TooLong.into()));
@@ -160,8 +161,8 @@ fn read_head(file: &File) -> Result<(Option<Layout>, Place), FileError> {
             separator = Some(named.map_err(|reason| lines.refuse(reason))?);
             continue;
         }
-        let layout = Layout::of_first_line(&lines.line, separator).map_err(|reason| lines.refuse(reason))?;
-        let body = if layout.has_header() { lines.place } else { before };
+        let layout = Layout::from_first_line(&lines.line, separator).map_err(|reason| lines.refuse(reason))?;
+        let body = if layout.has_header() { lines.position } else { before };
         return Ok((Some(layout), body));
     }
 }
@@ -173,56 +174,55 @@ pub(super) struct Lines<'f> {
 }
 
 impl Lines<'_> {
-    /// Where reading has come to.
-    pub(super) const fn place(&self) -> Place {
-        self.raw.place
+    /// The position behind the last line that was read.
+    pub(super) const fn position(&self) -> Position {
+        self.raw.position
     }
 
-    /// The next one; `None` at the end.
     pub(super) fn next(&mut self) -> io::Result<Option<Line>> {
         let Some(layout) = self.layout else { return Ok(None) };
         while self.raw.advance()? {
             if self.raw.is_blank() {
                 continue;
             }
-            let content = match layout.line(&self.raw.line) {
+            let content = match layout.parse_line(&self.raw.line) {
                 _ if self.raw.is_too_long => Some(Err(LineError::TooLong)),
                 content => content.transpose(),
             };
             if let Some(content) = content {
-                return Ok(Some(Line { number: self.raw.place.lines, content }));
+                return Ok(Some(Line { number: self.raw.position.lines, content }));
             }
         }
         Ok(None)
     }
 }
 
-/// Lines as they are.
+/// All lines, not parsed.
 struct RawLines<'f> {
     input: BufReader<&'f File>,
-    place: Place,
-    /// The one that was read last, with its end; of one that is too long only the beginning.
+    position: Position,
+    /// The last line read, with its line break. If it is too long, only its beginning.
     line: Vec<u8>,
     is_too_long: bool,
 }
 
 impl<'f> RawLines<'f> {
-    fn at(mut file: &'f File, place: Place) -> io::Result<Self> {
-        file.seek(SeekFrom::Start(place.bytes))?;
-        Ok(Self { input: BufReader::with_capacity(1 << 16, file), place, line: Vec::new(), is_too_long: false })
+    fn at(mut file: &'f File, position: Position) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(position.bytes))?;
+        Ok(Self { input: BufReader::with_capacity(1 << 16, file), position, line: Vec::new(), is_too_long: false })
     }
 
-    /// Reads the next one; false at the end.
+    /// Reads the next line. Returns false at the end of the file.
     fn advance(&mut self) -> io::Result<bool> {
         self.line.clear();
-        let read = self.input.by_ref().take(LONGEST_LINE as u64).read_until(b'\n', &mut self.line)?;
+        let read = self.input.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut self.line)?;
         if read == 0 {
             return Ok(false);
         }
-        let is_first = self.place == Place::default();
-        self.place.bytes += read as u64;
-        self.place.lines += 1;
-        self.is_too_long = read == LONGEST_LINE && self.line.last() != Some(&b'\n');
+        let is_first = self.position == Position::default();
+        self.position.bytes += read as u64;
+        self.position.lines += 1;
+        self.is_too_long = read == MAX_LINE && self.line.last() != Some(&b'\n');
         if self.is_too_long {
             self.skip_rest()?;
         }
@@ -236,36 +236,37 @@ impl<'f> RawLines<'f> {
         loop {
             let buffered = self.input.fill_buf()?;
             let end = buffered.iter().position(|byte| *byte == b'\n');
-            let length = end.map_or(buffered.len(), |at| at + 1);
+            let length = end.map_or(buffered.len(), |index| index + 1);
             let is_over = end.is_some() || buffered.is_empty();
             self.input.consume(length);
-            self.place.bytes += length as u64;
+            self.position.bytes += length as u64;
             if is_over {
                 return Ok(());
             }
         }
     }
 
-    /// Spreadsheets write an empty row as its separators.
+    /// Spreadsheets write an empty row as a line of separators.
     fn is_blank(&self) -> bool {
         self.line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n' | b',' | b';'))
     }
 
-    /// The file is refused because of the line that was read last.
+    /// The error for a file that is refused because of the last line read.
     fn refuse(&self, reason: HeaderError) -> FileError {
-        FileError::Line { line: self.place.lines, reason, quoted: quoted(&self.line) }
+        FileError::Line { line: self.position.lines, reason, quoted: quoted(&self.line) }
     }
 }
 
-/// The beginning of a line in a message. What cannot be seen, or is no text, is escaped: it may be meant for a terminal.
+/// Quotes the beginning of a line in a message. Escapes invisible characters and bytes that are not UTF-8: they could control the
+/// terminal.
 fn quoted(line: &[u8]) -> String {
     let line = line.trim_ascii_end();
     let mut quoted = String::new();
-    for chunk in line[..line.len().min(QUOTED)].utf8_chunks() {
+    for chunk in line[..line.len().min(MAX_QUOTED)].utf8_chunks() {
         quoted.push_str(&escaped(chunk.valid().chars()));
         quoted.push_str(&chunk.invalid().escape_ascii().to_string());
     }
-    if line.len() > QUOTED {
+    if line.len() > MAX_QUOTED {
         quoted.push('\u{2026}');
     }
     quoted
@@ -290,21 +291,21 @@ mod tests {
     }
 
     fn lines(text: &[u8]) -> Vec<(i64, Content)> {
-        understood(text).unwrap()
+        read_all(text).unwrap()
     }
 
-    fn understood(text: &[u8]) -> Result<Vec<(i64, Content)>, String> {
+    fn read_all(text: &[u8]) -> Result<Vec<(i64, Content)>, String> {
         let open = CodeFile::open(file(text).path()).map_err(|error| error.to_string())?;
-        let mut lines = open.lines_from(Place::default()).unwrap();
+        let mut lines = open.lines_from(Position::default()).unwrap();
         let mut read = Vec::new();
         while let Some(line) = lines.next().unwrap() {
             read.push((line.number, line.content));
         }
-        assert_eq!(lines.place().bytes, text.len() as u64);
+        assert_eq!(lines.position().bytes, text.len() as u64);
         Ok(read)
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "stands for what is read")]
+    #[expect(clippy::unnecessary_wraps, reason = "has the type of a parsed line")]
     fn code(code: &str, customer: Option<&str>) -> Content {
         Ok((code.to_owned(), customer.map(str::to_owned)))
     }
@@ -331,18 +332,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_told_and_ends_with_its_line() {
+    fn an_invalid_line_is_reported_and_ends_with_its_line() {
         let long = "x".repeat(256);
         for (line, reason) in [
             (",c", "the code is missing"),
             ("A1,c,d", "there is more than a code and a customer"),
             ("A 1", "the code has a space or a control character in it"),
             ("A\u{0}1", "the code has a space or a control character in it"),
-            ("A1;c", "the character ; stands outside quotes, and the separator of the file is comma"),
+            ("A1;c", "the character ; is outside quotes, but the separator of the file is comma"),
             ("A1,c\u{0}", "the customer's id has a control character in it"),
             ("\"A1", "a quote is not closed"),
-            ("\"A1\"x", "a quote stands in the middle of a cell: quote the whole cell, and double each quote in it"),
-            ("A\"1\"", "a quote stands in the middle of a cell: quote the whole cell, and double each quote in it"),
+            ("\"A1\"x", "a quote is in the middle of a cell: quote the whole cell, and double each quote in it"),
+            ("A\"1\"", "a quote is in the middle of a cell: quote the whole cell, and double each quote in it"),
             ("\"A1\"\r\"A2\"", "the line has a carriage return in it: lines end with LF, or CR and LF"),
             (long.as_str(), "the code is longer than 255 characters"),
             (&format!("A1,{long}"), "the customer's id is longer than 255 characters"),
@@ -357,53 +358,53 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_understood_is_refused_as_a_whole() {
+    fn a_file_with_an_unknown_layout_is_refused_as_a_whole() {
         let long = "x".repeat(5000);
         for (text, reason) in [
-            (b"gift card\nA1\n".as_slice(), "line 1 cannot be understood"),
+            (b"gift card\nA1\n".as_slice(), "line 1 cannot be parsed"),
             (
                 b"\n\xe2\x80\x8b\nA1\n",
-                "line 2 cannot be understood, so nothing of the file is taken: the code has U+200B (zero width space) in it; allowed are the letters A to Z and a to z, digits and - _ . / +. It is \"\\u{200b}\"",
+                "line 2 cannot be parsed, so the whole file is refused: the code has U+200B (zero width space) in it; allowed are the letters A to Z and a to z, digits and - _ . / +. It is \"\\u{200b}\"",
             ),
             (b"code,amount\nA1,5\n", "It is \"code,amount\""),
             (b"A\xff\x1b[2J\n", "the line is not UTF-8. It is \"A\\xff\\u{1b}[2J\""),
             (b"A1\rA2\r", "lines end with LF, or CR and LF. It is \"A1\\u{d}A2\""),
-            (b"sep=|\nA1|c\n", "\"|\" is no separator"),
-            (b"sep=;\nA1,c\n", "the character , stands outside quotes, and the separator of the file is semicolon"),
+            (b"sep=|\nA1|c\n", "\"|\" is not a supported separator"),
+            (b"sep=;\nA1,c\n", "the character , is outside quotes, but the separator of the file is semicolon"),
             (long.as_bytes(), "the line is too long"),
-            (b"A1,c\nA2,d\n\xef\xbb\xbfA3,e\n", "line 3 cannot be understood, so nothing of the file is taken: U+FEFF"),
+            (b"A1,c\nA2,d\n\xef\xbb\xbfA3,e\n", "line 3 cannot be parsed, so the whole file is refused: U+FEFF"),
             (b"\xef\xbb\xbf\xef\xbb\xbfA1\n", "U+FEFF (byte order mark) in the middle of the file"),
             (
                 b"code,customer\nA1,c\ncustomer,code\nd,A2\n",
-                "line 3 cannot be understood, so nothing of the file is taken: a header in the middle",
+                "line 3 cannot be parsed, so the whole file is refused: a header in the middle",
             ),
             (b"\xff\xfeA\x001\x00\n\x00", "is UTF-16"),
             (b"A\x001\x00\n\x00", "line 1 has NUL characters in it"),
             (b"PK\x03\x04\x14\x00", "is a workbook"),
             (b"\x1f\x8b\x08", "is compressed"),
         ] {
-            let refused = understood(text).unwrap_err();
+            let refused = read_all(text).unwrap_err();
             assert!(refused.contains(reason), "{refused}\nnot\n{reason}");
         }
-        let refused = understood(long.as_bytes()).unwrap_err();
+        let refused = read_all(long.as_bytes()).unwrap_err();
         assert!(refused.len() < 300, "{refused}");
         let directory = CodeFile::open(&std::env::temp_dir()).unwrap_err().to_string();
         assert_eq!(directory, "this is a directory");
     }
 
-    /// In each of its places: what was read before and what is read from there on are the whole file.
+    /// After each line: the lines read before and those read from its position on are the whole file.
     #[test]
-    fn reading_goes_on_where_it_stopped() {
+    fn reading_continues_where_it_stopped() {
         let text = b"customer;code\n7;A1\n\n;A2\nx\n8;A3\n";
         let (all, file) = (lines(text), file(text));
         for stop in 1..=all.len() {
             let open = CodeFile::open(file.path()).unwrap();
-            let mut first = open.lines_from(Place::default()).unwrap();
+            let mut first = open.lines_from(Position::default()).unwrap();
             for _ in 0..stop {
                 first.next().unwrap();
             }
-            let place = first.place();
-            let mut second = open.lines_from(place).unwrap();
+            let position = first.position();
+            let mut second = open.lines_from(position).unwrap();
             let mut rest = Vec::new();
             while let Some(line) = second.next().unwrap() {
                 rest.push((line.number, line.content));
@@ -412,7 +413,7 @@ mod tests {
         }
     }
 
-    /// Pieces of files that people have, and bytes.
+    /// Fragments of real files, and random bytes.
     fn anything() -> impl Strategy<Value = Vec<u8>> {
         const PIECES: &[&str] = &[
             "A1",
@@ -444,7 +445,7 @@ mod tests {
             6 => select(PIECES).prop_map(|piece| piece.as_bytes().to_vec()),
             1 => vec(any::<u8>(), 1..4),
         ];
-        // Half of them have a first line that is understood.
+        // Half of the files have a valid first line.
         let first = select(&["", "A0,c\n"]);
         (first, vec(piece, 0..40)).prop_map(|(first, pieces)| [first.as_bytes(), &pieces.concat()].concat())
     }
@@ -453,7 +454,7 @@ mod tests {
 
     /// Well-formed rows: a code, a customer, and whether each is quoted.
     fn rows() -> impl Strategy<Value = Vec<(String, Option<String>, bool)>> {
-        // A prefix keeps them from being names of columns, or what spreadsheets write.
+        // The prefix keeps them apart from column names and spreadsheet artefacts.
         let code = "X[A-Za-z0-9._/+-]{0,20}";
         let customer = proptest::option::of("K[ -~\u{e0}-\u{ff}]{0,20}k");
         vec((code, customer, any::<bool>()), 1..20)
@@ -490,8 +491,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_file_is_understood_or_refused_and_no_code_is_outside_the_alphabet(text in anything()) {
-            for (_, content) in understood(&text).unwrap_or_default() {
+        fn any_file_is_read_or_refused_and_no_code_is_outside_the_alphabet(text in anything()) {
+            for (_, content) in read_all(&text).unwrap_or_default() {
                 if let Ok((code, customer)) = content {
                     prop_assert_eq!(check_code(&code), Ok(()));
                     let customer = customer.unwrap_or_else(|| "c".to_owned());
@@ -501,7 +502,7 @@ mod tests {
         }
 
         #[test]
-        fn well_formed_rows_are_understood_in_every_format(
+        fn well_formed_rows_are_read_in_every_format(
             rows in rows(),
             separator in select([',', ';', '\t'].as_slice()),
             header in select(HEADERS),

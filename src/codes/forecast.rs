@@ -1,6 +1,3 @@
-//! How much is left in each pool, and for how long at the pace of the last 24 hours.
-//! Reads only; what is shown is counted at that moment, not kept anywhere.
-
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,19 +8,19 @@ use crate::db::DbError;
 use crate::db::code_pool::{self, PoolStatus};
 use crate::model::{OrgId, SeriesId};
 
-/// What the pace is taken from.
-const LATELY: SignedDuration = SignedDuration::from_hours(24);
-/// A series that began to issue a moment ago has shown no pace yet: it counts as having begun so long ago at least.
-const SHORTEST: SignedDuration = SignedDuration::from_hours(1);
+/// The period from which the rate is taken.
+const RATE_PERIOD: SignedDuration = SignedDuration::from_hours(24);
+/// The rate of a series that began to issue more recently is taken over this period, since minutes are too short for a rate.
+const MIN_RATE_PERIOD: SignedDuration = SignedDuration::from_hours(1);
 
-/// The pools, as they are at a moment. Displays as a table.
+/// The pools at a point in time. Displays as a table.
 #[derive(Debug)]
 pub struct Pools {
     pools: Vec<PoolStatus>,
     now: Timestamp,
 }
 
-/// Counts what the pools hold: all of them, or an organisation's, or one series'.
+/// Counts the codes of all pools, of one organisation, or of one series.
 ///
 /// # Errors
 /// When the database cannot be asked.
@@ -33,12 +30,12 @@ pub async fn status(
     series_id: Option<SeriesId>,
     now: Timestamp,
 ) -> Result<Pools, DbError> {
-    let since = now.checked_sub(LATELY).unwrap_or(Timestamp::MIN);
+    let since = now.checked_sub(RATE_PERIOD).unwrap_or(Timestamp::MIN);
     Ok(Pools { pools: code_pool::status(connect, org_id, series_id, since).await?, now })
 }
 
 impl Pools {
-    /// Whether there is none.
+    /// Whether there are no pools.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.pools.is_empty()
@@ -73,13 +70,14 @@ impl fmt::Display for Pools {
     }
 }
 
-/// How long what is left lasts at the pace of late.
+/// How long the remaining codes last at the rate of the last 24 hours.
 #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
 fn empty_in(pool: &PoolStatus, now: Timestamp) -> String {
     let Some(first) = pool.first_lately.filter(|_| pool.remaining > 0) else {
         return if pool.remaining == 0 { "is empty" } else { "none issued lately" }.to_owned();
     };
-    let observed = if pool.is_older { LATELY } else { now.duration_since(first).clamp(SHORTEST, LATELY) };
+    let observed =
+        if pool.is_older { RATE_PERIOD } else { now.duration_since(first).clamp(MIN_RATE_PERIOD, RATE_PERIOD) };
     let hours = pool.remaining as f64 / pool.issued_lately as f64 * observed.as_secs_f64() / 3600.0;
     if hours < 48.0 { format!("about {hours:.1} hours") } else { format!("about {:.1} days", hours / 24.0) }
 }
@@ -105,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_is_that_of_the_time_it_was_shown_in() {
+    fn the_rate_is_taken_over_the_time_since_the_first_code() {
         let early = Some("2026-11-21T11:00:00Z");
         for (pool, expected) in [
             (pool(0, 5, early, true), "is empty"),
@@ -113,7 +111,7 @@ mod tests {
             (pool(5, 0, None, true), "none issued lately"),
             (pool(100, 100, early, true), "about 24.0 hours"),
             (pool(1000, 100, early, true), "about 10.0 days"),
-            // Began 23 hours ago, 6 hours ago, a minute ago.
+            // The first code was issued 23 hours, 6 hours and a minute ago.
             (pool(100, 100, early, false), "about 23.0 hours"),
             (pool(100, 100, Some("2026-11-22T04:00:00Z"), false), "about 6.0 hours"),
             (pool(100, 100, Some("2026-11-22T09:59:00Z"), false), "about 1.0 hours"),

@@ -1,17 +1,17 @@
-//! The layout of a file of codes: its separator and its columns, as its first line tells them; and what a line is by them.
+//! Derives the layout of a file of codes, separator and columns, from its first line, and parses lines by it.
 //!
-//! A line that is not clearly a code, or a code and a customer, is an error: a guess would give out what is no code, or lose for whom
-//! it is. Cells are read here and not by a CSV library, since those take `"A1"x` and `A"1` for something.
+//! A line that is not clearly a code, or a code and a customer, is an error. A guess could give out text that is not a code, or give a
+//! code to the wrong customer. CSV libraries are too lenient: they accept `"A1"x` and `A"1`.
 
 use std::fmt;
 
 use crate::model::{Character, CodeError, check_code, is_invisible};
 
-/// The most characters of a customer's id.
-const LONGEST_CUSTOMER: usize = 255;
-/// The separators that are understood. None of them can be in a code.
+/// In characters.
+const MAX_CUSTOMER_ID: usize = 255;
+/// None of these can be in a code.
 const SEPARATORS: [char; 3] = [',', ';', '\t'];
-/// The names of the columns, in lower case and without spaces, `_` and `-`.
+/// Column names, in lower case and without spaces, `_` and `-`.
 const CODE_NAMES: [&str; 10] = [
     "code",
     "codes",
@@ -25,17 +25,17 @@ const CODE_NAMES: [&str; 10] = [
     "discountcode",
 ];
 const CUSTOMER_NAMES: [&str; 4] = ["customer", "customerid", "user", "userid"];
-/// What exports write where there is nothing.
+/// Exports write these for an empty value.
 const PLACEHOLDERS: [&str; 11] =
     ["null", "\\n", "nan", "none", "n/a", "#n/a", "#ref!", "#name?", "#value!", "#div/0!", "#null!"];
 
-/// Why a line gives no code to the pool.
+/// Why a line is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LineError {
     #[error(transparent)]
     Code(#[from] CodeError),
-    #[error("the customer's id is longer than {LONGEST_CUSTOMER} characters")]
+    #[error("the customer's id is longer than {MAX_CUSTOMER_ID} characters")]
     CustomerTooLong,
     #[error("the customer's id has a control character in it")]
     CustomerControl,
@@ -53,19 +53,19 @@ pub enum LineError {
     CarriageReturn,
     #[error("a quote is not closed")]
     OpenQuote,
-    #[error("a quote stands in the middle of a cell: quote the whole cell, and double each quote in it")]
+    #[error("a quote is in the middle of a cell: quote the whole cell, and double each quote in it")]
     StrayQuote,
-    #[error("{} stands outside quotes, and the separator of the file is {}", Character(*.0), separator_name(*.1))]
+    #[error("{} is outside quotes, but the separator of the file is {}", Character(*.0), separator_name(*.1))]
     OtherSeparator(char, char),
-    #[error("{0} is a formula, as spreadsheets write one to keep leading zeros: write its text alone")]
+    #[error("{0} is a formula that a spreadsheet wrote to keep leading zeros: write only its text")]
     Formula(String),
-    #[error("{0} begins with an apostrophe, as spreadsheets mark a text: write it without")]
+    #[error("{0} begins with an apostrophe, by which spreadsheets mark text: remove it")]
     Apostrophe(String),
-    #[error("{0} is what a spreadsheet made of a long number, whose digits are lost: format the column as text")]
+    #[error("{0} is a long number that a spreadsheet rounded, so digits are lost: format the column as text")]
     Exponent(String),
-    #[error("the customer's id {0} is what a spreadsheet or a program made of a number: write it without a fraction")]
+    #[error("the customer's id {0} has a fraction, which a spreadsheet or a program added: remove it")]
     Fraction(String),
-    #[error("{0} stands for nothing: leave the cell empty")]
+    #[error("{0} means an empty value: leave the cell empty")]
     Placeholder(String),
     #[error("U+FEFF (byte order mark) in the middle of the file: were two files put together?")]
     ByteOrderMark,
@@ -78,25 +78,25 @@ pub enum LineError {
 }
 
 impl LineError {
-    /// Whether the lines behind this one may mean something else than the first line says: then no line of the file is taken.
+    /// Whether the lines behind this one may have another layout. Then the whole file is refused.
     pub(super) const fn is_about_the_file(&self) -> bool {
         matches!(self, Self::ByteOrderMark | Self::HeaderAgain)
     }
 }
 
-/// Why a first line tells no layout.
+/// Why no layout can be derived from the first line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum HeaderError {
-    #[error("{0:?} is no separator that is understood: these are comma, semicolon and tab")]
+    #[error("{0:?} is not a supported separator: use comma, semicolon or tab")]
     Separator(String),
-    #[error("a header with the column {0:?}, which is not known; known are code and customer")]
+    #[error("a header with the unknown column {0:?}: use code and customer")]
     UnknownColumn(String),
     #[error("a header with a column that has no name")]
     NoName,
     #[error("a header that names the column {0} twice")]
     Twice(&'static str),
-    #[error("a header that names no column code")]
+    #[error("a header without a column code")]
     NoCode,
     #[error(transparent)]
     Line(#[from] LineError),
@@ -105,7 +105,7 @@ pub enum HeaderError {
 /// A code, and the only customer who may receive it.
 pub(super) type Row = (String, Option<String>);
 
-/// Where a file has what.
+/// The separator and the columns of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     separator: char,
@@ -114,9 +114,9 @@ pub struct Layout {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Columns {
-    /// No header: the code, and perhaps the customer. Keeps the first code, so that people see what was taken for one.
+    /// No header: the code, and perhaps the customer. `first` is the first code, printed so that people can check it.
     Unnamed { first: String },
-    /// As the header names them.
+    /// From the header.
     Named(Vec<Column>),
 }
 
@@ -134,7 +134,7 @@ impl Column {
         }
     }
 
-    fn of(cell: &str) -> Option<Self> {
+    fn from_name(cell: &str) -> Option<Self> {
         let mut name = cell.to_lowercase();
         name.retain(|c| !matches!(c, ' ' | '_' | '-'));
         if CODE_NAMES.contains(&name.as_str()) {
@@ -146,12 +146,12 @@ impl Column {
 }
 
 impl Layout {
-    /// The layout that the first line of a file tells; `separator` is what a line `sep=` before it says.
-    pub(super) fn of_first_line(line: &[u8], separator: Option<char>) -> Result<Self, HeaderError> {
+    /// Derives the layout from the first line. `separator` comes from a line `sep=` before it.
+    pub(super) fn from_first_line(line: &[u8], separator: Option<char>) -> Result<Self, HeaderError> {
         let line = text(line)?;
         let separator = separator.or_else(|| first_separator(line)).unwrap_or(',');
         let cells = cells(line, separator)?;
-        if cells.iter().any(|cell| Column::of(cell).is_some()) {
+        if cells.iter().any(|cell| Column::from_name(cell).is_some()) {
             return Ok(Self { separator, columns: Columns::Named(header(&cells)?) });
         }
         let unnamed = Self { separator, columns: Columns::Unnamed { first: String::new() } };
@@ -163,13 +163,13 @@ impl Layout {
         matches!(self.columns, Columns::Named(_))
     }
 
-    /// What a line behind the header is; `None`: its cells are empty.
-    pub(super) fn line(&self, line: &[u8]) -> Result<Option<Row>, LineError> {
+    /// Parses a line behind the header. `None` if its cells are empty.
+    pub(super) fn parse_line(&self, line: &[u8]) -> Result<Option<Row>, LineError> {
         let cells = cells(text(line)?, self.separator)?;
         if cells.is_empty() {
             return Ok(None);
         }
-        let columns: Option<Vec<Column>> = cells.iter().map(|cell| Column::of(cell)).collect();
+        let columns: Option<Vec<Column>> = cells.iter().map(|cell| Column::from_name(cell)).collect();
         if columns.is_some_and(|columns| columns.contains(&Column::Code)) {
             return Err(LineError::HeaderAgain);
         }
@@ -191,14 +191,13 @@ impl Layout {
                 Column::Customer => &mut customer,
             }) = cell;
         }
-        spreadsheet_habit(&code)?;
+        check_spreadsheet_artefacts(&code)?;
         check_code(&code)?;
         check_customer(&customer)?;
         Ok((code, (!customer.is_empty()).then_some(customer)))
     }
 }
 
-/// As people are told it.
 impl fmt::Display for Layout {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "separator {}, ", separator_name(self.separator))?;
@@ -212,10 +211,10 @@ impl fmt::Display for Layout {
     }
 }
 
-/// The separator that a line `sep=;` names: spreadsheets write it before all others. `None`: it is no such line.
+/// The separator in a line `sep=;`, which spreadsheets write before the first line. `None` if it is not such a line.
 pub(super) fn named_separator(line: &[u8]) -> Option<Result<char, HeaderError>> {
     let line = std::str::from_utf8(line).ok()?.trim_end_matches(['\r', '\n']);
-    // What spreadsheets quote as a whole, or fill up with empty cells.
+    // Spreadsheets may quote the line as a whole, or add empty cells.
     let named = line.trim_matches('"').to_ascii_lowercase();
     let named = named.strip_prefix("sep=")?;
     let separator = SEPARATORS.into_iter().find(|separator| named.starts_with(*separator));
@@ -231,7 +230,7 @@ const fn separator_name(separator: char) -> &'static str {
     }
 }
 
-/// A line without its end.
+/// Returns the line as text, without its line break.
 fn text(line: &[u8]) -> Result<&str, LineError> {
     let line = std::str::from_utf8(line).map_err(|_| LineError::NotUtf8)?.trim_end_matches(['\r', '\n']);
     if line.contains('\u{feff}') {
@@ -243,7 +242,7 @@ fn text(line: &[u8]) -> Result<&str, LineError> {
     Ok(line)
 }
 
-/// The separator that a line has first outside of quotes. A code and a column's name have none in them, so it is the file's.
+/// The first separator outside quotes. Codes and column names contain none, so it is the separator of the file.
 fn first_separator(line: &str) -> Option<char> {
     let mut is_quoted = false;
     line.chars().find(|c| {
@@ -258,7 +257,7 @@ fn header(cells: &[String]) -> Result<Vec<Column>, HeaderError> {
         if cell.is_empty() {
             return Err(HeaderError::NoName);
         }
-        let column = Column::of(cell).ok_or_else(|| HeaderError::UnknownColumn(cell.clone()))?;
+        let column = Column::from_name(cell).ok_or_else(|| HeaderError::UnknownColumn(cell.clone()))?;
         if columns.contains(&column) {
             return Err(HeaderError::Twice(column.name()));
         }
@@ -267,7 +266,7 @@ fn header(cells: &[String]) -> Result<Vec<Column>, HeaderError> {
     if columns.contains(&Column::Code) { Ok(columns) } else { Err(HeaderError::NoCode) }
 }
 
-/// The cells of a line, unquoted, without spaces around them and without empty ones at the end.
+/// Splits a line into cells, removes quotes and surrounding spaces, and drops empty cells at the end.
 fn cells(line: &str, separator: char) -> Result<Vec<String>, LineError> {
     let mut cells = Vec::with_capacity(2);
     let mut rest = line;
@@ -289,7 +288,7 @@ fn cells(line: &str, separator: char) -> Result<Vec<String>, LineError> {
     Ok(cells)
 }
 
-/// The cell behind an opening quote, and the rest of the line behind the closing one.
+/// The cell behind an opening quote, and the rest of the line behind the closing quote.
 fn quoted_cell(quoted: &str) -> Result<(String, &str), LineError> {
     let mut cell = String::new();
     let mut rest = quoted;
@@ -306,7 +305,7 @@ fn quoted_cell(quoted: &str) -> Result<(String, &str), LineError> {
     }
 }
 
-/// The cell up to the next separator, and the rest of the line from it on.
+/// The cell before the next separator, and the rest of the line from the separator on.
 fn plain_cell(line: &str, separator: char) -> Result<(String, &str), LineError> {
     let (cell, rest) = line.split_at(line.find(separator).unwrap_or(line.len()));
     let cell = cell.trim_matches([' ', '\t']);
@@ -323,7 +322,7 @@ fn plain_cell(line: &str, separator: char) -> Result<(String, &str), LineError> 
 }
 
 fn check_customer(id: &str) -> Result<(), LineError> {
-    if id.chars().count() > LONGEST_CUSTOMER {
+    if id.chars().count() > MAX_CUSTOMER_ID {
         return Err(LineError::CustomerTooLong);
     }
     if id.contains(|c: char| c.is_ascii_control()) {
@@ -332,16 +331,16 @@ fn check_customer(id: &str) -> Result<(), LineError> {
     if let Some(c) = id.chars().find(|c| is_invisible(*c)) {
         return Err(LineError::CustomerInvisible(c));
     }
-    spreadsheet_habit(id)?;
+    check_spreadsheet_artefacts(id)?;
     match id.strip_suffix(".0") {
         Some(whole) if is_number(whole) => Err(LineError::Fraction(shortened(id))),
         _ => Ok(()),
     }
 }
 
-/// Refuses what spreadsheets and exports make of a value.
-fn spreadsheet_habit(cell: &str) -> Result<(), LineError> {
-    let is_placeholder = PLACEHOLDERS.iter().any(|one| cell.eq_ignore_ascii_case(one));
+/// Refuses values that a spreadsheet or an export has altered.
+fn check_spreadsheet_artefacts(cell: &str) -> Result<(), LineError> {
+    let is_placeholder = PLACEHOLDERS.iter().any(|placeholder| cell.eq_ignore_ascii_case(placeholder));
     let as_exponent = || {
         let (number, exponent) = cell.split_once("E+").or_else(|| cell.split_once("e+"))?;
         let (whole, fraction) = number.split_once(['.', ',']).unwrap_or((number, "0"));
@@ -368,7 +367,7 @@ fn shortened(cell: &str) -> String {
     short
 }
 
-/// A text in a message or a table: what cannot be seen, or would move a cursor, is its code point.
+/// Replaces invisible and control characters by their code points, for messages and tables.
 pub(super) fn escaped(characters: impl Iterator<Item = char>) -> String {
     let mut text = String::new();
     for c in characters {
@@ -382,13 +381,13 @@ mod tests {
     use super::*;
 
     fn layout(first: &str) -> Result<String, String> {
-        let layout = Layout::of_first_line(first.as_bytes(), None);
+        let layout = Layout::from_first_line(first.as_bytes(), None);
         layout.map(|layout| layout.to_string()).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn the_first_line_tells_separator_and_columns() {
-        for (first, told) in [
+    fn the_first_line_gives_separator_and_columns() {
+        for (first, expected) in [
             ("GIFT-A1", "separator comma, no header: the first code is GIFT-A1"),
             ("GIFT-A1;566881933", "separator semicolon, no header: the first code is GIFT-A1"),
             ("\"GIFT-A1\"\t\"Smith, John\"", "separator tab, no header: the first code is GIFT-A1"),
@@ -396,17 +395,17 @@ mod tests {
             ("Customer ID;\"Voucher-Code\";;", "separator semicolon, header customer, code"),
             ("user_id\tCODE", "separator tab, header customer, code"),
         ] {
-            assert_eq!(layout(first).as_deref(), Ok(told), "{first}");
+            assert_eq!(layout(first).as_deref(), Ok(expected), "{first}");
         }
         for (first, reason) in [
-            ("customer", "a header that names no column code"),
+            ("customer", "a header without a column code"),
             ("code,Coupon", "a header that names the column code twice"),
-            ("code,amount", "a header with the column \"amount\", which is not known; known are code and customer"),
+            ("code,amount", "a header with the unknown column \"amount\": use code and customer"),
             ("code,,customer", "a header with a column that has no name"),
-            ("code;customer,id", "the character , stands outside quotes, and the separator of the file is semicolon"),
+            ("code;customer,id", "the character , is outside quotes, but the separator of the file is semicolon"),
             ("GIFT-A1|566881933", "the character | in it"),
             ("Gift card code", "the code has a space or a control character in it"),
-            ("GIFT-A1;Smith, John", "the character , stands outside quotes"),
+            ("GIFT-A1;Smith, John", "the character , is outside quotes"),
             ("\"GIFT-A1;566881933\"", "the character ; in it"),
         ] {
             let refused = layout(first).unwrap_err();
@@ -426,30 +425,30 @@ mod tests {
     }
 
     #[test]
-    fn what_spreadsheets_make_of_a_value_is_named() {
-        let layout = Layout::of_first_line(b"code,customer", None).unwrap();
+    fn values_altered_by_spreadsheets_are_refused() {
+        let layout = Layout::from_first_line(b"code,customer", None).unwrap();
         for (line, reason) in [
             ("=\"00077\"", "=\"00077\" is a formula"),
             ("\"=\"\"00077\"\"\"", "=\"00077\" is a formula"),
             ("A1,=\"00077\"", "=\"00077\" is a formula"),
             ("'00077", "'00077 begins with an apostrophe"),
-            ("1.23457E+11", "1.23457E+11 is what a spreadsheet made of a long number"),
-            ("A1,5.66882E+08", "5.66882E+08 is what a spreadsheet made of a long number"),
-            ("A1,566881933.0", "the customer's id 566881933.0 is what a spreadsheet or a program made of a number"),
-            ("A1,NULL", "NULL stands for nothing"),
-            ("#N/A,c", "#N/A stands for nothing"),
+            ("1.23457E+11", "1.23457E+11 is a long number that a spreadsheet rounded"),
+            ("A1,5.66882E+08", "5.66882E+08 is a long number that a spreadsheet rounded"),
+            ("A1,566881933.0", "the customer's id 566881933.0 has a fraction"),
+            ("A1,NULL", "NULL means an empty value"),
+            ("#N/A,c", "#N/A means an empty value"),
             ("A1,c\u{200b}", "the customer's id has U+200B (zero width space) in it"),
             ("A1,c\u{a0}", "the customer's id has U+00A0 (no-break space) in it"),
             ("A\u{ad}1", "the code has U+00AD (soft hyphen) in it"),
             ("\u{feff}A1", "U+FEFF (byte order mark) in the middle of the file"),
             ("customer,code", "a header in the middle of the file"),
         ] {
-            let refused = layout.line(line.as_bytes()).unwrap_err().to_string();
+            let refused = layout.parse_line(line.as_bytes()).unwrap_err().to_string();
             assert!(refused.starts_with(reason), "{line}: {refused}");
         }
         for line in ["A+1,1+1", "1E5", "E+5", "1.0", "A1,1.5", "A1,\"c;3\""] {
-            assert!(layout.line(line.as_bytes()).unwrap().is_some(), "{line}");
+            assert!(layout.parse_line(line.as_bytes()).unwrap().is_some(), "{line}");
         }
-        assert_eq!(layout.line(b" , \r\n"), Ok(None));
+        assert_eq!(layout.parse_line(b" , \r\n"), Ok(None));
     }
 }

@@ -1,51 +1,27 @@
-//! Where each setting comes from: the defaults, a file, and the environment, laid over each other; each value keeps its origin.
+//! Merges the defaults, a file and the environment; each value keeps its origin.
 //!
-//! The defaults have every key there is, so a new one needs nothing here. What a key means is not known here, except which
-//! ones are secret: those are never shown, and never in an error.
+//! The defaults hold every key, so a new key needs no change here, unless it is secret: no output and no error shows a secret.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use url::Url;
 
-use super::SettingsError;
+use super::error::{Origin, SettingsError};
 
-/// The keys whose values are secret: those that are a `SecretString` in the settings, and no other.
+pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
+/// The keys whose values are secret: every `SecretString` of the settings.
 pub(super) const SECRETS: [&str; 2] = [DATABASE_URL_KEY, "auth.signing_keys"];
 pub(super) const DATABASE_URL_KEY: &str = "database.url";
 
-/// What a secret is shown as.
+/// Printed in place of a secret.
 const MASK: &str = "***";
 
-/// Who said what a setting is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// `config/default.toml`, which is built in.
-    Default,
-    /// The file given with `--config`.
-    File(PathBuf),
-    /// This variable of the environment.
-    Environment(String),
-    /// This argument of the command line.
-    Argument(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => write!(formatter, "default"),
-            Self::File(path) => write!(formatter, "file {}", path.display()),
-            Self::Environment(name) => write!(formatter, "environment {name}"),
-            Self::Argument(name) => write!(formatter, "argument {name}"),
-        }
-    }
-}
-
-/// The effective value of every key, and where those come from that are not a default.
+/// The effective value of every key, and the origin of each value that is not a default.
 pub(super) struct Layers {
     values: Table,
     origins: BTreeMap<String, Origin>,
@@ -56,16 +32,16 @@ impl Layers {
         Ok(Self { values: parse(defaults, Path::new("config/default.toml"))?, origins: BTreeMap::new() })
     }
 
-    /// Lays what a file says over what there is.
-    pub(super) fn file(&mut self, path: &Path) -> Result<(), SettingsError> {
+    /// A file overrides the values so far.
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), SettingsError> {
         let text = std::fs::read_to_string(path)
             .map_err(|reason| SettingsError::File { path: path.to_owned(), reason: reason.to_string() })?;
         let layer = parse(&text, path)?;
-        lay("", &mut self.values, &mut self.origins, layer, &Origin::File(path.to_owned()))
+        merge("", &mut self.values, &mut self.origins, layer, &Origin::File(path.to_owned()))
     }
 
-    /// Lays what these variables say over what there is: `COUPON_ISSUER__HTTP__LISTEN` is `http.listen`.
-    pub(super) fn environment(
+    /// Environment variables override the values so far: `COUPON_ISSUER__HTTP__LISTEN` is `http.listen`.
+    pub(super) fn add_environment(
         &mut self,
         variables: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<(), SettingsError> {
@@ -76,18 +52,18 @@ impl Layers {
             if let Some(key) = lower.strip_prefix("coupon_issuer__") {
                 found.insert(name, (key.replace("__", "."), value));
             } else if lower.strip_prefix("coupon_issuer_").is_some_and(|rest| rest.contains("__")) {
-                // One underscore too few is the likeliest mistake of all, and would go unnoticed.
+                // One underscore too few is the likeliest mistake. Without this error, the variable would be ignored.
                 return Err(SettingsError::Misnamed(name));
             }
         }
         for (name, (key, value)) in found {
             let origin = Origin::Environment(name);
-            let value = value.into_string().map_err(|_| wrong(&key, &origin, "is not UTF-8"))?;
-            let value = self.default_kind(&key, value);
+            let value = value.into_string().map_err(|_| invalid(&key, &origin, "is not UTF-8"))?;
+            let value = self.parse_like_default(&key, value);
             let layer =
                 key.rsplit('.').fold(value, |value, part| Value::Table(Table::from_iter([(part.into(), value)])));
             if let Value::Table(layer) = layer {
-                lay("", &mut self.values, &mut self.origins, layer, &origin)?;
+                merge("", &mut self.values, &mut self.origins, layer, &origin)?;
             }
         }
         Ok(())
@@ -101,13 +77,13 @@ impl Layers {
         }
     }
 
-    /// The settings that these values are.
+    /// Deserializes the values into the settings.
     pub(super) fn settings<T: DeserializeOwned>(&self) -> Result<T, SettingsError> {
         serde_path_to_error::deserialize(Value::Table(self.values.clone())).map_err(|error| {
             let path = error.path().to_string();
             let key = path.split('[').next().unwrap_or(&path);
             let reason = if SECRETS.contains(&key) { "must be a string" } else { error.inner().message() };
-            wrong(key, &self.origin(key), reason)
+            invalid(key, &self.origin(key), reason)
         })
     }
 
@@ -115,16 +91,15 @@ impl Layers {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
     }
 
-    /// The value of a key, whatever it is.
     pub(super) fn value(&self, key: &str) -> Option<&Value> {
         let mut parts = key.split('.');
         let first = self.values.get(parts.next()?)?;
         parts.try_fold(first, |value, part| value.get(part))
     }
 
-    /// The value of a key cannot be used.
-    pub(super) fn wrong(&self, key: &str, reason: impl Into<String>) -> SettingsError {
-        wrong(key, &self.origin(key), reason)
+    /// The error for a key whose value cannot be used.
+    pub(super) fn invalid(&self, key: &str, reason: impl Into<String>) -> SettingsError {
+        invalid(key, &self.origin(key), reason)
     }
 
     fn slot(&mut self, key: &str) -> Option<&mut Value> {
@@ -136,8 +111,8 @@ impl Layers {
         table.get_mut(last)
     }
 
-    /// A variable's text as the kind of value that the key's default is: lists are of strings, with commas.
-    fn default_kind(&mut self, key: &str, text: String) -> Value {
+    /// Parses a variable's text as the type of the key's default value. A list is strings separated by commas.
+    fn parse_like_default(&mut self, key: &str, text: String) -> Value {
         match self.slot(key) {
             Some(Value::String(_)) | None => Value::String(text),
             Some(Value::Array(_)) => {
@@ -152,22 +127,22 @@ impl Layers {
     }
 }
 
-/// As TOML that can be read again, except for what is masked; behind each value where it comes from.
+/// Prints TOML that can be read again, except for masked values, with the origin behind each value.
 impl fmt::Display for Layers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.show("", &self.values, formatter)
+        self.fmt_table("", &self.values, formatter)
     }
 }
 
 impl Layers {
-    fn show(&self, name: &str, table: &Table, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt_table(&self, name: &str, table: &Table, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_table = |value: &Value| value.is_table();
         if table.values().any(|value| !is_table(value)) && !name.is_empty() {
             writeln!(formatter, "[{name}]")?;
         }
         for (key, value) in table.iter().filter(|(_, value)| !is_table(value)) {
             let path = join(name, key);
-            writeln!(formatter, "{key} = {}  # {}", shown(&path, value), self.origin(&path))?;
+            writeln!(formatter, "{key} = {}  # {}", displayed(&path, value), self.origin(&path))?;
         }
         let mut is_first = name.is_empty() && table.values().all(is_table);
         for (key, value) in table {
@@ -175,13 +150,13 @@ impl Layers {
             if !std::mem::take(&mut is_first) {
                 writeln!(formatter)?;
             }
-            self.show(&join(name, key), inner, formatter)?;
+            self.fmt_table(&join(name, key), inner, formatter)?;
         }
         Ok(())
     }
 }
 
-fn shown(key: &str, value: &Value) -> Value {
+fn displayed(key: &str, value: &Value) -> Value {
     match value.as_str() {
         Some("") => value.clone(),
         Some(url) if key == DATABASE_URL_KEY => Value::String(without_password(url)),
@@ -190,7 +165,7 @@ fn shown(key: &str, value: &Value) -> Value {
     }
 }
 
-/// A URL of Postgres whose password is masked, in whichever of its two places it is. All of what is no URL is.
+/// Masks the password of a Postgres URL, both before the host and in the query. Masks the whole text if it is not a URL.
 fn without_password(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return MASK.to_owned() };
     if url.cannot_be_a_base() || (url.password().is_some() && url.set_password(Some(MASK)).is_err()) {
@@ -205,7 +180,7 @@ fn without_password(text: &str) -> String {
     url.to_string()
 }
 
-/// The message of the parser without the line that it quotes: that may hold a password.
+/// Keeps the parser's message, but not the line that it quotes, which may hold a password.
 fn parse(text: &str, path: &Path) -> Result<Table, SettingsError> {
     text.parse().map_err(|error: toml::de::Error| {
         let before = error.span().map_or(0, |span| span.start);
@@ -214,25 +189,29 @@ fn parse(text: &str, path: &Path) -> Result<Table, SettingsError> {
     })
 }
 
-fn lay(
-    within: &str,
+fn merge(
+    table: &str,
     values: &mut Table,
     origins: &mut BTreeMap<String, Origin>,
     layer: Table,
     origin: &Origin,
 ) -> Result<(), SettingsError> {
     for (key, value) in layer {
-        let path = join(within, &key);
-        let known = || values.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let path = join(table, &key);
+        let known_keys = || values.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         match (values.contains_key(&key), value) {
             (false, _) => {
-                let place = if within.is_empty() { "here".to_owned() } else { format!("in [{within}]") };
-                return Err(wrong(&path, origin, format!("there is no such setting; {place} are: {}", known())));
+                let location = if table.is_empty() { "here".to_owned() } else { format!("in [{table}]") };
+                return Err(invalid(
+                    &path,
+                    origin,
+                    format!("there is no such setting; {location} are: {}", known_keys()),
+                ));
             }
             (true, value) => match (&mut values[&key], value) {
-                (Value::Table(values), Value::Table(layer)) => lay(&path, values, origins, layer, origin)?,
-                (Value::Table(_), _) => return Err(wrong(&path, origin, "is a table of settings, not a setting")),
-                (_, Value::Table(_)) => return Err(wrong(&path, origin, "is a setting, not a table of settings")),
+                (Value::Table(values), Value::Table(layer)) => merge(&path, values, origins, layer, origin)?,
+                (Value::Table(_), _) => return Err(invalid(&path, origin, "is a table of settings, not a setting")),
+                (_, Value::Table(_)) => return Err(invalid(&path, origin, "is a setting, not a table of settings")),
                 (slot, value) => {
                     *slot = value;
                     origins.insert(path, origin.clone());
@@ -243,10 +222,10 @@ fn lay(
     Ok(())
 }
 
-fn join(within: &str, key: &str) -> String {
-    if within.is_empty() { key.to_owned() } else { format!("{within}.{key}") }
+fn join(table: &str, key: &str) -> String {
+    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
 }
 
-fn wrong(key: &str, origin: &Origin, reason: impl Into<String>) -> SettingsError {
+fn invalid(key: &str, origin: &Origin, reason: impl Into<String>) -> SettingsError {
     SettingsError::Value { key: key.to_owned(), origin: origin.clone(), reason: reason.into() }
 }

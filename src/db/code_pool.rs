@@ -1,34 +1,33 @@
-//! The uploaded codes: written by `COPY`, a piece of a file in each transaction, and counted for ops. A dry run copies them into a
-//! temporary table only.
-//!
-//! How far a file has come is stored in the same transaction as the codes, so that an upload that broke can go on.
+//! Uploads codes with `COPY`, one chunk of the file in each transaction, together with the progress of the file: an upload that broke
+//! off resumes there. A dry run copies the codes into a temporary table only.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
-use super::rows::series_from;
-use super::{DbError, LOOK_UPS_ONLY, READ_COMMITTED};
+use super::error::DbError;
+use super::session::{KEY_LOOKUP_OPTIONS, READ_COMMITTED};
+use super::settings_rows::series_from;
 use crate::model::{ClientHandling, CodeShape, OrgId, SeriesId, canonical};
 
 /// A code to be uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UploadedCode {
-    /// The line it is on.
+    /// Its line in the file.
     pub line: i64,
-    /// The code, as it will be given out.
+    /// The code, as it will be shown.
     pub code: String,
     /// The only customer who may receive it.
     pub customer_id: Option<String>,
 }
 
-/// The lines of a piece whose code is not taken.
+/// The lines of a chunk whose codes are rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refused {
-    /// Those whose code exists: in a pool, as a coupon or as a generic code of the organisation, or further up in the file.
+    /// The code exists: in a pool, as a coupon or as a generic code of the organisation, or further up in the file.
     pub known: Vec<i64>,
-    /// Those whose code a series of the organisation could draw.
+    /// A series of the organisation could generate the code.
     pub drawable: Vec<i64>,
 }
 
@@ -38,7 +37,7 @@ impl Refused {
     }
 }
 
-/// How far the upload of a file has come. Counts are lines.
+/// The progress of an upload. Counts are lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the columns of table code_import")]
 pub struct ImportState {
@@ -50,30 +49,30 @@ pub struct ImportState {
     pub is_finished: bool,
 }
 
-/// What a pool holds, and how fast it is used up.
+/// The codes of a pool, and how fast they are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolStatus {
-    /// Of this organisation.
+    /// The organisation.
     pub org_id: OrgId,
-    /// This series.
+    /// The series.
     pub series_id: SeriesId,
     /// Its description.
     pub description: String,
     /// Coupons issued.
     pub issued: i64,
-    /// Codes left.
+    /// Remaining codes.
     pub remaining: i64,
-    /// Of them, those that only one customer may receive.
+    /// The remaining codes that are for one customer each.
     pub remaining_for_one: i64,
-    /// Coupons issued since the beginning of the forecast's time.
+    /// Coupons issued in the period of the forecast.
     pub issued_lately: i64,
-    /// When the first of those was issued.
+    /// When the first of them was issued.
     pub first_lately: Option<Timestamp>,
-    /// Whether any was issued before.
+    /// Whether any coupon was issued before that period.
     pub is_older: bool,
 }
 
-/// The table that a file is copied into, codes in their canonical form. Without what becomes of it at a commit.
+/// The table that a file is copied into, with codes in their canonical form. The caller appends the `on commit` clause.
 macro_rules! uploaded {
     () => {
         r#"create temporary table uploaded (
@@ -91,8 +90,7 @@ pub struct CodeUpload {
 }
 
 impl CodeUpload {
-    /// Takes an upload up: a new one, or where an earlier one of the same file stopped. `None`: another process
-    /// uploads into this series.
+    /// Starts an upload, or resumes an earlier one of the same file. `None`: another process uploads into this series.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -102,9 +100,9 @@ impl CodeUpload {
         series_id: SeriesId,
         file_sha256: Vec<u8>,
     ) -> Result<Option<Self>, DbError> {
-        let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
-        // The session's, until it ends: two uploads at once would give out the same places. (No customer's lock has this
-        // seed: theirs is the organisation, which is never negative.)
+        let mut connection = connect.clone().options(KEY_LOOKUP_OPTIONS).connect().await?;
+        // A lock of the session: two uploads at once would assign the same positions. (No customer's lock has this seed: theirs is the
+        // organisation's id, which is never negative.)
         let is_mine: bool =
             sqlx::query_scalar("select pg_try_advisory_lock(hashtextextended(format('%s %s', $1, $2), -1))")
                 .bind(org_id.0)
@@ -131,16 +129,16 @@ impl CodeUpload {
         Ok(Some(Self { connection, org_id, series_id, file_sha256, state }))
     }
 
-    /// How far it has come.
+    /// The progress.
     #[must_use]
     pub const fn state(&self) -> ImportState {
         self.state
     }
 
-    /// Writes a piece of the file, and how far it goes; returns the lines that are not taken.
+    /// Writes a chunk of the file with the new progress, and returns the rejected lines.
     ///
     /// # Errors
-    /// When the database cannot be asked; nothing of the piece is stored then.
+    /// When the database cannot be asked. Then nothing of the chunk is stored.
     pub async fn write(
         &mut self,
         codes: Vec<UploadedCode>,
@@ -149,15 +147,15 @@ impl CodeUpload {
         lines_done: i64,
     ) -> Result<Refused, DbError> {
         let mut transaction = self.connection.begin().await?;
-        // Before anything is looked at: see `new_codes`.
+        // Before any read: see `new_codes`.
         sqlx::query("select lock_codes_1($1)").bind(self.org_id.0).execute(&mut *transaction).await?;
         let read = count(codes.len());
         let shapes = shapes(&mut transaction, self.org_id).await?;
         let (codes, drawable) = split(codes, &shapes);
         copy_in(&mut transaction, &codes).await?;
-        // Else nobody would know how much that is, and plan for a few lines.
+        // Otherwise the planner would assume a few rows.
         sqlx::query("analyze uploaded").execute(&mut *transaction).await?;
-        let known = sqlx::query_scalar(KEEP_NEW)
+        let known = sqlx::query_scalar(INSERT_NEW)
             .bind(self.org_id.0)
             .bind(self.series_id.0)
             .fetch_all(&mut *transaction)
@@ -172,30 +170,26 @@ impl CodeUpload {
             malformed: self.state.malformed + malformed,
             is_finished: false,
         };
-        sqlx::query(
-            "update code_import
-                set bytes_done = $4, lines_done = $5, accepted = $6, duplicates = $7, malformed = $8
-              where org_id = $1 and series_id = $2 and file_sha256 = $3",
-        )
-        .bind(self.org_id.0)
-        .bind(self.series_id.0)
-        .bind(&self.file_sha256)
-        .bind(state.bytes_done)
-        .bind(state.lines_done)
-        .bind(state.accepted)
-        .bind(state.duplicates)
-        .bind(state.malformed)
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query(STORE_PROGRESS)
+            .bind(self.org_id.0)
+            .bind(self.series_id.0)
+            .bind(&self.file_sha256)
+            .bind(state.bytes_done)
+            .bind(state.lines_done)
+            .bind(state.accepted)
+            .bind(state.duplicates)
+            .bind(state.malformed)
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         self.state = state;
         Ok(refused)
     }
 
-    /// Notes that the file is through, and has Postgres look at what is there now, so that it plans for it.
+    /// Marks the file as finished, and updates the planner's statistics.
     ///
     /// # Errors
-    /// When the database cannot be asked; the upload can be taken up again then.
+    /// When the database cannot be asked. The upload can then be resumed.
     pub async fn finish(mut self) -> Result<ImportState, DbError> {
         sqlx::query(
             "update code_import set finished_at = now() where org_id = $1 and series_id = $2 and file_sha256 = $3",
@@ -211,19 +205,24 @@ impl CodeUpload {
         Ok(state)
     }
 
-    /// Lets others upload into the series.
+    /// Allows other uploads into the series.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn end(mut self) -> Result<(), DbError> {
-        // The end of the session would do so, but a moment after the connection is closed: the next upload would be refused.
+        // The end of the session also releases the lock, but only after the connection is closed: the next upload might be refused.
         sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.connection).await?;
         self.connection.close().await?;
         Ok(())
     }
 }
 
-/// What the upload of one file into one series' pool would do. Stores nothing: its table lasts as long as its connection.
+const STORE_PROGRESS: &str = "
+    update code_import
+       set bytes_done = $4, lines_done = $5, accepted = $6, duplicates = $7, malformed = $8
+     where org_id = $1 and series_id = $2 and file_sha256 = $3";
+
+/// A dry run of an upload into one series' pool. It stores nothing: its table is temporary.
 pub struct DryRunUpload {
     connection: PgConnection,
     org_id: OrgId,
@@ -232,7 +231,7 @@ pub struct DryRunUpload {
 }
 
 impl DryRunUpload {
-    /// Begins where an earlier upload of the same file stopped.
+    /// Starts where an earlier upload of the same file stopped.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -242,7 +241,7 @@ impl DryRunUpload {
         series_id: SeriesId,
         file_sha256: &[u8],
     ) -> Result<Self, DbError> {
-        let mut connection = connect.clone().options(LOOK_UPS_ONLY).connect().await?;
+        let mut connection = connect.clone().options(KEY_LOOKUP_OPTIONS).connect().await?;
         let row =
             sqlx::query("select i.* from code_import i where org_id = $1 and series_id = $2 and file_sha256 = $3")
                 .bind(org_id.0)
@@ -256,13 +255,13 @@ impl DryRunUpload {
         Ok(Self { connection, org_id, shapes, state })
     }
 
-    /// How far an upload has come.
+    /// The progress.
     #[must_use]
     pub const fn state(&self) -> ImportState {
         self.state
     }
 
-    /// Adds a piece of the file; returns the lines that would not be taken whatever else is in it.
+    /// Adds a chunk of the file, and returns the lines whose codes a series could generate.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -275,11 +274,11 @@ impl DryRunUpload {
         Ok(Refused { drawable, ..Refused::default() })
     }
 
-    /// Counts what would be new, and tells the lines of what exists.
+    /// Counts the codes that would be new, and reports the line of each code that exists.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn finish(mut self, tell: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, DbError> {
+    pub async fn finish(mut self, report_known: &mut (dyn FnMut(i64) + Send)) -> Result<ImportState, DbError> {
         sqlx::query("analyze uploaded").execute(&mut self.connection).await?;
         let mut transaction = self.connection.begin().await?;
         sqlx::query(DECLARE_KNOWN).bind(self.org_id.0).execute(&mut *transaction).await?;
@@ -290,7 +289,7 @@ impl DryRunUpload {
             }
             self.state.accepted -= count(lines.len());
             self.state.duplicates += count(lines.len());
-            lines.into_iter().for_each(&mut *tell);
+            lines.into_iter().for_each(&mut *report_known);
         }
         transaction.rollback().await?;
         self.connection.close().await?;
@@ -311,7 +310,7 @@ fn count(lines: usize) -> i64 {
     i64::try_from(lines).unwrap_or(i64::MAX)
 }
 
-/// The shapes by which the organisation's series draw codes.
+/// The shapes by which the organisation's series generate codes.
 async fn shapes(connection: &mut PgConnection, org_id: OrgId) -> Result<Vec<CodeShape>, DbError> {
     let rows = sqlx::query("select * from series where org_id = $1 and client_handling_type = 'DISC_CODE'")
         .bind(org_id.0)
@@ -328,13 +327,13 @@ async fn shapes(connection: &mut PgConnection, org_id: OrgId) -> Result<Vec<Code
     Ok(shapes)
 }
 
-/// Parts codes from the lines of those that one of these shapes could draw.
+/// Separates the lines whose codes one of these shapes could generate.
 fn split(codes: Vec<UploadedCode>, shapes: &[CodeShape]) -> (Vec<UploadedCode>, Vec<i64>) {
     let mut drawable = Vec::new();
     let mut rest = codes;
     rest.retain(|uploaded| {
         let code = canonical(&uploaded.code);
-        let is_drawable = shapes.iter().any(|shape| shape.could_draw(&code));
+        let is_drawable = shapes.iter().any(|shape| shape.could_generate(&code));
         if is_drawable {
             drawable.push(uploaded.line);
         }
@@ -343,15 +342,14 @@ fn split(codes: Vec<UploadedCode>, shapes: &[CodeShape]) -> (Vec<UploadedCode>, 
     (rest, drawable)
 }
 
-/// The codes that may go into the pool: `new_code`, of the first line of each. The rest exists.
+/// Selects the codes that may go into the pool, each with its first line, as `new_code`. All others exist.
 ///
-/// An upload takes the lock on the organisation's codes first (`lock_codes_1`), and the statement sees what was committed by then. While
-/// it runs nobody adds to a pool, and no series gets another generic code or draws by another shape; what can be drawn is not in
-/// `uploaded`. So all that changes is that a code goes from a pool to a coupon. That is one transaction, and the statement sees
-/// the code in one of the two.
+/// The upload first takes the lock on the organisation's codes (`lock_codes_1`), and the statement sees what was committed by then.
+/// Under the lock nothing is added to a pool, and no series gets another generic code or another shape; codes that a series can generate
+/// are not in `uploaded`. The only possible change is that a code moves from a pool to a coupon. This is one transaction, so the
+/// statement sees the code in one of the two.
 ///
-/// Whether a code exists is asked for each, by scalar queries: a join may be planned as a walk over all coupons. Generic codes are
-/// stored in their canonical form.
+/// Scalar queries look up each code: a join may be planned as a scan of all coupons. Generic codes are stored in their canonical form.
 macro_rules! new_codes {
     () => {
         "new_code as (
@@ -364,8 +362,8 @@ macro_rules! new_codes {
     };
 }
 
-/// Puts the codes that are new into the pool, behind those that it ever held; returns the lines of the others.
-const KEEP_NEW: &str = concat!(
+/// Appends the new codes to the pool, and returns the lines of the others. Positions are never reused.
+const INSERT_NEW: &str = concat!(
     "with ",
     new_codes!(),
     ",
@@ -384,7 +382,7 @@ const KEEP_NEW: &str = concat!(
     select u.line from uploaded u except select n.line from new_code n"
 );
 
-/// The lines that [`KEEP_NEW`] would return.
+/// The lines that [`INSERT_NEW`] would return.
 const DECLARE_KNOWN: &str = concat!(
     "declare known no scroll cursor for with ",
     new_codes!(),
@@ -396,7 +394,7 @@ fn as_csv(codes: &[UploadedCode]) -> Result<Vec<u8>, DbError> {
     for UploadedCode { line, code, customer_id } in codes {
         let compared = canonical(code);
         let uploaded = (compared != *code).then_some(code);
-        // An empty column is null: most codes have no customer, and none is empty.
+        // COPY reads an empty column as null: no code and no customer id is empty.
         let row = (line, compared, uploaded, customer_id);
         writer.serialize(row).map_err(|error| unwritable(&error))?;
     }
@@ -435,8 +433,7 @@ pub async fn is_pool(connect: &PgConnectOptions, org_id: OrgId, series_id: Serie
     Ok(found)
 }
 
-/// What the pools hold: of all series whose codes are uploaded, or of this organisation's or series' only. Reads all of
-/// their coupons.
+/// The state of all pools, or only of those of this organisation or series. Reads all coupons of these series.
 ///
 /// # Errors
 /// When the database cannot be asked.

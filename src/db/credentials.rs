@@ -1,66 +1,63 @@
-//! Tills and OAuth clients as they log in: by name alone, before any organisation is known.
-//! Whether a secret is right is checked in `auth`.
-
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
-use super::rows::unknown_value;
-use super::{Db, DbError};
+use super::connection::Db;
+use super::error::{DbError, unknown_value};
 use crate::model::{Access, Caller, Credential, OrgId, RateLimit, StoreId, Target, TargetType};
 
-/// A till as it is stored.
+/// A stored till.
 pub struct StoredTill {
-    /// The caller it makes.
+    /// The caller that logs in.
     pub caller: Caller,
-    /// argon2id over the md5 that it sends.
+    /// argon2id over the MD5 that the till sends.
     pub password_hash: String,
-    /// Whether it has been switched off.
+    /// Whether the login is disabled.
     pub disabled: bool,
-    /// Its limit or its organisation's; `None`: the service's.
+    /// Its own limit, else its organisation's; `None`: the service's default applies.
     pub rate_limit: Option<RateLimit>,
 }
 
-/// An OAuth client as it is stored.
+/// A stored OAuth client.
 pub struct StoredClient {
-    /// The caller it makes.
+    /// The caller that logs in.
     pub caller: Caller,
-    /// argon2id over its secret; `None`: its tokens come from an outside issuer.
+    /// argon2id over its secret; `None`: its tokens come from an external issuer.
     pub secret_hash: Option<String>,
-    /// The outside issuer that its tokens come from.
+    /// The external issuer of its tokens.
     pub issuer: Option<String>,
-    /// How long its tokens live, in seconds.
+    /// The lifetime of its tokens in seconds.
     pub token_ttl_seconds: i32,
-    /// Whether it has been switched off.
+    /// Whether the login is disabled.
     pub disabled: bool,
-    /// Tokens made before are void.
+    /// Tokens issued before this instant are void.
     pub tokens_from: Option<Timestamp>,
-    /// Its limit or its organisation's; `None`: the service's.
+    /// Its own limit, else its organisation's; `None`: the service's default applies.
     pub rate_limit: Option<RateLimit>,
 }
 
 impl StoredClient {
-    /// Whether tokens of this organisation and issuer may name it; `None`: of this service itself.
+    /// Whether a token of this organisation and issuer may name the client; `None`: a token of this service.
     #[must_use]
     pub fn is_bound_to(&self, org_id: OrgId, issuer: Option<&str>) -> bool {
         self.caller.org_id == org_id && self.issuer.as_deref() == issuer
     }
 }
 
-/// An outside issuer whose tokens an organisation accepts.
+/// An external issuer whose tokens an organisation accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTokenIssuer {
-    /// The only organisation whose clients it may name.
+    /// The only organisation whose clients its tokens may name.
     pub org_id: OrgId,
-    /// As its tokens say it.
+    /// The claim `iss` of its tokens.
     pub issuer: String,
-    /// What they must be meant for.
+    /// The required audience of its tokens.
     pub audience: String,
-    /// Where its keys are; `None`: where its discovery document says.
+    /// The address of its keys; `None`: taken from its discovery document.
     pub jwks_url: Option<String>,
     /// The claim that holds the client's key.
     pub client_claim: String,
-    /// The signature algorithms that are accepted.
+    /// The accepted signature algorithms.
     pub algorithms: Vec<String>,
 }
 
@@ -86,7 +83,7 @@ impl CallerRow {
 }
 
 impl Db {
-    /// The till of this name.
+    /// Finds a till by its name alone: at login the organisation is unknown.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -102,7 +99,7 @@ impl Db {
               where n.till_id = $1",
         )
         .bind(till_id)
-        .fetch_optional(&mut *self.lease().await?)
+        .fetch_optional(&mut *self.connection().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(StoredTill {
@@ -113,7 +110,7 @@ impl Db {
         }))
     }
 
-    /// The OAuth client with this key.
+    /// Finds an OAuth client by its key alone: at login the organisation is unknown.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -128,7 +125,7 @@ impl Db {
               where n.client_key = $1",
         )
         .bind(client_key)
-        .fetch_optional(&mut *self.lease().await?)
+        .fetch_optional(&mut *self.connection().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(StoredClient {
@@ -144,7 +141,7 @@ impl Db {
         }))
     }
 
-    /// The tills or stores of the organisation that are called so: two at most, since two are as ambiguous as more.
+    /// The tills or stores of this name or code in the organisation. Two at most: two are as ambiguous as more.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -152,7 +149,7 @@ impl Db {
         let rows = sqlx::query(target_query(target_type))
             .bind(org_id.0)
             .bind(code)
-            .fetch_all(&mut *self.lease().await?)
+            .fetch_all(&mut *self.connection().await?)
             .await?;
         rows.iter()
             .map(|row| {
@@ -166,7 +163,7 @@ impl Db {
             .collect()
     }
 
-    /// The outside issuers that call themselves so: one for each organisation that accepts it.
+    /// The external issuers of this name: one row for each organisation that accepts it.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -176,7 +173,7 @@ impl Db {
               where issuer = $1 order by org_id",
         )
         .bind(issuer)
-        .fetch_all(&mut *self.lease().await?)
+        .fetch_all(&mut *self.connection().await?)
         .await?;
         rows.iter()
             .map(|row| {
@@ -193,7 +190,7 @@ impl Db {
     }
 }
 
-/// The stores whose column is this text.
+/// Selects stores by the text in this column.
 macro_rules! stores_by {
     ($column:literal) => {
         concat!(
@@ -207,7 +204,7 @@ macro_rules! stores_by {
     };
 }
 
-/// The targets with this text in the column that the type means; each column has an index.
+/// Selects the targets by the text in the column of this type. Each of the columns has an index.
 const fn target_query(target_type: TargetType) -> &'static str {
     match target_type {
         TargetType::Till => {
@@ -226,5 +223,5 @@ const fn target_query(target_type: TargetType) -> &'static str {
 }
 
 fn rate_limit(row: &PgRow) -> Result<Option<RateLimit>, DbError> {
-    Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::of))
+    Ok(row.try_get::<Option<i32>, _>("rate_limit_per_minute")?.map(RateLimit::from_per_minute))
 }

@@ -1,20 +1,17 @@
-//! The customers that identifiers name, and those made on first use.
-//!
-//! What a match means is decided in `issuance::customers`; uniqueness of each identifier is the database's.
-
 use sqlx::FromRow;
 
-use super::{Db, DbError};
+use super::connection::Db;
+use super::error::DbError;
 use crate::model::{CustomerId, Identifiers, OrgId};
 
-/// A customer that at least one of the identifiers asked for names.
+/// A customer who has at least one of the identifiers of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerLookup {
-    /// Its key.
+    /// The customer's id.
     pub id: CustomerId,
-    /// Whether `apply` has listed it.
+    /// Whether `apply` lists the customer.
     pub registered: bool,
-    /// All the identifiers it is known by.
+    /// All identifiers of the customer.
     pub identifiers: Identifiers,
 }
 
@@ -37,7 +34,7 @@ impl From<CustomerRow> for CustomerLookup {
 }
 
 impl Db {
-    /// Every customer that one of these identifiers names.
+    /// Every customer who has one of these identifiers.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -56,13 +53,13 @@ impl Db {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .fetch_all(&mut *self.lease().await?)
+        .fetch_all(&mut *self.connection().await?)
         .await?;
         Ok(rows.into_iter().map(CustomerLookup::from).collect())
     }
 
-    /// Makes a customer with these identifiers. False: one of them is another's by now, or the organisation is no longer
-    /// open; nothing was made.
+    /// Creates a customer with these identifiers. False: another customer has one of them meanwhile, or the organisation is no longer
+    /// open; no customer was created.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -82,13 +79,13 @@ impl Db {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .execute(&mut *self.lease().await?)
+        .execute(&mut *self.connection().await?)
         .await?;
         Ok(done.rows_affected() == 1)
     }
 
-    /// Gives a customer those of these identifiers that it has none of yet; what it has stays. False: one of them is
-    /// another's by now, and nothing was changed.
+    /// Adds those identifiers whose kind the customer does not have yet. False: another customer has one of them meanwhile, and nothing
+    /// was changed.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -108,7 +105,7 @@ impl Db {
         .bind(&identifiers.mobile)
         .bind(&identifiers.external_id)
         .bind(&identifiers.email)
-        .execute(&mut *self.lease().await?)
+        .execute(&mut *self.connection().await?)
         .await;
         match done {
             Ok(_) => Ok(true),

@@ -1,6 +1,3 @@
-//! Requests with an `Idempotency-Key`, and the coupons that were issued under them or under a natural key.
-//! Keys are claimed in `claims`, or by the writer together with the first coupon.
-
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -10,113 +7,113 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::rows::{face_from, zone_from};
-use super::{Db, DbError};
-use crate::model::{CustomerId, Face, OrgId, SeriesId};
+use super::connection::Db;
+use super::error::DbError;
+use super::settings_rows::{snapshot_from, zone_from};
+use crate::model::{CustomerId, OrgId, SeriesId, SeriesSnapshot};
 
-/// Names a keyed request.
+/// Identifies a request with an `Idempotency-Key`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestName {
-    /// The caller's organisation: the keys of two organisations have nothing to do with each other.
+    /// The caller's organisation. Each organisation has keys of its own.
     pub org_id: OrgId,
     /// The first 16 bytes of the SHA-256 of the `Idempotency-Key`.
     pub key_hash: Uuid,
 }
 
-/// An attempt that has claimed its key.
+/// The claim of an attempt on its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// The first of the coupon ids that the request reserves, one for each entity. It names the claim: no other has the same.
+    /// The first of the reserved coupon ids, one for each entity. No other claim has the same value.
     pub first_coupon_id: i64,
     /// The fencing number.
     pub attempt: i32,
 }
 
 impl Claim {
-    /// The coupon id that is reserved for the entity in this place, from 0.
+    /// The coupon id that is reserved for the entity at this index, from 0.
     #[must_use]
-    pub fn coupon_id(self, place: usize) -> i64 {
+    pub fn coupon_id(self, index: usize) -> i64 {
         // A request has a few hundred entities at most.
-        self.first_coupon_id.saturating_add(i64::try_from(place).unwrap_or(i64::MAX))
-    }
-
-    /// The place of the entity for which this coupon id is reserved, among so many.
-    #[must_use]
-    pub fn place(self, coupon_id: i64, entities: usize) -> Option<usize> {
-        usize::try_from(coupon_id.checked_sub(self.first_coupon_id)?).ok().filter(|place| *place < entities)
+        self.first_coupon_id.saturating_add(i64::try_from(index).unwrap_or(i64::MAX))
     }
 }
 
-/// A coupon as it was issued.
+/// An issued coupon.
 #[derive(Debug, Clone)]
 pub struct IssuedCoupon {
     /// Its id.
     pub coupon_id: i64,
-    /// Its series.
+    /// The series.
     pub series_id: SeriesId,
-    /// Whose it is.
+    /// The customer.
     pub customer_id: CustomerId,
-    /// Its code, as it is shown.
+    /// The code, as it is shown.
     pub code: String,
-    /// Its last day.
+    /// The last day.
     pub expires_on: Date,
-    /// The version of its series that was asked for; `None`: the one with which it was issued.
+    /// The version of the series that was asked for; `None`: the version with which the coupon was issued.
     pub asked_version: Option<i32>,
     /// What that version shows.
-    pub face: Arc<Face>,
+    pub snapshot: Arc<SeriesSnapshot>,
     /// The time zone of its dates.
     pub zone: TimeZone,
 }
 
-/// What is stored of a keyed request.
+/// A stored keyed request.
 #[derive(Debug, Clone)]
 pub struct StoredRequest {
-    /// Its claim.
+    /// The latest claim.
     pub claim: Claim,
     /// When it was first seen, in whole seconds.
     pub received_at: Timestamp,
-    /// Its entities with their answers: see column `keyed_request.answers`.
+    /// The entities with their answers: see column `keyed_request.answers`.
     pub answers: String,
     /// Whether an attempt is at work on it.
     pub is_in_progress: bool,
 }
 
-/// What is purged.
+/// What [`Db::purge`] deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purge {
-    /// Requests with a key.
+    /// Keyed requests.
     Requests,
-    /// What natural keys name.
+    /// Records of natural keys.
     NaturalKeys,
 }
 
 impl Db {
-    /// Ends an attempt with these answers; `None`: they stay as they are. False: another attempt has taken over, and nothing is stored.
+    /// Ends an attempt and stores its answers; `None`: the stored answers stay. False: another attempt has taken over, and nothing is
+    /// stored.
     ///
     /// # Errors
-    /// When the database cannot be asked: the attempt then ends with its lease.
+    /// When the database cannot be asked. The attempt then ends with its lease.
     pub async fn end_attempt(
         &self,
         request: RequestName,
         claim: Claim,
         answers: Option<&str>,
     ) -> Result<bool, DbError> {
-        Ok(end_attempt(&mut *self.lease().await?, request, claim, answers).await?)
+        Ok(end_attempt(&mut *self.connection().await?, request, claim, answers).await?)
     }
 
-    /// Those of these coupons that exist, each as this version of its series shows it; `None`: the version with which it was
-    /// issued. They are committed, and may not be flushed yet.
+    /// The existing ones among these coupons, each with a version of its series; `None`: the version with which it was issued. They are
+    /// committed, but may not be flushed yet.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn coupons(&self, org_id: OrgId, asked: &[(i64, Option<i32>)]) -> Result<Vec<IssuedCoupon>, DbError> {
         let (ids, versions): (Vec<i64>, Vec<Option<i32>>) = asked.iter().copied().unzip();
-        let rows =
-            sqlx::query(COUPONS).bind(org_id.0).bind(ids).bind(versions).fetch_all(&mut *self.lease().await?).await?;
+        let rows = sqlx::query(COUPONS)
+            .bind(org_id.0)
+            .bind(ids)
+            .bind(versions)
+            .fetch_all(&mut *self.connection().await?)
+            .await?;
         rows.iter().map(issued_from).collect()
     }
 
-    /// What is stored of a keyed request; `None`: nothing. An attempt of which so many seconds have passed is over.
+    /// The stored request; `None`: there is none. An attempt is over at the latest when its lease ends.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -132,7 +129,7 @@ impl Db {
         .bind(request.org_id.0)
         .bind(request.key_hash)
         .bind(lease_seconds)
-        .fetch_optional(&mut *self.lease().await?)
+        .fetch_optional(&mut *self.connection().await?)
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(StoredRequest {
@@ -143,18 +140,18 @@ impl Db {
         }))
     }
 
-    /// Purges some of what was first seen more than so many seconds ago, and returns the number. A request that somebody is trying
-    /// again stays.
+    /// Deletes up to `max` rows that are older than `retention_seconds`, and returns their number. A request that was retried since
+    /// then stays.
     ///
     /// # Errors
     /// When the database cannot be asked.
-    pub async fn purge(&self, what: Purge, kept_for_seconds: f64, most: i64) -> Result<u64, DbError> {
+    pub async fn purge(&self, what: Purge, retention_seconds: f64, max: i64) -> Result<u64, DbError> {
         let statement = match what {
             Purge::Requests => PURGE_REQUESTS,
             Purge::NaturalKeys => PURGE_NATURAL_KEYS,
         };
-        let query = sqlx::query(statement).bind(kept_for_seconds).bind(most);
-        Ok(query.execute(&mut *self.lease().await?).await?.rows_affected())
+        let query = sqlx::query(statement).bind(retention_seconds).bind(max);
+        Ok(query.execute(&mut *self.connection().await?).await?.rows_affected())
     }
 }
 
@@ -167,8 +164,8 @@ const COUPONS: &str = "
       join series_version v on v.org_id = c.org_id and v.series_id = c.series_id
                            and v.version = coalesce(asked.version, c.series_version)";
 
-// By an array of row addresses: a join may be planned as a walk over the table. By now(): what is volatile is no condition of an
-// index.
+// An array of row addresses: a join may be planned as a scan of the table. now() instead of clock_timestamp(): an index cannot be
+// searched by a volatile value.
 const PURGE_REQUESTS: &str = "
     delete from keyed_request where ctid = any (array(
         select r.ctid from keyed_request r
@@ -180,7 +177,7 @@ const PURGE_NATURAL_KEYS: &str = "
         select n.ctid from natural_issuance n where n.issued_at < now() - make_interval(secs => $1)
          order by n.issued_at limit $2 for update skip locked))";
 
-/// [`Db::end_attempt`], over this connection.
+/// [`Db::end_attempt`] over an existing connection.
 pub(super) async fn end_attempt(
     connection: &mut PgConnection,
     request: RequestName,
@@ -197,8 +194,7 @@ pub(super) async fn end_attempt(
         .await
 }
 
-/// The coupon in a row that has all of its columns.
-pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, DbError> {
+fn issued_from(row: &PgRow) -> Result<IssuedCoupon, DbError> {
     Ok(IssuedCoupon {
         coupon_id: row.try_get("coupon_id")?,
         series_id: SeriesId(row.try_get("series_id")?),
@@ -206,7 +202,7 @@ pub(super) fn issued_from(row: &PgRow) -> Result<IssuedCoupon, DbError> {
         code: row.try_get("code")?,
         expires_on: row.try_get::<jiff_sqlx::Date, _>("expires_on")?.to_jiff(),
         asked_version: row.try_get("asked_version")?,
-        face: Arc::new(face_from(row)?),
+        snapshot: Arc::new(snapshot_from(row)?),
         zone: zone_from(row)?,
     })
 }

@@ -1,6 +1,4 @@
-//! The schema: bringing a database up to it, and refusing one that this binary does not know.
-//!
-//! Migrations are embedded in the binary, run under an advisory lock, and only ever go forward.
+//! Migrates the database, and refuses a schema that this version cannot work on.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -9,16 +7,16 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
-use super::Db;
+use super::connection::Db;
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
-    // Whether those that are not known here are in the way is told by the schema itself: see `check`.
+    // `check` decides whether unknown migrations are compatible, by the table schema_floor.
     migrator.set_ignore_missing(true);
     migrator
 });
 
-/// Why a schema cannot be used. The message has what the source says.
+/// Why the schema cannot be used. The message quotes the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The database cannot be asked.
@@ -29,21 +27,21 @@ pub enum SchemaError {
         "the schema is behind this version by {0} migration(s): run `coupon-issuer migrate`, or serve with --migrate"
     )]
     Behind(usize),
-    /// There are migrations of a newer version, which does not go with this one.
+    /// A newer version has migrated the schema, and this version cannot work on it.
     #[error(
         "the schema is too far ahead of this version, which does not know migration {0}: run a newer coupon-issuer"
     )]
     Ahead(i64),
-    /// The database keeps text in another encoding, which does not have all characters.
+    /// The database's encoding does not have all characters.
     #[error(
         "the database's encoding is {0}, and must be UTF8: create another one, with \
          `create database … encoding 'UTF8' template template0`"
     )]
     Encoding(String),
-    /// The database is one of a version before 0.2.0.
+    /// A version before 0.2.0 made the database.
     #[error(
         "the database was made by a version before 0.2.0, whose schema cannot be upgraded: create another database, run \
-         `coupon-issuer migrate` and `coupon-issuer apply` there, and upload the codes that are left again"
+         `coupon-issuer migrate` and `coupon-issuer apply` there, and upload the remaining codes again"
     )]
     BeforeRelease,
     /// A migration was changed after it ran.
@@ -58,9 +56,9 @@ pub enum SchemaError {
 }
 
 impl SchemaError {
-    /// Whether trying again later may succeed.
+    /// Whether a retry may succeed.
     #[must_use]
-    pub const fn is_away(&self) -> bool {
+    pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
 }
@@ -71,11 +69,11 @@ impl From<sqlx::Error> for SchemaError {
     }
 }
 
-/// Brings the database up to this version's schema; safe when several processes do it at once. A schema that is ahead, and that
-/// this version can work on, is left as it is.
+/// Migrates the database to the schema of this version. Several processes may do so at once. A newer schema that this version can work
+/// on stays as it is.
 ///
 /// # Errors
-/// When the database is away, or its schema is too new a version's.
+/// When the database is unreachable, or its schema is too new.
 pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     let mut connection = connect.connect().await?;
     check_encoding(&mut connection).await?;
@@ -91,7 +89,7 @@ pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// Whether this version can work on the schema of this database.
+/// Fails unless this version can work on the schema of the database.
 ///
 /// # Errors
 /// When it cannot, or when the database cannot be asked.
@@ -102,7 +100,7 @@ pub async fn require(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// Creates the database of these options on its server, if it does not exist.
+/// Creates the database that these options name, if it does not exist.
 ///
 /// # Errors
 /// When the server cannot be reached or refuses.
@@ -121,12 +119,12 @@ pub async fn create_database(connect: &PgConnectOptions) -> Result<(), sqlx::Err
 }
 
 impl Db {
-    /// Whether this version can work on the schema.
+    /// Fails unless this version can work on the schema.
     ///
     /// # Errors
     /// When it cannot, or when the database cannot be asked.
     pub async fn check_schema(&self) -> Result<(), SchemaError> {
-        check(&mut *self.lease().await?).await
+        check(&mut *self.connection().await?).await
     }
 }
 
@@ -160,7 +158,7 @@ async fn check(connection: &mut PgConnection) -> Result<(), SchemaError> {
     }
 }
 
-/// The oldest version that works on the schema, by the newest migration it knows (table `schema_floor`).
+/// The newest migration that a version must know to work on the schema (table `schema_floor`).
 async fn floor(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select version from schema_floor").fetch_one(connection).await
 }
@@ -169,7 +167,7 @@ fn newest() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Whether all migrations of this version were applied as they are. `Ahead`: they were, and others besides.
+/// Whether exactly the migrations of this version were applied. `Ahead`: unknown migrations were applied as well.
 fn compare(applied: &BTreeMap<i64, Vec<u8>>) -> Result<(), SchemaError> {
     for known in MIGRATOR.iter() {
         if applied.get(&known.version).is_some_and(|checksum| *checksum != *known.checksum) {

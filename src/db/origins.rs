@@ -1,11 +1,10 @@
-//! Who issues, where and by which channel: stored once, and named by every coupon in four bytes.
-//! `issuance::directory` caches the numbers.
-
-use super::{Db, DbError};
+use super::connection::Db;
+use super::error::DbError;
 use crate::model::{Caller, Source};
 
 impl Db {
-    /// The number of this origin, which is stored if it is new. It never changes.
+    /// The number that stands for who issues, where and by which channel, in every coupon. Stores a new origin. The number of an
+    /// origin never changes, so it can be cached.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -16,7 +15,7 @@ impl Db {
             .bind(source.name())
             .bind(caller.till_id.as_deref())
             .bind(caller.client_key())
-            .fetch_one(&mut *self.lease().await?)
+            .fetch_one(&mut *self.connection().await?)
             .await?)
     }
 }

@@ -1,5 +1,5 @@
-//! The keys that sign access tokens, shared by all replicas through the database.
-//! Whoever can read this table can make tokens; the same role can issue coupons anyway.
+//! All replicas share the signing keys through the database. Whoever can read the table can sign tokens; that role can issue coupons
+//! anyway.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -7,24 +7,25 @@ use secrecy::{ExposeSecret, SecretSlice};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row};
 
-use super::audit::{AuditEntry, record};
-use super::changes::notify;
-use super::{Db, DbError};
+use super::admin::audit::{AuditEntry, record};
+use super::connection::Db;
+use super::credential_changes::notify;
+use super::error::DbError;
 
-/// A signing key as it is stored.
+/// A stored signing key.
 pub struct SigningKeyRow {
-    /// Its name, as it stands in a token's header.
+    /// Its name in the header of a token.
     pub kid: String,
     /// PKCS#8, DER.
     pub private_key: SecretSlice<u8>,
-    /// When it begins to sign.
+    /// When it starts to sign.
     pub signs_from: Timestamp,
-    /// When the last of its tokens has ended; `None`: it has no successor yet.
+    /// When its last token ends; `None`: the key has no successor yet.
     pub verifies_until: Option<Timestamp>,
 }
 
 impl Db {
-    /// Every signing key, the newest first.
+    /// All signing keys, the newest first.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -32,22 +33,22 @@ impl Db {
         let rows = sqlx::query(
             "select kid, private_key, signs_from, verifies_until from signing_key order by signs_from desc, kid",
         )
-        .fetch_all(&mut *self.lease().await?)
+        .fetch_all(&mut *self.connection().await?)
         .await?;
         rows.iter()
             .map(|row| {
-                let until: Option<jiff_sqlx::Timestamp> = row.try_get("verifies_until")?;
+                let verifies_until: Option<jiff_sqlx::Timestamp> = row.try_get("verifies_until")?;
                 Ok(SigningKeyRow {
                     kid: row.try_get("kid")?,
                     private_key: row.try_get::<Vec<u8>, _>("private_key")?.into(),
                     signs_from: row.try_get::<jiff_sqlx::Timestamp, _>("signs_from")?.to_jiff(),
-                    verifies_until: until.map(jiff_sqlx::Timestamp::to_jiff),
+                    verifies_until: verifies_until.map(jiff_sqlx::Timestamp::to_jiff),
                 })
             })
             .collect()
     }
 
-    /// Stores this key if there is none yet: of several replicas that start at once, one prevails.
+    /// Stores the key if there is none yet. Of several replicas that start at once, one prevails.
     ///
     /// # Errors
     /// When the database cannot be asked.
@@ -71,9 +72,9 @@ impl Db {
     }
 }
 
-/// Stores a key that is to take over at its time, or a minute after the one before it if that is later (another host's clock may
-/// be ahead), with the entry in the audit record. Its predecessors verify until the last token that they can have signed by then
-/// has ended, and a margin longer.
+/// Stores the next key, with its entry in the audit log. It starts to sign at its `signs_from`, or a minute after its predecessor if
+/// that is later: the clock of another host may be ahead. Its predecessors verify until `margin_seconds` after the end of the last
+/// token that they can have signed.
 ///
 /// # Errors
 /// When the database cannot be asked.

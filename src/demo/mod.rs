@@ -1,3 +1,12 @@
-//! A Postgres of one's own, for `coupon-issuer demo` and for the tests.
+//! A private Postgres, for `demo` and the integration tests.
 
-pub mod private_postgres;
+mod account;
+mod data_dir;
+mod error;
+mod installation;
+mod server;
+mod watchdog;
+
+pub use error::PrivatePostgresError;
+pub use installation::find_binaries;
+pub use server::{Options, PrivatePostgres};

@@ -1,7 +1,7 @@
-//! The one place with status policy: every failure of a request as a whole, with its status, code and body (contract 2).
+//! Every failure of a request as a whole, with its status, code, body and headers (contract 2). No other file chooses a status.
 //!
-//! A refusal of one entity is no failure of the request and is not here. Messages never hold SQL or other internals;
-//! what went wrong inside is logged here, once.
+//! A refusal of one entity is not a failure of the request. Messages never hold SQL or other internals: this file logs the cause
+//! of an internal error, once.
 
 use std::any::Any;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::counts;
+use super::metrics;
 use crate::activity::OverviewError;
 use crate::auth::AuthError;
 use crate::issuance::IssueError;
@@ -22,8 +22,8 @@ use crate::telemetry::throttle::Throttle;
 /// One error or warning (contract 2), of an entity or of the request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = Problem, description = "An error or a warning.")]
-pub(super) struct Item {
+#[schema(description = "An error or a warning.")]
+pub(super) struct Problem {
     /// Always false.
     pub(super) status: bool,
     /// One of those that the description of `issueCoupons` lists; a later version may have more.
@@ -44,13 +44,13 @@ pub(super) struct Item {
     pub(super) remaining: Option<u64>,
 }
 
-impl Item {
+impl Problem {
     pub(super) const fn new(code: u16, message: String, retryable: Option<bool>) -> Self {
         Self { status: false, code, message, retryable, next_eligible_at: None, remaining: None }
     }
 }
 
-static AWAY: Throttle = Throttle::new();
+static DATABASE_UNAVAILABLE: Throttle = Throttle::new();
 static OVERLOADED: Throttle = Throttle::new();
 
 /// Why a request as a whole failed.
@@ -60,18 +60,18 @@ pub(super) enum ApiError {
     BadRequest(String),
     TooManyIds {
         given: usize,
-        most: usize,
+        max: usize,
     },
     NoCustomer,
     UnknownCustomer,
     ConflictingCustomer,
-    /// The key of a receipt is none of the caller's organisation.
+    /// No request of the caller's organisation has the key.
     NoSuchRequest,
-    /// Another attempt at the same keyed request is at work.
+    /// Another attempt at the same keyed request is still running.
     StillRunning,
     KeyReused,
     NoCredentials,
-    /// The reason is for the log alone.
+    /// Only the log has the reason.
     BadCredentials(&'static str),
     ExpiredToken,
     TooManyRequests {
@@ -81,104 +81,104 @@ pub(super) enum ApiError {
     TooManyFailures {
         retry_after: Duration,
     },
-    /// The reason is for the log alone.
+    /// Only the log has the reason.
     Forbidden(&'static str),
     NotFound,
     MethodNotAllowed,
     BodyTooSlow,
     BodyTooLarge {
-        most: usize,
+        max_bytes: usize,
     },
     NotJson,
     EncodedBody,
     Internal(String),
     Unavailable(String),
-    /// The outside issuer of a token has never been reached.
-    IssuerAway,
+    /// The service has never reached the external issuer of a token.
+    IssuerUnreachable,
     Overloaded,
 }
 
-/// Why credentials were not accepted, for the log line of the request.
+/// Why the service did not admit the caller, for the log line and the metrics.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Denied(pub(super) &'static str);
 
-/// The code of a request that failed as a whole, for the metrics.
+/// The error code of a request that failed as a whole, for the metrics.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Failure(pub(super) u16);
+pub(super) struct ErrorCode(pub(super) u16);
 
 /// A request that failed as a whole.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Failure)]
-pub(super) struct Body {
-    #[schema(value_type = Vec<Item>, min_items = 1, max_items = 1)]
-    errors: [Item; 1],
-    #[schema(value_type = Vec<Item>, max_items = 0)]
-    warnings: [Item; 0],
+pub(super) struct ErrorBody {
+    #[schema(value_type = Vec<Problem>, min_items = 1, max_items = 1)]
+    errors: [Problem; 1],
+    #[schema(value_type = Vec<Problem>, max_items = 0)]
+    warnings: [Problem; 0],
 }
 
-impl Body {
-    /// Code, message, and whether the same request may succeed later.
-    pub(super) fn told(&self) -> (u16, &str, bool) {
+impl ErrorBody {
+    pub(super) const fn error(&self) -> &Problem {
         let [error] = &self.errors;
-        (error.code, &error.message, error.retryable == Some(true))
+        error
     }
 }
 
 impl ApiError {
-    /// Status and body.
-    pub(super) fn body(&self) -> (StatusCode, Body) {
+    pub(super) fn body(&self) -> (StatusCode, ErrorBody) {
         let (status, code, message, retryable) = self.parts();
-        (status, Body { errors: [Item::new(code, message, Some(retryable))], warnings: [] })
+        (status, ErrorBody { errors: [Problem::new(code, message, Some(retryable))], warnings: [] })
     }
 
     /// Status, code, message, and whether the same request may succeed later.
     fn parts(&self) -> (StatusCode, u16, String, bool) {
         use StatusCode as S;
-        let fixed = |status, code, message: &str| (status, code, message.to_owned(), false);
-        let later = |status: S, message: &str| (status, status.as_u16(), message.to_owned(), true);
+        let permanent = |status, code, message: &str| (status, code, message.to_owned(), false);
+        let transient = |status: S, message: &str| (status, status.as_u16(), message.to_owned(), true);
         match self {
-            Self::BadRequest(message) => fixed(S::BAD_REQUEST, 400, message),
-            Self::TooManyIds { given, most } => {
-                fixed(S::BAD_REQUEST, 1060, &format!("seriesIds: {given} ids, at most {most} are allowed"))
+            Self::BadRequest(message) => permanent(S::BAD_REQUEST, 400, message),
+            Self::TooManyIds { given, max } => {
+                permanent(S::BAD_REQUEST, 1060, &format!("seriesIds: {given} ids, at most {max} are allowed"))
             }
             Self::NoCustomer => {
-                fixed(S::BAD_REQUEST, 701, "customer: one of id, mobile, externalId and email is required")
+                permanent(S::BAD_REQUEST, 701, "customer: one of id, mobile, externalId and email is required")
             }
-            Self::UnknownCustomer => fixed(S::BAD_REQUEST, 701, "customer: not a registered customer"),
+            Self::UnknownCustomer => permanent(S::BAD_REQUEST, 701, "customer: not a registered customer"),
             Self::ConflictingCustomer => {
-                fixed(S::BAD_REQUEST, 721, "customer: the identifiers name different customers")
+                permanent(S::BAD_REQUEST, 721, "customer: the identifiers name different customers")
             }
-            Self::NoSuchRequest => fixed(S::NOT_FOUND, 404, "No request with this Idempotency-Key is known"),
+            Self::NoSuchRequest => permanent(S::NOT_FOUND, 404, "No request with this Idempotency-Key is known"),
             Self::StillRunning => {
-                later(S::CONFLICT, "Idempotency-Key: this request is still being processed; try again later")
+                transient(S::CONFLICT, "Idempotency-Key: this request is still being processed; try again later")
             }
-            Self::KeyReused => fixed(S::UNPROCESSABLE_ENTITY, 422, "Idempotency-Key: was used for another request"),
-            Self::NoCredentials => fixed(S::UNAUTHORIZED, 401, "Authentication is required"),
-            Self::BadCredentials(_) => fixed(S::UNAUTHORIZED, 401, "Invalid credentials"),
-            Self::ExpiredToken => fixed(S::UNAUTHORIZED, 498, "The access token has expired"),
-            Self::Forbidden(_) => fixed(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
+            Self::KeyReused => permanent(S::UNPROCESSABLE_ENTITY, 422, "Idempotency-Key: was used for another request"),
+            Self::NoCredentials => permanent(S::UNAUTHORIZED, 401, "Authentication is required"),
+            Self::BadCredentials(_) => permanent(S::UNAUTHORIZED, 401, "Invalid credentials"),
+            Self::ExpiredToken => permanent(S::UNAUTHORIZED, 498, "The access token has expired"),
+            Self::Forbidden(_) => permanent(S::FORBIDDEN, 4000, "Not authorized. Access is denied!"),
             Self::TooManyRequests { limit, .. } => {
-                later(S::TOO_MANY_REQUESTS, &format!("Too many requests: {limit} a minute are allowed"))
+                transient(S::TOO_MANY_REQUESTS, &format!("Too many requests: {limit} a minute are allowed"))
             }
             Self::TooManyFailures { .. } => {
-                later(S::TOO_MANY_REQUESTS, "Too many failed attempts to authenticate; try again later")
+                transient(S::TOO_MANY_REQUESTS, "Too many failed attempts to authenticate; try again later")
             }
-            Self::NotFound => fixed(S::NOT_FOUND, 404, "No such path"),
-            Self::MethodNotAllowed => fixed(S::METHOD_NOT_ALLOWED, 405, "Method not allowed; see the Allow header"),
-            Self::BodyTooSlow => later(S::REQUEST_TIMEOUT, "The request body took too long to arrive"),
-            Self::BodyTooLarge { most } => {
-                fixed(S::PAYLOAD_TOO_LARGE, 413, &format!("The request body is larger than {most} bytes"))
+            Self::NotFound => permanent(S::NOT_FOUND, 404, "No such path"),
+            Self::MethodNotAllowed => permanent(S::METHOD_NOT_ALLOWED, 405, "Method not allowed; see the Allow header"),
+            Self::BodyTooSlow => transient(S::REQUEST_TIMEOUT, "The request body took too long to arrive"),
+            Self::BodyTooLarge { max_bytes } => {
+                permanent(S::PAYLOAD_TOO_LARGE, 413, &format!("The request body is larger than {max_bytes} bytes"))
             }
-            Self::NotJson => fixed(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Type must be application/json"),
+            Self::NotJson => permanent(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Type must be application/json"),
             Self::EncodedBody => {
-                fixed(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Encoding is not supported; send the body as it is")
+                permanent(S::UNSUPPORTED_MEDIA_TYPE, 415, "Content-Encoding is not supported; send the body as it is")
             }
             Self::Internal(_) => {
-                later(S::INTERNAL_SERVER_ERROR, "Internal error; the log has it under this request id")
+                transient(S::INTERNAL_SERVER_ERROR, "Internal error; the log has it under this request id")
             }
-            Self::Unavailable(_) => later(S::SERVICE_UNAVAILABLE, "The database is unavailable; try again later"),
-            Self::IssuerAway => later(S::SERVICE_UNAVAILABLE, "The token's issuer cannot be reached; try again later"),
-            Self::Overloaded => later(S::SERVICE_UNAVAILABLE, "Too many requests are waiting; try again later"),
+            Self::Unavailable(_) => transient(S::SERVICE_UNAVAILABLE, "The database is unavailable; try again later"),
+            Self::IssuerUnreachable => {
+                transient(S::SERVICE_UNAVAILABLE, "The token's issuer cannot be reached; try again later")
+            }
+            Self::Overloaded => transient(S::SERVICE_UNAVAILABLE, "Too many requests are waiting; try again later"),
         }
     }
 
@@ -198,14 +198,14 @@ impl ApiError {
                 add(ACCEPT_ENCODING, "identity");
             }
             Self::TooManyRequests { limit, retry_after } => {
-                let wait = whole_seconds(*retry_after);
-                headers.insert(RETRY_AFTER, wait.into());
-                limited(&mut headers, "requests", *limit, wait);
+                let seconds = whole_seconds(*retry_after);
+                headers.insert(RETRY_AFTER, seconds.into());
+                add_rate_limit(&mut headers, *limit, seconds);
             }
             Self::TooManyFailures { retry_after } => {
                 headers.insert(RETRY_AFTER, whole_seconds(*retry_after).into());
             }
-            Self::StillRunning | Self::Unavailable(_) | Self::IssuerAway | Self::Overloaded => {
+            Self::StillRunning | Self::Unavailable(_) | Self::IssuerUnreachable | Self::Overloaded => {
                 add(RETRY_AFTER, "1");
             }
             _ => {}
@@ -213,7 +213,6 @@ impl ApiError {
         headers
     }
 
-    /// Why the credentials were not accepted, if that is what is wrong.
     const fn denied(&self) -> Option<Denied> {
         match self {
             Self::NoCredentials => Some(Denied("no credentials")),
@@ -227,15 +226,19 @@ impl ApiError {
 
     fn log(&self) {
         match self {
-            Self::Internal(reason) => tracing::error!(reason, "a request failed"),
+            Self::Internal(reason) => tracing::error!(reason, "a request failed with 500"),
             Self::Unavailable(reason) => {
-                AWAY.log(|suppressed| tracing::warn!(reason, suppressed, "requests found the database away"));
+                DATABASE_UNAVAILABLE.log(|suppressed| {
+                    tracing::warn!(reason, suppressed, "requests failed with 503: the database is unavailable");
+                });
             }
-            Self::IssuerAway => tracing::warn!("a request found its token's issuer away"),
+            Self::IssuerUnreachable => {
+                tracing::warn!("a request failed with 503: the issuer of its token cannot be reached");
+            }
             Self::Overloaded => {
-                counts::OVERLOAD.increment(1);
+                metrics::OVERLOAD.increment(1);
                 OVERLOADED
-                    .log(|suppressed| tracing::warn!(suppressed, "requests were turned away: too many are waiting"));
+                    .log(|suppressed| tracing::warn!(suppressed, "requests failed with 503: too many are waiting"));
             }
             _ => {}
         }
@@ -246,10 +249,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.log();
         let (status, body) = self.body();
-        let [Item { code, .. }] = body.errors;
-        let failure = Failure(code);
+        let [Problem { code, .. }] = body.errors;
+        let code = ErrorCode(code);
         let mut response = (status, self.headers(), Json(body)).into_response();
-        response.extensions_mut().insert(failure);
+        response.extensions_mut().insert(code);
         if let Some(denied) = self.denied() {
             response.extensions_mut().insert(denied);
         }
@@ -257,16 +260,17 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Rounded up: who waits so long is let through.
+/// Rounded up, so that a caller which waits so long is admitted.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-/// The limit and what is left of it, as the IETF's draft on rate limits in HTTP headers spells them.
-fn limited(headers: &mut HeaderMap, policy: &str, limit: u32, wait: u64) {
+/// The limit, the number of requests that remain (none) and the time until there are more, in the syntax of the IETF draft
+/// "`RateLimit` header fields for HTTP".
+fn add_rate_limit(headers: &mut HeaderMap, limit: u32, seconds: u64) {
     let values = [
-        ("ratelimit-policy", format!("\"{policy}\";q={limit};w=60")),
-        ("ratelimit", format!("\"{policy}\";r=0;t={wait}")),
+        ("ratelimit-policy", format!("\"requests\";q={limit};w=60")),
+        ("ratelimit", format!("\"requests\";r=0;t={seconds}")),
     ];
     for (name, value) in values {
         if let Ok(value) = HeaderValue::try_from(value) {
@@ -312,14 +316,14 @@ impl From<AuthError> for ApiError {
             AuthError::TooManyRequests { limit, retry_after } => Self::TooManyRequests { limit, retry_after },
             AuthError::TooManyFailures { retry_after } => Self::TooManyFailures { retry_after },
             AuthError::Busy => Self::Overloaded,
-            AuthError::IssuerAway => Self::IssuerAway,
+            AuthError::IssuerAway => Self::IssuerUnreachable,
             AuthError::Unavailable(_) | AuthError::TimedOut => Self::Unavailable(error.to_string()),
             AuthError::Internal(reason) => Self::Internal(reason),
         }
     }
 }
 
-/// A panic is a bug, and the caller's answer is still well formed.
+/// The response after a panic in a handler: well formed, as any other.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that CatchPanicLayer asks for")]
 pub(super) fn after_panic(panic: Box<dyn Any + Send>) -> Response {
     let reason = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

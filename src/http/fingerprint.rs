@@ -1,8 +1,8 @@
-//! What makes two requests under one key the same request (contract 6): a hash of all that a request asks for.
+//! Whether two requests with one idempotency key are the same request (contract 6): a hash of all that a request asks for.
 //!
-//! It is taken of the text that was accepted, value by value: the order of an object's members and the space between them do not
-//! count. It cannot fail. What cannot be taken apart counts letter by letter, so that two bodies with different values never
-//! have one fingerprint; a stricter second parser once gave all bodies that it could not read the same one.
+//! The hash is made of the accepted text, value by value, regardless of white space and of the order of an object's members. It
+//! cannot fail: it takes the text of a value that it cannot parse. An earlier version parsed more strictly, and gave all bodies
+//! that it could not parse the same fingerprint.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ use sha2::{Digest, Sha256};
 use super::ids::{IdNumber, IdText, MobileText};
 use crate::model::{Attribution, Source};
 
-/// Of how the hash is taken: the first byte.
+/// The version of this algorithm: the first byte of a fingerprint.
 const VERSION: u8 = 1;
 
-/// So deep are values taken apart: each level is read once more. What lies deeper counts letter by letter.
-const DEPTH: usize = 8;
+/// How deep values are parsed. Each level parses the text once more, so deeper values count by their text.
+const MAX_DEPTH: usize = 8;
 
-/// The fingerprint of a body that was accepted, of its query, and of the till or store that it names.
+/// The fingerprint of an accepted body, of its query, and of the till or store that the request names.
 pub(super) fn fingerprint(
     body: &str,
     source: Source,
@@ -29,7 +29,7 @@ pub(super) fn fingerprint(
 ) -> i64 {
     let mut hash = Sha256::new();
     match serde_json::from_str::<&RawValue>(body) {
-        Ok(value) => add(&mut hash, value, Place::Body, 0),
+        Ok(value) => add(&mut hash, value, Position::Body, 0),
         Err(_) => add_bytes(&mut hash, b'r', body.as_bytes()),
     }
     add_query(&mut hash, source, account_id);
@@ -38,7 +38,7 @@ pub(super) fn fingerprint(
         Some(Attribution::Store(store_id)) => add_bytes(&mut hash, b's', &store_id.0.to_be_bytes()),
         None => {}
     }
-    // Seven bytes of it: by chance two requests have one fingerprint once in 72,000,000,000,000,000 times.
+    // Seven bytes of the hash: two different requests have the same fingerprint with a probability of 1 in 72,000,000,000,000,000.
     let mut bytes: [u8; 8] = hash.finalize()[..8].try_into().unwrap_or_default();
     bytes[0] = VERSION;
     i64::from_be_bytes(bytes)
@@ -49,9 +49,9 @@ fn add_query(hash: &mut Sha256, source: Source, account_id: Option<&str>) {
     add_bytes(hash, b'q', account_id.unwrap_or_default().as_bytes());
 }
 
-/// Where a value stands, as far as that decides what it means: an id is the same as a number and as a string.
+/// The position of a value, as far as it decides the meaning: an id is the same as a number and as a string.
 #[derive(Clone, Copy)]
-enum Place {
+enum Position {
     Body,
     SeriesIds,
     SeriesId,
@@ -61,7 +61,7 @@ enum Place {
     Other,
 }
 
-impl Place {
+impl Position {
     fn of_member(self, name: &[u8]) -> Self {
         match (self, name) {
             (Self::Body, b"seriesIds") => Self::SeriesIds,
@@ -76,9 +76,9 @@ impl Place {
         if matches!(self, Self::SeriesIds) { Self::SeriesId } else { Self::Other }
     }
 
-    /// What a value here is, where it is an id.
+    /// The id in a value at this position.
     fn id(self, json: &str) -> Option<String> {
-        // What is no id was not accepted as one, and is none: `null`.
+        // Only `null` fails to parse here, as the request was accepted.
         match self {
             Self::SeriesId => serde_json::from_str::<IdNumber>(json).ok().map(|id| id.0.to_string()),
             Self::CustomerId => serde_json::from_str::<IdText>(json).ok().map(|id| id.0),
@@ -88,16 +88,16 @@ impl Place {
     }
 }
 
-/// Each value with its kind and its length, so that no two read alike.
-fn add(hash: &mut Sha256, value: &RawValue, place: Place, depth: usize) {
+/// Adds each value with its kind and length, so that different values never add the same bytes.
+fn add(hash: &mut Sha256, value: &RawValue, position: Position, depth: usize) {
     let json = value.get();
-    if let Some(id) = place.id(json) {
+    if let Some(id) = position.id(json) {
         return add_bytes(hash, b'"', id.as_bytes());
     }
     let is_added = match json.as_bytes().first() {
         Some(b'"') => add_text(hash, json),
-        Some(b'[') if depth < DEPTH => add_items(hash, json, place, depth),
-        Some(b'{') if depth < DEPTH => add_members(hash, json, place, depth),
+        Some(b'[') if depth < MAX_DEPTH => add_items(hash, json, position, depth),
+        Some(b'{') if depth < MAX_DEPTH => add_members(hash, json, position, depth),
         _ => false,
     };
     if !is_added {
@@ -105,41 +105,41 @@ fn add(hash: &mut Sha256, value: &RawValue, place: Place, depth: usize) {
     }
 }
 
-/// As its bytes, in which half of a surrogate pair has a form, too.
+/// Adds a string as bytes, which can represent half of a surrogate pair.
 fn add_text(hash: &mut Sha256, json: &str) -> bool {
     let Ok(text) = serde_json::from_str::<ByteBuf>(json) else { return false };
     add_bytes(hash, b'"', &text);
     true
 }
 
-fn add_items(hash: &mut Sha256, json: &str, place: Place, depth: usize) -> bool {
+fn add_items(hash: &mut Sha256, json: &str, position: Position, depth: usize) -> bool {
     let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(json) else { return false };
     add_length(hash, b'[', items.len());
     for item in items {
-        add(hash, item, place.of_item(), depth + 1);
+        add(hash, item, position.of_item(), depth + 1);
     }
     true
 }
 
-fn add_members(hash: &mut Sha256, json: &str, place: Place, depth: usize) -> bool {
+fn add_members(hash: &mut Sha256, json: &str, position: Position, depth: usize) -> bool {
     let Ok(Members(mut members)) = serde_json::from_str(json) else { return false };
-    // Those of one name stay in their order.
-    members.sort_by(|(one, _), (other, _)| one.cmp(other));
+    // The sort is stable: members with the same name keep their order.
+    members.sort_by(|(a, _), (b, _)| a.cmp(b));
     add_length(hash, b'{', members.len());
     for (name, value) in members {
         add_bytes(hash, b':', &name);
-        add(hash, value, place.of_member(&name), depth + 1);
+        add(hash, value, position.of_member(&name), depth + 1);
     }
     true
 }
 
-/// An object's members in their order, each as often as it is there.
+/// An object's members in their order, including repeated ones.
 struct Members<'a>(Vec<(ByteBuf, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
+        struct MembersVisitor;
+        impl<'de> Visitor<'de> for MembersVisitor {
             type Value = Members<'de>;
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
                 formatter.write_str("an object")
@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 Ok(Members(members))
             }
         }
-        deserializer.deserialize_map(Each)
+        deserializer.deserialize_map(MembersVisitor)
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
 
     use super::*;
 
-    /// A JSON value, with its strings as UTF-16: half of a surrogate pair may be among them.
+    /// A JSON value whose strings are UTF-16, so that they may have half of a surrogate pair.
     #[derive(Debug, Clone, PartialEq)]
     enum Json {
         Literal(&'static str),
@@ -208,21 +208,21 @@ mod tests {
         })
     }
 
-    /// How a value is written where that does not count, drawn as it goes.
+    /// Chooses the notation of a value where it must not count.
     struct Style<'a>(std::iter::Cycle<std::slice::Iter<'a, u8>>);
 
     impl Style<'_> {
-        fn draw(&mut self, ways: usize) -> usize {
-            usize::from(*self.0.next().unwrap()) % ways
+        fn choose(&mut self, choices: usize) -> usize {
+            usize::from(*self.0.next().unwrap()) % choices
         }
 
         fn space(&mut self) -> &'static str {
-            ["", "", " ", "\n\t"][self.draw(4)]
+            ["", "", " ", "\n\t"][self.choose(4)]
         }
 
         fn text(&mut self, units: &[u16]) -> String {
             let unit = |unit: &u16| match char::from_u32(u32::from(*unit)) {
-                Some(plain @ ' '..='~') if !matches!(plain, '"' | '\\') && self.draw(2) == 0 => plain.to_string(),
+                Some(plain @ ' '..='~') if !matches!(plain, '"' | '\\') && self.choose(2) == 0 => plain.to_string(),
                 _ => format!("\\u{unit:04x}"),
             };
             format!("\"{}\"", units.iter().map(unit).collect::<String>())
@@ -239,9 +239,9 @@ mod tests {
                 }
                 Json::Members(members) => {
                     let mut members: Vec<_> = members.iter().collect();
-                    // Those of one name stay in their order.
-                    if self.draw(2) == 0 {
-                        members.sort_by(|(one, _), (other, _)| other.cmp(one));
+                    // The sort is stable: members with the same name keep their order.
+                    if self.choose(2) == 0 {
+                        members.sort_by(|(a, _), (b, _)| b.cmp(a));
                     }
                     let member = |(name, value): &(Vec<u16>, Json)| {
                         format!("{}{}:{}", self.text(name), self.space(), self.json(value))
@@ -253,20 +253,19 @@ mod tests {
         }
     }
 
-    /// Its members in one order.
     fn sorted(value: &Json) -> Json {
         match value {
             Json::Items(items) => Json::Items(items.iter().map(sorted).collect()),
             Json::Members(members) => {
                 let mut members: Vec<_> = members.iter().map(|(name, value)| (name.clone(), sorted(value))).collect();
-                members.sort_by(|(one, _), (other, _)| one.cmp(other));
+                members.sort_by(|(a, _), (b, _)| a.cmp(b));
                 Json::Members(members)
             }
             leaf => leaf.clone(),
         }
     }
 
-    fn of(style: &[u8], ignored: &Json) -> i64 {
+    fn fingerprint_of(style: &[u8], ignored: &Json) -> i64 {
         let ignored = Style(style.iter().cycle()).json(ignored);
         fingerprint(
             &format!(r#"{{"x":{ignored},"seriesIds":[101],"customer":{{"id":"c"}}}}"#),
@@ -278,19 +277,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn how_a_value_is_written_does_not_count(value in json(5), one in vec(any::<u8>(), 1..50), other in vec(any::<u8>(), 1..50)) {
-            prop_assert_eq!(of(&one, &value), of(&other, &value));
+        fn the_notation_of_a_value_does_not_count(value in json(5), first in vec(any::<u8>(), 1..50), second in vec(any::<u8>(), 1..50)) {
+            prop_assert_eq!(fingerprint_of(&first, &value), fingerprint_of(&second, &value));
         }
 
-        /// Also where they are deeper than they are taken apart, and beyond what another parser reads.
+        /// Also for values that are deeper than [`MAX_DEPTH`], or that `serde_json` cannot represent.
         #[test]
-        fn two_values_have_two_fingerprints(one in json(12), other in json(12), style in vec(any::<u8>(), 1..50)) {
-            let is_same = of(&style, &one) == of(&style, &other);
-            prop_assert_eq!(is_same, sorted(&one) == sorted(&other));
+        fn different_values_have_different_fingerprints(first in json(12), second in json(12), style in vec(any::<u8>(), 1..50)) {
+            let is_same = fingerprint_of(&style, &first) == fingerprint_of(&style, &second);
+            prop_assert_eq!(is_same, sorted(&first) == sorted(&second));
         }
 
         #[test]
-        fn whatever_else_a_body_holds_its_customer_counts(value in json(12), style in vec(any::<u8>(), 1..50)) {
+        fn the_customer_counts_whatever_else_is_in_the_body(value in json(12), style in vec(any::<u8>(), 1..50)) {
             let ignored = Style(style.iter().cycle()).json(&value);
             let [aa, bb] = ["aa", "bb"].map(|id| {
                 let body = format!(r#"{{"seriesIds":[101],"customer":{{"id":"{id}"}},"x":{ignored}}}"#);
@@ -302,24 +301,24 @@ mod tests {
 
     #[test]
     fn an_id_is_the_same_as_a_number_and_as_a_string() {
-        let of = |series: &str, id: &str, mobile: &str| {
+        let fingerprint_of = |series: &str, id: &str, mobile: &str| {
             let body = format!(r#"{{"seriesIds":{series},"customer":{{"id":{id},"mobile":{mobile}}},"x":"1"}}"#);
             fingerprint(&body, Source::Instore, None, None)
         };
-        let first = of("[101]", "7", "919900000001");
+        let first = fingerprint_of("[101]", "7", "919900000001");
         for (series, id, mobile) in [
             (r#"["101"]"#, "7", "919900000001"),
             ("[101.0]", r#""7""#, "919900000001"),
             ("[1.01e2]", "7.0", r#""919900000001""#),
         ] {
-            assert_eq!(of(series, id, mobile), first, "{series} {id} {mobile}");
+            assert_eq!(fingerprint_of(series, id, mobile), first, "{series} {id} {mobile}");
         }
-        assert_ne!(of("[101]", "7", "919900000002"), first);
-        assert_ne!(of("[101,101]", "7", "919900000001"), first);
+        assert_ne!(fingerprint_of("[101]", "7", "919900000002"), first);
+        assert_ne!(fingerprint_of("[101,101]", "7", "919900000001"), first);
         let [number, text] = ["1", r#""1""#].map(|x| {
             let body = format!(r#"{{"seriesIds":[101],"customer":{{"id":7}},"x":{x}}}"#);
             fingerprint(&body, Source::Instore, None, None)
         });
-        assert_ne!(number, text, "elsewhere they are not");
+        assert_ne!(number, text, "elsewhere a number and a string are different");
     }
 }

@@ -1,18 +1,13 @@
-//! Request headers that may come once.
-//! What it means that one comes twice is for whoever asks to say: of credentials it is a 401, of others a 400.
-
 use axum::http::header::AsHeaderName;
 use axum::http::{HeaderMap, HeaderValue};
 
-/// A header that may come once comes twice.
-pub(super) struct Twice;
+/// A request repeats a header that it may have once. The status is up to the caller of [`single`]: 401 for credentials,
+/// 400 for others.
+pub(super) struct Repeated;
 
-/// The value of a header that may come once.
-///
-/// # Errors
-/// [`Twice`].
-pub(super) fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Option<&HeaderValue>, Twice> {
+/// The value of a header that a request may have once.
+pub(super) fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Result<Option<&HeaderValue>, Repeated> {
     let mut values = headers.get_all(name).iter();
     let first = values.next();
-    if values.next().is_some() { Err(Twice) } else { Ok(first) }
+    if values.next().is_some() { Err(Repeated) } else { Ok(first) }
 }

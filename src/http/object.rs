@@ -1,14 +1,11 @@
-//! A JSON object where the contract says object.
-//!
-//! A derived struct would also take an array, its fields in the order of the source code; no caller can mean that.
-
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-/// Reads `T` from an object, and from nothing else.
+/// Reads `T` from a JSON object, and from nothing else. A derived `Deserialize` would also take an array with the fields in
+/// the order of the source code.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

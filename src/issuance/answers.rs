@@ -1,5 +1,5 @@
-//! What is stored of the answer to a keyed request: one word for each entity (column `keyed_request.answers`).
-//! New coupons are found by their reserved ids, so a word says only what else an entity was answered.
+//! The stored answers of a keyed request (column `keyed_request.answers`): one text for each entity, separated by spaces.
+//! New coupons are found by their reserved ids, so the text of an entity holds only a resend or a refusal.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,65 +7,59 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimeParser;
 
-use super::Granted;
+use super::outcome::{Entity, Granted, Resend};
 use super::refusal::{Refusal, ShownInstant};
 use crate::model::SeriesId;
 
 static PARSER: DateTimeParser = DateTimeParser::new();
 
-/// One entity with its answer.
+/// An entity with its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Word {
-    /// The series, as it was asked for.
+pub(super) struct EntityAnswer {
     pub(super) series_id: SeriesId,
-    /// What it was answered.
     pub(super) answer: Answer,
 }
 
-/// The answer of one entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// A new coupon, if the one with the reserved id exists; else nothing yet.
+    /// A new coupon, if the coupon with the reserved id exists. Otherwise the entity has no answer yet.
     NewCoupon,
-    /// A coupon that the customer had.
+    /// A coupon that the customer already held.
     Resent(Resend),
-    /// None.
     Refused(Refusal),
 }
 
-/// A coupon as it was shown again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resend {
-    /// The coupon.
-    pub coupon_id: i64,
-    /// The version of its series that was shown, if it was not the coupon's own.
-    pub series_version: Option<i32>,
-    /// The redemptions that were shown.
-    pub redemption_count: i32,
-}
-
-impl Answer {
-    /// Of an entity with this coupon.
-    pub(super) fn with(granted: &Granted) -> Self {
+impl From<&Granted> for Answer {
+    fn from(granted: &Granted) -> Self {
         granted.resent.map_or(Self::NewCoupon, Self::Resent)
     }
 }
 
-/// A word that this version cannot read.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no answer that this version knows")]
-pub(super) struct Unreadable(String);
-
-impl Unreadable {
-    /// The same entity as one that was not answered. Its series stands before the mark that this version does not know.
-    fn as_open(&self) -> Word {
-        let digits = self.0.find(|letter: char| !letter.is_ascii_digit()).map_or(self.0.as_str(), |end| &self.0[..end]);
-        // A word without a number is damage: no series has this id.
-        Word { series_id: SeriesId(digits.parse().unwrap_or(0)), answer: Answer::NewCoupon }
+impl From<&Entity> for EntityAnswer {
+    fn from(entity: &Entity) -> Self {
+        let answer = match &entity.outcome {
+            Ok(granted) => Answer::from(&**granted),
+            Err(refusal) => Answer::Refused(*refusal),
+        };
+        Self { series_id: entity.series_id, answer }
     }
 }
 
-impl fmt::Display for Word {
+/// An answer that this version cannot parse.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this version cannot parse the answer {0:?}")]
+pub(super) struct InvalidAnswer(String);
+
+impl InvalidAnswer {
+    /// The same entity without an answer. The series comes before the mark that this version does not know.
+    fn without_answer(&self) -> EntityAnswer {
+        let digits = self.0.find(|letter: char| !letter.is_ascii_digit()).map_or(self.0.as_str(), |end| &self.0[..end]);
+        // A text without a number is damaged: no series has the id 0.
+        EntityAnswer { series_id: SeriesId(digits.parse().unwrap_or(0)), answer: Answer::NewCoupon }
+    }
+}
+
+impl fmt::Display for EntityAnswer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.series_id.0)?;
         match self.answer {
@@ -93,26 +87,26 @@ impl fmt::Display for Word {
     }
 }
 
-impl FromStr for Word {
-    type Err = Unreadable;
+impl FromStr for EntityAnswer {
+    type Err = InvalidAnswer;
 
-    fn from_str(word: &str) -> Result<Self, Unreadable> {
-        read(word).ok_or_else(|| Unreadable(word.to_owned()))
+    fn from_str(text: &str) -> Result<Self, InvalidAnswer> {
+        parse_entity(text).ok_or_else(|| InvalidAnswer(text.to_owned()))
     }
 }
 
-fn read(word: &str) -> Option<Word> {
-    let (series_id, answer) = if let Some((series_id, resend)) = word.split_once('=') {
-        (series_id, Answer::Resent(read_resend(resend)?))
-    } else if let Some((series_id, refusal)) = word.split_once('!') {
-        (series_id, Answer::Refused(read_refusal(refusal)?))
+fn parse_entity(text: &str) -> Option<EntityAnswer> {
+    let (series_id, answer) = if let Some((series_id, resend)) = text.split_once('=') {
+        (series_id, Answer::Resent(parse_resend(resend)?))
+    } else if let Some((series_id, refusal)) = text.split_once('!') {
+        (series_id, Answer::Refused(parse_refusal(refusal)?))
     } else {
-        (word, Answer::NewCoupon)
+        (text, Answer::NewCoupon)
     };
-    Some(Word { series_id: SeriesId(series_id.parse().ok()?), answer })
+    Some(EntityAnswer { series_id: SeriesId(series_id.parse().ok()?), answer })
 }
 
-fn read_resend(resend: &str) -> Option<Resend> {
+fn parse_resend(resend: &str) -> Option<Resend> {
     let (rest, redemption_count) = match resend.split_once('*') {
         Some((rest, count)) => (rest, count.parse().ok()?),
         None => (resend, 0),
@@ -124,11 +118,11 @@ fn read_resend(resend: &str) -> Option<Resend> {
     Some(Resend { coupon_id: coupon_id.parse().ok()?, series_version, redemption_count })
 }
 
-fn read_refusal(refusal: &str) -> Option<Refusal> {
+fn parse_refusal(refusal: &str) -> Option<Refusal> {
     match refusal.split_once('@') {
-        None => Refusal::named(refusal),
+        None => Refusal::from_name(refusal),
         Some((name, at)) => {
-            let Refusal::Gap { .. } = Refusal::named(name)? else { return None };
+            let Refusal::Gap { .. } = Refusal::from_name(name)? else { return None };
             let pieces = PARSER.parse_pieces(at).ok()?;
             let offset = pieces.to_numeric_offset()?;
             let instant: Timestamp = at.parse().ok()?;
@@ -137,18 +131,19 @@ fn read_refusal(refusal: &str) -> Option<Refusal> {
     }
 }
 
-/// The words as they are stored.
-pub(super) fn join(words: impl IntoIterator<Item = Word>) -> String {
-    words.into_iter().map(|word| word.to_string()).collect::<Vec<_>>().join(" ")
+/// The stored text of these answers.
+pub(super) fn join(answers: impl IntoIterator<Item = EntityAnswer>) -> String {
+    answers.into_iter().map(|answer| answer.to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// The stored words, in the order of the entities. One that a newer version stored counts as not answered: a retry finishes it.
-pub(super) fn split(answers: &str) -> Vec<Word> {
-    let or_open = |error: Unreadable| {
+/// Parses stored answers, in the order of the entities. An answer that a newer version stored counts as missing, so that a retry
+/// finishes the entity.
+pub(super) fn split(stored: &str) -> Vec<EntityAnswer> {
+    let without_answer = |error: InvalidAnswer| {
         tracing::error!(%error, "the stored answer of a keyed request cannot be read");
-        error.as_open()
+        error.without_answer()
     };
-    answers.split(' ').map(|word| word.parse().unwrap_or_else(or_open)).collect()
+    stored.split(' ').map(|text| text.parse().unwrap_or_else(without_answer)).collect()
 }
 
 #[cfg(test)]
@@ -180,10 +175,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_stored_is_read(words in proptest::collection::vec((any::<i64>(), answers()), 1..5)) {
-            let words: Vec<Word> =
-                words.into_iter().map(|(id, answer)| Word { series_id: SeriesId(id), answer }).collect();
-            prop_assert_eq!(split(&join(words.clone())), words);
+        fn split_is_the_inverse_of_join(answers in proptest::collection::vec((any::<i64>(), answers()), 1..5)) {
+            let answers: Vec<EntityAnswer> =
+                answers.into_iter().map(|(id, answer)| EntityAnswer { series_id: SeriesId(id), answer }).collect();
+            prop_assert_eq!(split(&join(answers.clone())), answers);
         }
 
         #[test]
@@ -199,7 +194,7 @@ mod tests {
         };
         let instant: Timestamp = "2026-11-30T18:30:00Z".parse().unwrap();
         let next_eligible_at = ShownInstant { instant, offset: Offset::from_seconds(19_800).unwrap() };
-        for (word, answer) in [
+        for (text, answer) in [
             ("101", Answer::NewCoupon),
             ("101=4711", resent(None, 0)),
             ("101=4711@3", resent(Some(3), 0)),
@@ -207,11 +202,11 @@ mod tests {
             ("101!unknown_series", Answer::Refused(Refusal::UnknownSeries)),
             ("101!gap@2026-12-01T00:00:00+05:30", Answer::Refused(Refusal::Gap { next_eligible_at })),
         ] {
-            let written = Word { series_id: SeriesId(101), answer };
-            assert_eq!((written.to_string().as_str(), word.parse()), (word, Ok(written)));
+            let entity = EntityAnswer { series_id: SeriesId(101), answer };
+            assert_eq!((entity.to_string().as_str(), text.parse()), (text, Ok(entity)));
         }
-        for word in ["", "x", "101=", "101!", "101!sold_out", "101!cap_reached@2026-12-01T00:00:00+05:30", "101=1@x"] {
-            assert_eq!(word.parse::<Word>(), Err(Unreadable(word.to_owned())));
+        for text in ["", "x", "101=", "101!", "101!sold_out", "101!cap_reached@2026-12-01T00:00:00+05:30", "101=1@x"] {
+            assert_eq!(text.parse::<EntityAnswer>(), Err(InvalidAnswer(text.to_owned())));
         }
     }
 }

@@ -1,102 +1,102 @@
-//! Which customer a request means (contract 1): precedence, conflict, and first use.
+//! Finds or creates the customer of a request (contract 1).
 //!
-//! An identifier that names nobody yet is given to the customer that the others name; two that name different customers
-//! are refused, since either answer could give one customer's coupon to another.
+//! An identifier that is new is added to the customer that the other identifiers name. Identifiers that name different customers are
+//! refused, since either choice could give one customer's coupon to another.
 
-use super::IssueError;
+use super::error::IssueError;
 use crate::db::{CustomerLookup, Db};
 use crate::model::{CustomerId, CustomerPolicy, Entropy, Identifiers, Organisation};
 
-/// Two requests may both be the first to name a customer; the loser looks again. More than this is no race.
-const MOST_LOOKS: usize = 8;
+/// If two requests create the same customer at once, the loser looks it up again. More look-ups than this are not a race.
+const MAX_LOOK_UPS: usize = 8;
 
-/// What the customers found mean for the one asked for.
+/// The conclusion from the customers that the identifiers name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Meaning {
-    /// This one, as it is.
-    Is(CustomerId),
-    /// This one, which is to be known by the given identifiers too.
+enum Match {
+    /// An existing customer.
+    Existing(CustomerId),
+    /// An existing customer who gets the new identifiers as well.
     Complete(CustomerId),
-    /// One that is new, under the given id or a fresh one.
+    /// A new customer, with the given id or a generated one.
     New(Option<CustomerId>),
-    /// Nobody who may receive a coupon.
+    /// No customer who may receive a coupon.
     Unknown,
-    /// More than one.
+    /// More than one customer.
     Conflict,
 }
 
-/// The customer, where the given id is taken as it is and nothing needs to be looked up.
-pub(super) fn as_given(policy: CustomerPolicy, given: &Identifiers) -> Option<CustomerId> {
+/// The customer, if the given id needs no look-up.
+pub(super) fn without_look_up(policy: CustomerPolicy, given: &Identifiers) -> Option<CustomerId> {
     let id = given.id.as_ref().filter(|_| policy == CustomerPolicy::Open && given.is_only_id());
     id.cloned()
 }
 
-/// Finds the customer, or makes one where the organisation is open.
+/// Finds the customer, or creates one if the organisation's policy is open.
 ///
 /// # Errors
-/// [`IssueError::UnknownCustomer`], [`IssueError::ConflictingCustomer`], or a database that cannot be asked, or only too late.
-pub async fn identify(
+/// [`IssueError::UnknownCustomer`], [`IssueError::ConflictingCustomer`], or an error of the database.
+pub(super) async fn identify(
     db: &Db,
     entropy: &dyn Entropy,
     organisation: &Organisation,
     given: &Identifiers,
 ) -> Result<CustomerId, IssueError> {
-    if let Some(id) = as_given(organisation.customer_policy, given) {
+    if let Some(id) = without_look_up(organisation.customer_policy, given) {
         return Ok(id);
     }
-    for _ in 0..MOST_LOOKS {
+    for _ in 0..MAX_LOOK_UPS {
         let found = db.customers_named(organisation.id, given).await?;
-        let settled = match meaning(organisation.customer_policy, given, &found) {
-            Meaning::Is(id) => Some(id),
-            Meaning::Complete(id) => db.complete_customer(organisation.id, &id, given).await?.then_some(id),
-            Meaning::New(id) => {
-                // A customer who was not named by id gets one that nobody can have used.
+        let customer = match match_customers(organisation.customer_policy, given, &found) {
+            Match::Existing(id) => Some(id),
+            Match::Complete(id) => db.complete_customer(organisation.id, &id, given).await?.then_some(id),
+            Match::New(id) => {
+                // Nobody can have used a generated id before.
                 let id = id.map_or_else(|| entropy.uuid().map(|id| CustomerId(id.to_string())), Ok)?;
                 db.add_customer(organisation.id, &id, given).await?.then_some(id)
             }
-            Meaning::Unknown => return Err(IssueError::UnknownCustomer),
-            Meaning::Conflict => return Err(IssueError::ConflictingCustomer),
+            Match::Unknown => return Err(IssueError::UnknownCustomer),
+            Match::Conflict => return Err(IssueError::ConflictingCustomer),
         };
-        if let Some(id) = settled {
+        if let Some(id) = customer {
             return Ok(id);
         }
     }
-    // Who it is was not found out: that is no conflict, and it may be tried again.
+    // This is not a conflict: the caller may retry.
     Err(IssueError::TimedOut)
 }
 
-fn meaning(policy: CustomerPolicy, given: &Identifiers, found: &[CustomerLookup]) -> Meaning {
+fn match_customers(policy: CustomerPolicy, given: &Identifiers, found: &[CustomerLookup]) -> Match {
     match policy {
-        CustomerPolicy::Registered => among_registered(given, found),
-        CustomerPolicy::Open => among_open(given, found),
+        CustomerPolicy::Registered => match_registered(given, found),
+        CustomerPolicy::Open => match_open(given, found),
     }
 }
 
-fn among_registered(given: &Identifiers, found: &[CustomerLookup]) -> Meaning {
-    let listed: Vec<&CustomerLookup> = found.iter().filter(|customer| customer.registered).collect();
-    let by_id = given.id.as_ref().map(|id| listed.iter().any(|customer| customer.id == *id));
-    match (by_id, listed.as_slice()) {
-        (Some(false), _) | (_, []) => Meaning::Unknown,
-        (_, [one]) => Meaning::Is(one.id.clone()),
-        (_, _) => Meaning::Conflict,
+fn match_registered(given: &Identifiers, found: &[CustomerLookup]) -> Match {
+    let registered: Vec<&CustomerLookup> = found.iter().filter(|customer| customer.registered).collect();
+    let by_id = given.id.as_ref().map(|id| registered.iter().any(|customer| customer.id == *id));
+    match (by_id, registered.as_slice()) {
+        (Some(false), _) | (_, []) => Match::Unknown,
+        (_, [customer]) => Match::Existing(customer.id.clone()),
+        (_, _) => Match::Conflict,
     }
 }
 
-fn among_open(given: &Identifiers, found: &[CustomerLookup]) -> Meaning {
+fn match_open(given: &Identifiers, found: &[CustomerLookup]) -> Match {
     match (&given.id, found) {
-        (id, []) => Meaning::New(id.clone()),
-        (Some(id), [one]) if one.id != *id => Meaning::Conflict,
-        (_, [one]) if adds_to(given, &one.identifiers) => Meaning::Complete(one.id.clone()),
-        (_, [one]) => Meaning::Is(one.id.clone()),
-        (_, _) => Meaning::Conflict,
+        (id, []) => Match::New(id.clone()),
+        (Some(id), [customer]) if customer.id != *id => Match::Conflict,
+        (_, [customer]) if adds_identifier(given, &customer.identifiers) => Match::Complete(customer.id.clone()),
+        (_, [customer]) => Match::Existing(customer.id.clone()),
+        (_, _) => Match::Conflict,
     }
 }
 
-/// Whether an identifier is given that the customer has none of.
-const fn adds_to(given: &Identifiers, known: &Identifiers) -> bool {
-    (given.mobile.is_some() && known.mobile.is_none())
-        || (given.external_id.is_some() && known.external_id.is_none())
-        || (given.email.is_some() && known.email.is_none())
+/// Whether the request has a kind of identifier that the customer lacks.
+const fn adds_identifier(given: &Identifiers, stored: &Identifiers) -> bool {
+    (given.mobile.is_some() && stored.mobile.is_none())
+        || (given.external_id.is_some() && stored.external_id.is_none())
+        || (given.email.is_some() && stored.email.is_none())
 }
 
 #[cfg(test)]
@@ -116,30 +116,30 @@ mod tests {
     }
 
     #[test]
-    fn in_an_open_organisation() {
-        let open = |given: &Identifiers, found: &[CustomerLookup]| meaning(CustomerPolicy::Open, given, found);
-        assert_eq!(open(&given(None, Some("1")), &[]), Meaning::New(None));
-        assert_eq!(open(&given(Some("a"), Some("1")), &[]), Meaning::New(Some(id("a"))));
-        assert_eq!(open(&given(None, Some("1")), &[found("a", Some("1"), false)]), Meaning::Is(id("a")));
-        assert_eq!(open(&given(Some("a"), Some("1")), &[found("a", None, false)]), Meaning::Complete(id("a")));
-        // What a customer is known by stays: another mobile is not taken over.
-        assert_eq!(open(&given(Some("a"), Some("2")), &[found("a", Some("1"), false)]), Meaning::Is(id("a")));
-        assert_eq!(open(&given(Some("b"), Some("1")), &[found("a", Some("1"), false)]), Meaning::Conflict);
+    fn an_open_organisation_creates_and_completes_customers() {
+        let open = |given: &Identifiers, found: &[CustomerLookup]| match_customers(CustomerPolicy::Open, given, found);
+        assert_eq!(open(&given(None, Some("1")), &[]), Match::New(None));
+        assert_eq!(open(&given(Some("a"), Some("1")), &[]), Match::New(Some(id("a"))));
+        assert_eq!(open(&given(None, Some("1")), &[found("a", Some("1"), false)]), Match::Existing(id("a")));
+        assert_eq!(open(&given(Some("a"), Some("1")), &[found("a", None, false)]), Match::Complete(id("a")));
+        // The stored mobile stays.
+        assert_eq!(open(&given(Some("a"), Some("2")), &[found("a", Some("1"), false)]), Match::Existing(id("a")));
+        assert_eq!(open(&given(Some("b"), Some("1")), &[found("a", Some("1"), false)]), Match::Conflict);
         let two = [found("a", None, false), found("b", Some("1"), false)];
-        assert_eq!(open(&given(Some("a"), Some("1")), &two), Meaning::Conflict);
+        assert_eq!(open(&given(Some("a"), Some("1")), &two), Match::Conflict);
     }
 
     #[test]
-    fn in_an_organisation_of_registered_customers() {
+    fn an_organisation_of_registered_customers_refuses_others() {
         let registered =
-            |given: &Identifiers, found: &[CustomerLookup]| meaning(CustomerPolicy::Registered, given, found);
-        assert_eq!(registered(&given(Some("a"), None), &[]), Meaning::Unknown);
-        assert_eq!(registered(&given(Some("a"), None), &[found("a", None, true)]), Meaning::Is(id("a")));
-        assert_eq!(registered(&given(Some("a"), None), &[found("a", None, false)]), Meaning::Unknown);
-        // The id decides: a known mobile does not make an unknown id good.
-        assert_eq!(registered(&given(Some("b"), Some("1")), &[found("a", Some("1"), true)]), Meaning::Unknown);
-        assert_eq!(registered(&given(Some("a"), Some("9")), &[found("a", Some("1"), true)]), Meaning::Is(id("a")));
+            |given: &Identifiers, found: &[CustomerLookup]| match_customers(CustomerPolicy::Registered, given, found);
+        assert_eq!(registered(&given(Some("a"), None), &[]), Match::Unknown);
+        assert_eq!(registered(&given(Some("a"), None), &[found("a", None, true)]), Match::Existing(id("a")));
+        assert_eq!(registered(&given(Some("a"), None), &[found("a", None, false)]), Match::Unknown);
+        // The id takes precedence over the mobile.
+        assert_eq!(registered(&given(Some("b"), Some("1")), &[found("a", Some("1"), true)]), Match::Unknown);
+        assert_eq!(registered(&given(Some("a"), Some("9")), &[found("a", Some("1"), true)]), Match::Existing(id("a")));
         let two = [found("a", None, true), found("b", Some("1"), true)];
-        assert_eq!(registered(&given(Some("a"), Some("1")), &two), Meaning::Conflict);
+        assert_eq!(registered(&given(Some("a"), Some("1")), &two), Match::Conflict);
     }
 }

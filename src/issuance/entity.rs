@@ -1,35 +1,34 @@
-//! One entity on its way, from what was asked for to its answer: its states, and what leads from one to another.
-//! `run` drives it.
-
 use std::sync::Arc;
 
-use super::{Granted, Refusal};
+use super::answers::{Answer, EntityAnswer};
+use super::outcome::Granted;
+use super::refusal::Refusal;
 use crate::db::writer::WriteOutcome;
 use crate::model::SeriesId;
 
-/// After so many codes that existed already, the space of codes counts as full.
-const MOST_COLLISIONS: u8 = 10;
+/// After this many collisions the space of codes counts as full.
+const MAX_COLLISIONS: u8 = 10;
 
-/// One entity.
+/// An entity while its request is processed.
 #[derive(Debug)]
 pub(super) struct EntityRun {
     pub(super) series_id: SeriesId,
     pub(super) state: EntityState,
 }
 
-/// What is known of an entity.
+/// The state of an entity, and its transitions.
 ///
 /// ```text
 ///            ┌───────────────────── (a) decide again ──────────────────────┐
 ///            ▼                                                              │
-///  new ──▶ Open ────────────── decided: issue or resend ─────────────▶ InFlight ── database away ──▶ Unreached
+///  new ──▶ Open ────────────── decided: issue or resend ─────────────▶ InFlight ─── unreachable ───▶ Unreached
 ///           │ │                                                         ▲  │  │
 ///           │ └── its coupon exists ──▶ Found ── wait for a flush ──────┘  │  └── (b) not stored ──▶ Failed
 ///           │                           ▲  │                               │                         │  │
 ///           │                           └──┼──── its coupon exists ────────┼─────────────────────────┘  │
 ///           │                              │                               │                            │
-///           │ refused,                     │ time over                     │ issued, flushed,           │ no coupon exists,
-///           │ time over                    │                               │ timed out, in doubt        │ time over
+///           │ refused,                     │ timed out                     │ issued, flushed,           │ no coupon exists,
+///           │ timed out                    │                               │ timed out, in doubt        │ timed out
 ///           ▼                              ▼                               ▼                            ▼
 ///  ═══════════════════════════════════════════════ Done ═════════════════════════════════════════════════════════════
 ///
@@ -37,69 +36,68 @@ pub(super) struct EntityRun {
 ///  Open ── listed again under a natural key ──▶ SameAs ── natural keys are switched off ──▶ Open
 /// ```
 ///
-/// (a) Guard failed, settings locked, code taken, key not claimed, not flushed, issued already, queue full: back to what it was,
-/// `Open` or `Found`, if nothing was sent.
-/// (b) With a key of either kind: the database refused it, the server failed on it, or no free code was found. Without: `Done`.
-/// (c) The claim found a used key, or no coupon was written that could claim it. What is in doubt stays in doubt.
+/// (a) Guard failed, settings locked, code taken, key not claimed, not flushed, or already issued. If the queue was full, so that
+/// nothing was sent, the entity returns to `Open` or `Found`.
+/// (b) With an idempotency key or a natural key: the database refused the coupon, the server failed on it, or the service found no free
+/// code. Without a key: `Done`.
+/// (c) The claim found a used key, or no coupon was written that could claim it. Entities in doubt stay in doubt.
 ///
-/// An entity that has to wait for an earlier one of its request (`run::Precedence`) stays `Open`.
+/// An entity that waits for an earlier entity of its request (`run::precedence`) stays `Open`.
 #[derive(Debug)]
 pub(super) enum EntityState {
-    /// To be decided.
+    /// Not decided yet.
     Open(Open),
-    /// Its coupon exists, from an earlier attempt. It is shown once it is flushed.
+    /// Its coupon exists, from an earlier attempt. The answer shows it once it is flushed.
     Found(Arc<Granted>),
-    /// This attempt stored nothing, for this reason. Another attempt may have; look before answering.
+    /// This attempt stored nothing, for this reason. Another attempt may have stored a coupon: look it up before answering.
     Failed(Refusal),
-    /// On its way through the writer.
+    /// The writer has it.
     InFlight(InFlight),
-    /// The database was away, and nothing was sent for it.
+    /// The database was unavailable, and nothing was sent.
     Unreached(Refusal),
-    /// A natural key names one issuance: answered as the entity in this place.
+    /// The same series under the same natural key: answered like the entity at this index.
     SameAs(usize),
-    /// Answered.
+    /// The answer is final.
     Done(Result<Arc<Granted>, Refusal>),
 }
 
-/// An entity that is to be decided.
+/// The state of an undecided entity.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Open {
-    /// Whether cached settings are not good enough.
+    /// Whether the decision needs the history, not only cached settings.
     pub(super) needs_history: bool,
     collisions: u8,
 }
 
-/// What the writer was given for an entity.
+/// The state of an entity that the writer has.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// The answer, if it succeeds.
+    /// The answer, if the write succeeds.
     pub(super) answer: Granted,
-    /// What it was before, if it was open. Else its coupon was found, and is the answer.
+    /// The state before, if the entity was open. `None`: its coupon was found, and is the answer.
     open: Option<Open>,
 }
 
-/// What a settled entity asks of its run.
+/// What the next round must do before it decides an entity again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Nothing.
+pub(super) enum NextStep {
     Nothing,
-    /// Load what was issued under its key before it is decided again.
+    /// Load the coupons that were issued under the key.
     LoadIssued,
-    /// Wait a moment before it is decided again.
     Pause,
 }
 
-/// How sure it is that nobody else has issued, or will issue, what an entity asks for.
+/// Whether another attempt may issue the coupon of an entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Certainty {
-    /// It has no key, or its attempt holds the key and has loaded what was issued under it.
+    /// No other attempt can: there is no key, or this attempt holds the key and has loaded the coupons under it.
     Certain,
     /// Another attempt may have issued it.
     Uncertain,
 }
 
 impl Certainty {
-    /// 786 and `timed_out` claim that nothing is stored. If another attempt may have stored it, the answer is `in_doubt`.
+    /// 786 and `timed_out` state that nothing is stored. If another attempt may have stored a coupon, the answer is `in_doubt`.
     pub(super) const fn qualify(self, refusal: Refusal) -> Refusal {
         match (self, refusal) {
             (Self::Uncertain, Refusal::Failed | Refusal::TimedOut) => Refusal::InDoubt,
@@ -117,12 +115,12 @@ impl EntityRun {
         matches!(self.state, EntityState::Open(_))
     }
 
-    /// Whether its run has something to do for it.
+    /// Whether another round is needed.
     pub(super) const fn is_pending(&self) -> bool {
         !matches!(self.state, EntityState::Done(_) | EntityState::Unreached(_) | EntityState::SameAs(_))
     }
 
-    /// Stored, or possibly stored: the caller must be told.
+    /// Stored, or possibly stored: the request must be answered.
     pub(super) const fn is_issued_or_in_doubt(&self) -> bool {
         matches!(self.state, EntityState::Done(Ok(_) | Err(Refusal::InDoubt)))
     }
@@ -132,7 +130,7 @@ impl EntityRun {
         matches!(self.state, EntityState::Unreached(_) | EntityState::Done(Err(Refusal::InDoubt)))
     }
 
-    /// Whether it was decided, and no coupon was written for it.
+    /// Decided without a new coupon.
     pub(super) fn is_refused_or_resent(&self) -> bool {
         match &self.state {
             EntityState::Done(Ok(granted)) => granted.resent.is_some(),
@@ -141,38 +139,51 @@ impl EntityRun {
         }
     }
 
-    /// Decides it on more than cached settings.
+    /// The answer that can be stored while the request is running.
+    pub(super) fn answer_so_far(&self) -> EntityAnswer {
+        let answer = match &self.state {
+            EntityState::Done(Err(refusal)) => Answer::Refused(*refusal),
+            EntityState::Done(Ok(granted)) | EntityState::Found(granted) => Answer::from(&**granted),
+            EntityState::InFlight(in_flight) => Answer::from(&in_flight.answer),
+            EntityState::Open(_) | EntityState::Failed(_) | EntityState::Unreached(_) | EntityState::SameAs(_) => {
+                Answer::NewCoupon
+            }
+        };
+        EntityAnswer { series_id: self.series_id, answer }
+    }
+
+    /// Makes the next decision use the history.
     pub(super) fn require_history(&mut self) {
         if let EntityState::Open(open) = &mut self.state {
             open.needs_history = true;
         }
     }
 
-    /// Decides it again from the beginning.
+    /// Starts again from the beginning.
     pub(super) fn reopen(&mut self) {
         self.state = EntityState::Open(Open { needs_history: true, collisions: 0 });
     }
 
-    /// Ends it with this refusal, unless it has ended.
+    /// Ends with this refusal, unless the entity has ended.
     pub(super) fn close(&mut self, refusal: Refusal, certainty: Certainty) {
         let refusal = match self.state {
             EntityState::Done(_) | EntityState::Unreached(_) | EntityState::SameAs(_) => return,
             EntityState::Open(_) => certainty.qualify(refusal),
             EntityState::Failed(failed) => certainty.qualify(failed),
-            // Its coupon exists or may exist: in doubt, not failed.
+            // The coupon exists or may exist.
             EntityState::Found(_) | EntityState::InFlight(_) => Refusal::InDoubt,
         };
         self.state = EntityState::Done(Err(refusal));
     }
 
-    /// Gives it to the writer.
+    /// Records that the writer gets the entity.
     pub(super) fn send(&mut self, answer: Granted) {
         let open = if let EntityState::Open(open) = self.state { Some(open) } else { None };
         self.state = EntityState::InFlight(InFlight { answer, open });
     }
 
-    /// Takes it back from the writer, which was given nothing after all.
-    pub(super) fn take_back(&mut self) {
+    /// Restores the state before [`Self::send`], after the writer's queue rejected the request.
+    pub(super) fn restore(&mut self) {
         if let EntityState::InFlight(InFlight { answer, open }) = &self.state {
             self.state = match open {
                 Some(open) => EntityState::Open(*open),
@@ -181,54 +192,59 @@ impl EntityRun {
         }
     }
 
-    /// Learns what became of it in the writer. `is_keyed`: its request has a key, its own or a natural one.
-    pub(super) fn settle(&mut self, outcome: WriteOutcome, certainty: Certainty, is_keyed: bool) -> Next {
+    /// Applies the outcome of the write. `is_keyed`: the request has an idempotency key or a natural key.
+    pub(super) fn settle(&mut self, outcome: WriteOutcome, certainty: Certainty, is_keyed: bool) -> NextStep {
         let EntityState::InFlight(in_flight) = std::mem::replace(&mut self.state, EntityState::Open(Open::default()))
         else {
-            tracing::error!(series_id = self.series_id.0, "an outcome of the writer for an entity that was not sent");
+            tracing::error!(
+                series_id = self.series_id.0,
+                "the writer reported an outcome for an entity that was not sent"
+            );
             self.state = EntityState::Done(Err(Refusal::InDoubt));
-            return Next::Nothing;
+            return NextStep::Nothing;
         };
-        let (state, next) = in_flight.settled(outcome, certainty, is_keyed);
+        let (state, next_step) = in_flight.after_write(outcome, certainty, is_keyed);
         self.state = state;
-        next
+        next_step
     }
 }
 
 impl InFlight {
-    fn settled(self, outcome: WriteOutcome, certainty: Certainty, is_keyed: bool) -> (EntityState, Next) {
+    fn after_write(self, outcome: WriteOutcome, certainty: Certainty, is_keyed: bool) -> (EntityState, NextStep) {
         let Self { answer, open } = self;
-        // What exists and cannot be shown now is not said to have failed.
+        // A coupon that exists but cannot be shown now has not failed.
         let exists = open.is_none() || answer.resent.is_some();
         let certainty = if exists { Certainty::Uncertain } else { certainty };
         let open = open.unwrap_or_default();
         let again = Open { needs_history: true, ..open };
-        let look_up = if is_keyed { Next::LoadIssued } else { Next::Nothing };
+        let next_step = if is_keyed { NextStep::LoadIssued } else { NextStep::Nothing };
         let failed = |refusal| {
             if is_keyed {
-                (EntityState::Failed(refusal), Next::LoadIssued)
+                (EntityState::Failed(refusal), NextStep::LoadIssued)
             } else {
-                (EntityState::Done(Err(refusal)), Next::Nothing)
+                (EntityState::Done(Err(refusal)), NextStep::Nothing)
             }
         };
         match outcome {
             WriteOutcome::Issued { code, .. } => {
-                (EntityState::Done(Ok(Arc::new(Granted { code, ..answer }))), Next::Nothing)
+                (EntityState::Done(Ok(Arc::new(Granted { code, ..answer }))), NextStep::Nothing)
             }
-            WriteOutcome::Flushed => (EntityState::Done(Ok(Arc::new(answer))), Next::Nothing),
-            WriteOutcome::NotFlushed | WriteOutcome::AlreadyIssued => (EntityState::Open(again), look_up),
-            WriteOutcome::GuardFailed(_) => (EntityState::Open(again), Next::Nothing),
-            WriteOutcome::SettingsLocked => (EntityState::Open(again), Next::Pause),
-            WriteOutcome::KeyNotClaimed => (EntityState::Open(open), Next::Nothing),
-            WriteOutcome::CodeTaken if open.collisions + 1 >= MOST_COLLISIONS => failed(Refusal::Failed),
+            WriteOutcome::Flushed => (EntityState::Done(Ok(Arc::new(answer))), NextStep::Nothing),
+            WriteOutcome::NotFlushed | WriteOutcome::AlreadyIssued => (EntityState::Open(again), next_step),
+            WriteOutcome::GuardFailed(_) => (EntityState::Open(again), NextStep::Nothing),
+            WriteOutcome::SettingsLocked => (EntityState::Open(again), NextStep::Pause),
+            WriteOutcome::KeyNotClaimed => (EntityState::Open(open), NextStep::Nothing),
+            WriteOutcome::CodeTaken if open.collisions + 1 >= MAX_COLLISIONS => failed(Refusal::Failed),
             WriteOutcome::CodeTaken => {
-                (EntityState::Open(Open { collisions: open.collisions + 1, ..open }), Next::Nothing)
+                (EntityState::Open(Open { collisions: open.collisions + 1, ..open }), NextStep::Nothing)
             }
             WriteOutcome::IdTaken | WriteOutcome::Refused => failed(Refusal::Failed),
             WriteOutcome::ServerFault => failed(Refusal::TimedOut),
-            WriteOutcome::Unavailable => (EntityState::Unreached(certainty.qualify(Refusal::Failed)), Next::Nothing),
-            WriteOutcome::TimedOut => (EntityState::Done(Err(certainty.qualify(Refusal::TimedOut))), Next::Nothing),
-            WriteOutcome::InDoubt => (EntityState::Done(Err(Refusal::InDoubt)), Next::Nothing),
+            WriteOutcome::Unavailable => {
+                (EntityState::Unreached(certainty.qualify(Refusal::Failed)), NextStep::Nothing)
+            }
+            WriteOutcome::TimedOut => (EntityState::Done(Err(certainty.qualify(Refusal::TimedOut))), NextStep::Nothing),
+            WriteOutcome::InDoubt => (EntityState::Done(Err(Refusal::InDoubt)), NextStep::Nothing),
         }
     }
 }
@@ -239,10 +255,10 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::model::{DiscountType, Face};
+    use crate::model::{DiscountType, SeriesSnapshot};
 
-    fn shown() -> Granted {
-        let face = Face {
+    fn granted() -> Granted {
+        let snapshot = SeriesSnapshot {
             description: String::new(),
             info: String::new(),
             discount_code: None,
@@ -251,7 +267,7 @@ mod tests {
             discount_upto: 0,
         };
         Granted {
-            face: Arc::new(face),
+            snapshot: Arc::new(snapshot),
             zone: TimeZone::UTC,
             code: "CODE".to_owned(),
             expires_on: date(2027, 5, 9),
@@ -261,9 +277,9 @@ mod tests {
         }
     }
 
-    /// Also if it was found under a key that this very attempt claimed, so that it counts as no replay.
+    /// Even if this attempt claimed the key, so that the coupon is not a replay.
     #[test]
-    fn a_coupon_that_was_found_is_never_said_not_to_be_stored() {
+    fn a_coupon_that_was_found_ends_in_doubt() {
         for (is_found, outcome, expected) in [
             (true, WriteOutcome::Unavailable, Refusal::InDoubt),
             (true, WriteOutcome::TimedOut, Refusal::InDoubt),
@@ -272,9 +288,9 @@ mod tests {
         ] {
             let mut entity = EntityRun::new(SeriesId(1));
             if is_found {
-                entity.state = EntityState::Found(Arc::new(shown()));
+                entity.state = EntityState::Found(Arc::new(granted()));
             }
-            entity.send(shown());
+            entity.send(granted());
             entity.settle(outcome, Certainty::Certain, true);
             let (EntityState::Unreached(refusal) | EntityState::Done(Err(refusal))) = entity.state else {
                 panic!("{:?}", entity.state)
@@ -284,15 +300,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_queue_did_not_take_is_as_it_was_before() {
+    fn restore_returns_to_the_state_before_send() {
         let mut entity = EntityRun::new(SeriesId(1));
         entity.require_history();
-        entity.send(shown());
-        entity.take_back();
+        entity.send(granted());
+        entity.restore();
         assert!(matches!(entity.state, EntityState::Open(Open { needs_history: true, .. })));
-        entity.state = EntityState::Found(Arc::new(shown()));
-        entity.send(shown());
-        entity.take_back();
+        entity.state = EntityState::Found(Arc::new(granted()));
+        entity.send(granted());
+        entity.restore();
         assert!(matches!(entity.state, EntityState::Found(_)));
     }
 }

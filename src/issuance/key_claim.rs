@@ -1,5 +1,5 @@
-//! Holding an `Idempotency-Key` (contract 6): how an attempt comes to hold it, and may lose it.
-//! The keys are stored by `store::claims`, or by the writer together with a coupon.
+//! Holding an `Idempotency-Key` (contract 6): how an attempt claims the key, and how it may lose the claim.
+//! `db::claims` stores the keys, or the writer together with a coupon.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,22 +9,23 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::answers::{self, Answer, Word};
-use super::{IssueError, IssueRequest, Issuer, RequestKey, within};
+use super::answers::{self, Answer, EntityAnswer};
+use super::deadline::before_deadline;
+use super::error::IssueError;
+use super::request::{IssueRequest, RequestKey};
+use super::resources::Resources;
 use crate::db::writer::{KeyHold, KeyedEntity, WriteOutcome};
 use crate::db::{Claim, ClaimOutcome, NewClaim, RequestName};
 use crate::model::OrgId;
 use crate::telemetry::throttle::Throttle;
 use crate::telemetry::traces;
 
-/// The lease outlasts the request's time by this.
-const LEASE_MARGIN: Duration = Duration::from_secs(6);
-/// How long an answer waits for the end of its attempt to be stored.
-const END_WITHIN: Duration = Duration::from_secs(1);
+/// An answer waits at most this long until the end of its attempt is stored.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-static NOT_ENDED: Throttle = Throttle::new();
+static END_NOT_STORED: Throttle = Throttle::new();
 
-/// An attempt's way to its key.
+/// The state of an attempt's claim to its key.
 ///
 /// ```text
 ///              ┌─────── the queue is full ───────┐
@@ -38,46 +39,46 @@ static NOT_ENDED: Throttle = Throttle::new();
 ///              └───────────────────────────────┴── by a statement: new or resumed ───┘
 /// ```
 ///
-/// A statement that fails (409, 422, database away) leaves the state as it is, and the request ends. At the end `Held` stores the
-/// answers if they changed, and `Lapsed` gives back the claim that it lost. The rest store nothing.
+/// A statement that fails (409, 422, database unavailable) leaves the state unchanged, and the request ends. At the end, `Held` stores
+/// the answers if they changed, and `Lapsed` releases the claim that it lost. The other states store nothing.
 ///
 /// An attempt loses its claim when a crash undoes it or another attempt takes over. The primary key of `coupon`, not the claim,
-/// prevents a second coupon. The claim keeps two attempts from answering at once, and tells which entities are certainly not issued.
+/// prevents a second coupon. The claim keeps two attempts from answering at once, and shows which entities are certainly not issued.
 #[derive(Debug)]
 pub(super) enum KeyClaim {
-    /// Nothing was sent: the key may be claimed with the first coupons, in the transaction of one of them.
+    /// Nothing was sent. The first coupons may claim the key, in the transaction of one of them.
     Unclaimed(Arc<NewClaim>),
-    /// Coupons that claim it are on their way, with these answers.
+    /// The writer has coupons that claim the key, with these answers.
     InFlight(Arc<NewClaim>, Arc<str>),
-    /// The attempt holds it.
-    Held(Held),
-    /// It must be claimed by a statement before anything is written. The claim that was lost, if there was one.
+    /// The attempt holds the key.
+    Held(HeldKey),
+    /// A statement must claim the key before anything is written. Holds the claim that was lost, if there was one.
     Lapsed(Arc<NewClaim>, Option<Claim>),
-    /// Whether the coupons that were to claim it are stored is not known.
+    /// It is unknown whether the coupons that were to claim the key are stored.
     Uncertain(Arc<NewClaim>),
 }
 
 /// A key that the attempt holds.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldKey {
     new: Arc<NewClaim>,
     pub(super) claim: Claim,
     /// Whether nothing was issued under the key before.
     is_new: bool,
-    /// The answers that are stored.
+    /// The stored answers.
     pub(super) answers: Arc<str>,
 }
 
-/// What a claim by a statement means for the run.
+/// The result of a claim by a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claimed {
-    /// Nothing was issued under the key.
+    /// Nothing was issued under the key before.
     New,
-    /// Something may have been.
+    /// Something may have been issued under the key.
     Resumed,
 }
 
-/// The first 16 bytes of the SHA-256: as function `key_hash_1`.
+/// The first 16 bytes of the SHA-256, like the SQL function `key_hash_1`.
 pub(super) fn hash16(hash: Sha256) -> Uuid {
     let digest = hash.finalize();
     let mut bytes = [0; 16];
@@ -85,53 +86,46 @@ pub(super) fn hash16(hash: Sha256) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-pub(super) fn name(org_id: OrgId, key: &str) -> RequestName {
+pub(super) fn request_name(org_id: OrgId, key: &str) -> RequestName {
     RequestName { org_id, key_hash: hash16(Sha256::new_with_prefix(key.as_bytes())) }
 }
 
-/// The lease of an attempt, in seconds.
-pub(super) fn lease_seconds(issuer: &Issuer) -> i32 {
-    i32::try_from((issuer.settings.timeout + LEASE_MARGIN).as_secs()).unwrap_or(i32::MAX)
-}
-
-impl Held {
-    /// The request and its claim.
-    pub(super) fn named(&self) -> (RequestName, Claim) {
+impl HeldKey {
+    pub(super) fn request_and_claim(&self) -> (RequestName, Claim) {
         (self.new.request, self.claim)
-    }
-
-    /// What is to be stored at the end; `None`: what is stored stays.
-    fn answers_after(&self, words: Option<&[Word]>) -> Option<String> {
-        let stored = answers::split(&self.answers);
-        let Some(words) = words else {
-            // Nobody was told what a new claim has stored.
-            let untold = stored.into_iter().map(|word| Word { answer: Answer::NewCoupon, ..word });
-            return self.is_new.then(|| answers::join(untold));
-        };
-        // A resend is final, though this attempt could not show it.
-        let is_final = |word: &Word| matches!(word.answer, Answer::Resent(_)) && !self.is_new;
-        let merged = words.iter().enumerate().map(|(place, word)| match stored.get(place) {
-            Some(kept) if is_final(kept) && matches!(word.answer, Answer::Refused(_)) => *kept,
-            _ => *word,
-        });
-        Some(answers::join(merged))
     }
 
     /// Whether nothing was issued under the key before.
     pub(super) const fn is_new(&self) -> bool {
         self.is_new
     }
+
+    /// The answers to store at the end. `None`: the stored answers stay. `answers` is `None` if the request failed as a whole.
+    fn final_answers(&self, answers: Option<&[EntityAnswer]>) -> Option<String> {
+        let stored = answers::split(&self.answers);
+        let Some(answers) = answers else {
+            // The caller got none of the answers that a new claim has stored.
+            let unanswered = stored.into_iter().map(|entity| EntityAnswer { answer: Answer::NewCoupon, ..entity });
+            return self.is_new.then(|| answers::join(unanswered));
+        };
+        // A resend of an earlier attempt is final, even if this attempt could not show it.
+        let is_final = |entity: &EntityAnswer| matches!(entity.answer, Answer::Resent(_)) && !self.is_new;
+        let merged = answers.iter().enumerate().map(|(index, entity)| match stored.get(index) {
+            Some(earlier) if is_final(earlier) && matches!(entity.answer, Answer::Refused(_)) => *earlier,
+            _ => *entity,
+        });
+        Some(answers::join(merged))
+    }
 }
 
 impl KeyClaim {
-    /// A claim that is still to be made, by this incarnation.
-    pub(super) fn new(issuer: &Issuer, request: &IssueRequest, key: &RequestKey, incarnation: i32) -> Self {
+    pub(super) fn new(resources: &Resources, request: &IssueRequest, key: &RequestKey, incarnation: i32) -> Self {
         Self::Unclaimed(Arc::new(NewClaim {
-            request: name(request.caller.org_id, &key.key),
+            request: request_name(request.caller.org_id, &key.key),
             fingerprint: key.fingerprint,
             entities: request.series_ids.len(),
             incarnation,
-            lease_seconds: lease_seconds(issuer),
+            lease_seconds: resources.lease_seconds(),
         }))
     }
 
@@ -139,49 +133,49 @@ impl KeyClaim {
         match self {
             Self::Unclaimed(new)
             | Self::InFlight(new, _)
-            | Self::Held(Held { new, .. })
+            | Self::Held(HeldKey { new, .. })
             | Self::Lapsed(new, _)
             | Self::Uncertain(new) => new,
         }
     }
 
-    /// The claim, if the attempt holds the key.
-    pub(super) const fn held(&self) -> Option<&Held> {
+    /// The key, if the attempt holds it.
+    pub(super) const fn held(&self) -> Option<&HeldKey> {
         match self {
             Self::Held(held) => Some(held),
             Self::Unclaimed(_) | Self::InFlight(..) | Self::Lapsed(..) | Self::Uncertain(_) => None,
         }
     }
 
-    /// Claims it by a statement; a key that is new is stored with these answers.
+    /// Claims the key by a statement. If the key is new, the statement stores these answers with it.
     ///
     /// # Errors
-    /// [`IssueError::StillRunning`], [`IssueError::KeyReused`], or a database that cannot be asked.
+    /// [`IssueError::StillRunning`], [`IssueError::KeyReused`], or an error of the database.
     pub(super) async fn claim(
         self,
-        issuer: &Issuer,
+        resources: &Resources,
         answers: String,
         deadline: Instant,
     ) -> Result<(Self, Claimed), (Self, IssueError)> {
         let new = Arc::clone(self.new_claim());
         let stored: Arc<str> = answers.as_str().into();
-        let asked = async {
+        let claim = async {
             if let Self::Lapsed(_, Some(lost)) = &self {
-                // Should it be there after all, it is not in this attempt's own way.
-                issuer.db.end_attempt(new.request, *lost, None).await?;
+                // Should the lost claim still exist, it must not block this attempt.
+                resources.db.end_attempt(new.request, *lost, None).await?;
             }
-            issuer.claims.claim(&new, answers).await
+            resources.claims.claim(&new, answers).await
         };
-        let found = within(deadline, asked.instrument(traces::span!("claim the key"))).await;
-        if let Ok(outcome) = &found {
-            issuer.counts.claims.found(outcome);
+        let outcome = before_deadline(deadline, claim.instrument(traces::span!("claim the key"))).await;
+        if let Ok(outcome) = &outcome {
+            resources.metrics.claims.record(outcome);
         }
-        match found {
+        match outcome {
             Ok(ClaimOutcome::Acquired(claim)) => {
-                Ok((Self::Held(Held { new, claim, is_new: true, answers: stored }), Claimed::New))
+                Ok((Self::Held(HeldKey { new, claim, is_new: true, answers: stored }), Claimed::New))
             }
             Ok(ClaimOutcome::Resumed { claim, answers, .. }) => {
-                Ok((Self::Held(Held { new, claim, is_new: false, answers: answers.into() }), Claimed::Resumed))
+                Ok((Self::Held(HeldKey { new, claim, is_new: false, answers: answers.into() }), Claimed::Resumed))
             }
             Ok(ClaimOutcome::InProgress) => Err((self, IssueError::StillRunning)),
             Ok(ClaimOutcome::FingerprintMismatch) => Err((self, IssueError::KeyReused)),
@@ -189,101 +183,101 @@ impl KeyClaim {
         }
     }
 
-    /// Lets coupons that are about to be written claim it, with these answers, if nothing was sent before.
-    pub(super) fn claim_with(self, answers: impl FnOnce() -> String) -> Self {
+    /// Lets the coupons of the next write claim the key, with these answers, if nothing was sent before.
+    pub(super) fn claim_with_coupons(self, answers: impl FnOnce() -> String) -> Self {
         match self {
             Self::Unclaimed(new) => Self::InFlight(new, answers().into()),
             other => other,
         }
     }
 
-    /// Under which name the entity in this place is written. `None`: the key is to be claimed first.
-    pub(super) fn entity(&self, place: usize) -> Option<KeyedEntity> {
+    /// The key under which the writer stores the entity at this index. `None`: the key must be claimed first.
+    pub(super) fn keyed_entity(&self, index: usize) -> Option<KeyedEntity> {
         let hold = match self {
             Self::InFlight(_, answers) => KeyHold::ClaimedWith(Arc::clone(answers)),
-            Self::Held(Held { claim, is_new: true, .. }) => KeyHold::Acquired(*claim),
-            Self::Held(Held { claim, is_new: false, .. }) => KeyHold::Resumed(*claim),
+            Self::Held(HeldKey { claim, is_new: true, .. }) => KeyHold::Acquired(*claim),
+            Self::Held(HeldKey { claim, is_new: false, .. }) => KeyHold::Resumed(*claim),
             Self::Unclaimed(_) | Self::Lapsed(..) | Self::Uncertain(_) => return None,
         };
-        Some(KeyedEntity { key: Arc::clone(self.new_claim()), place, hold })
+        Some(KeyedEntity { key: Arc::clone(self.new_claim()), index, hold })
     }
 
-    /// Nothing was written after all.
-    pub(super) fn take_back(self) -> Self {
+    /// The state after the writer's queue rejected the coupons.
+    pub(super) fn after_rejection(self) -> Self {
         match self {
             Self::InFlight(new, _) => Self::Unclaimed(new),
             other => other,
         }
     }
 
-    /// Another attempt has taken over, or a crash took the claim back.
-    pub(super) fn lost(self) -> Self {
+    /// The state after another attempt took over or a crash undid the claim.
+    pub(super) fn after_loss(self) -> Self {
         match self {
             Self::Held(held) => Self::Lapsed(held.new, Some(held.claim)),
             other => other,
         }
     }
 
-    /// Learns from what became of the coupons in these places.
+    /// The state after the writer reported the outcomes of the entities with these indices.
     pub(super) fn after_write(self, outcomes: &[(usize, &WriteOutcome)]) -> Self {
-        let claim = outcomes.iter().find_map(|(place, outcome)| match outcome {
-            WriteOutcome::Issued { coupon_id, .. } => i64::try_from(*place).ok().map(|place| coupon_id - place),
+        let first_coupon_id = outcomes.iter().find_map(|(index, outcome)| match outcome {
+            WriteOutcome::Issued { coupon_id, .. } => i64::try_from(*index).ok().map(|index| coupon_id - index),
             _ => None,
         });
         let is_any = |wanted: &WriteOutcome| outcomes.iter().any(|(_, outcome)| *outcome == wanted);
         match self {
-            Self::InFlight(new, answers) => match claim {
+            Self::InFlight(new, answers) => match first_coupon_id {
                 Some(first_coupon_id) => {
-                    Self::Held(Held { new, claim: Claim { first_coupon_id, attempt: 0 }, is_new: true, answers })
+                    Self::Held(HeldKey { new, claim: Claim { first_coupon_id, attempt: 0 }, is_new: true, answers })
                 }
                 None if is_any(&WriteOutcome::InDoubt) => Self::Uncertain(new),
                 None => Self::Lapsed(new, None),
             },
-            held if is_any(&WriteOutcome::KeyNotClaimed) => held.lost(),
+            held if is_any(&WriteOutcome::KeyNotClaimed) => held.after_loss(),
             other => other,
         }
     }
 
-    /// Ends the attempt and stores its answers. `None`: the request failed as a whole, and was answered nothing of its entities. If
-    /// this fails, the lease ends the attempt. Returns the places of resends that are not stored.
-    pub(super) async fn end(self, issuer: &Issuer, words: Option<Vec<Word>>) -> Vec<usize> {
-        let (new, claim, answers, stored) = match self {
+    /// Ends the attempt and stores its answers. `answers` is `None` if the request failed as a whole. If storing fails, the lease ends
+    /// the attempt. Returns the indices of the resends that are not stored.
+    pub(super) async fn end(self, resources: &Resources, answers: Option<Vec<EntityAnswer>>) -> Vec<usize> {
+        let (new, claim, final_answers, stored) = match self {
             Self::Held(held) => {
-                let answers = held.answers_after(words.as_deref());
-                // Every entity is answered as it was stored with the claim: no write.
-                if words.is_some() && answers.as_deref() == Some(&*held.answers) {
+                let final_answers = held.final_answers(answers.as_deref());
+                // The claim already stored these answers: no write.
+                if answers.is_some() && final_answers.as_deref() == Some(&*held.answers) {
                     return Vec::new();
                 }
-                (held.new, held.claim, answers, Some(held.answers))
+                (held.new, held.claim, final_answers, Some(held.answers))
             }
             Self::Lapsed(new, Some(lost)) => (new, lost, None, None),
             Self::Unclaimed(_) | Self::InFlight(..) | Self::Lapsed(_, None) | Self::Uncertain(_) => {
-                return not_stored(words, None);
+                return resends_not_stored(answers, None);
             }
         };
-        let end = issuer.db.end_attempt(new.request, claim, answers.as_deref());
-        let error = match timeout_at(Instant::now() + END_WITHIN, end).await {
+        let end = resources.db.end_attempt(new.request, claim, final_answers.as_deref());
+        let error = match timeout_at(Instant::now() + END_TIMEOUT, end).await {
             Ok(Ok(true)) if stored.is_some() => return Vec::new(),
-            Ok(Ok(_)) => return not_stored(words, stored.as_deref()),
+            Ok(Ok(_)) => return resends_not_stored(answers, stored.as_deref()),
             Ok(Err(error)) => error.to_string(),
             Err(_elapsed) => "it took too long".to_owned(),
         };
-        NOT_ENDED.log(|suppressed| {
+        END_NOT_STORED.log(|suppressed| {
             tracing::warn!(
                 error,
                 suppressed,
                 "the end of a keyed attempt was not stored; retries get 409 until its lease ends"
             );
         });
-        not_stored(words, stored.as_deref())
+        resends_not_stored(answers, stored.as_deref())
     }
 }
 
-/// The places of the resends among these words that are not among the stored ones.
-fn not_stored(words: Option<Vec<Word>>, stored: Option<&str>) -> Vec<usize> {
+/// The indices of the resends that are not among the stored answers.
+fn resends_not_stored(answers: Option<Vec<EntityAnswer>>, stored: Option<&str>) -> Vec<usize> {
     let stored: Vec<String> = stored.map_or_else(Vec::new, |stored| stored.split(' ').map(str::to_owned).collect());
-    let is_lost = |(place, word): &(usize, Word)| {
-        matches!(word.answer, Answer::Resent(_)) && stored.get(*place) != Some(&word.to_string())
+    let is_lost = |(index, entity): &(usize, EntityAnswer)| {
+        matches!(entity.answer, Answer::Resent(_)) && stored.get(*index) != Some(&entity.to_string())
     };
-    words.into_iter().flatten().enumerate().filter(is_lost).map(|(place, _)| place).collect()
+    answers.into_iter().flatten().enumerate().filter(is_lost).map(|(index, _)| index).collect()
 }

@@ -1,14 +1,10 @@
-//! Why a coupon was not issued: every row of the contract's section 3, with its code, message and retry hint.
-//!
-//! The HTTP status is not decided here: a refusal is an answer about one entity, inside a 200.
-
 use jiff::Timestamp;
 use jiff::tz::Offset;
-use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
+use strum::{EnumIter, EnumString, IntoStaticStr};
 
-/// Why one entity got no coupon (contract 3), in the contract's order. The only list there is: counters, console and the OpenAPI
-/// document go through its variants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, IntoStaticStr)]
+/// Why an entity got no coupon: the rows of section 3 of the contract, in its order. A refusal is part of a response with status 200.
+/// Metrics, console and the OpenAPI document iterate over the variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// The organisation has no such series.
@@ -19,50 +15,50 @@ pub enum Refusal {
     InvalidStore,
     /// The series, or the coupon it would issue, is past its expiry.
     Expired,
-    /// One per customer, and the customer has one.
+    /// The series allows one coupon per customer, and the customer received one.
     AlreadyHolds,
-    /// The customer has received as many as the series allows.
+    /// The customer received as many coupons as the series allows.
     PerUserMaximum,
     /// The customer holds a coupon of a mutually exclusive series.
     MutuallyExclusive,
-    /// The series has issued all it may.
+    /// The series has reached its cap.
     CapReached,
-    /// The uploaded codes are given out.
+    /// All uploaded codes are in use.
     PoolEmpty,
-    /// Too soon after the customer's last one.
+    /// Too soon after the customer's last coupon of the series.
     Gap {
         /// The first instant at which the gap is over.
         next_eligible_at: ShownInstant,
     },
     /// The coupon's transaction did not finish in time, or the database server failed on it. It is not stored.
     TimedOut,
-    /// As `TimedOut`, but it may be stored: the connection broke midway, or another attempt under the same key may have issued it.
+    /// The coupon may be stored: the connection broke midway, or another attempt under the same key may have issued it.
     InDoubt,
-    /// The database refused this coupon, or no free code was found. It is not stored.
+    /// The database refused the coupon, or the service found no free code. It is not stored.
     Failed,
 }
 
-/// An instant as a caller was shown it.
+/// An instant, with the offset that an answer shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShownInstant {
     /// The instant.
     pub instant: Timestamp,
-    /// The offset of the organisation's time zone then.
+    /// The offset of the organisation's time zone at that instant.
     pub offset: Offset,
 }
 
 impl Default for ShownInstant {
-    /// For going through the variants of [`Refusal`].
+    /// `EnumIter` and `EnumString` of [`Refusal`] need it.
     fn default() -> Self {
         Self { instant: Timestamp::UNIX_EPOCH, offset: Offset::UTC }
     }
 }
 
 impl Refusal {
-    /// The one of this [`Refusal::name`].
+    /// The inverse of [`Refusal::name`].
     #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        Self::iter().find(|refusal| refusal.name() == name)
+    pub fn from_name(name: &str) -> Option<Self> {
+        name.parse().ok()
     }
 
     /// The error code (contract 3).
@@ -103,7 +99,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the same request can later succeed unchanged.
+    /// Whether the same request can succeed later.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
         matches!(self, Self::Gap { .. } | Self::TimedOut | Self::InDoubt | Self::Failed)
@@ -118,7 +114,7 @@ impl Refusal {
         }
     }
 
-    /// How many coupons are left to issue, where that is the reason.
+    /// The remaining number of coupons, if that is the reason.
     #[must_use]
     pub const fn remaining(self) -> Option<u64> {
         match self {
@@ -127,7 +123,7 @@ impl Refusal {
         }
     }
 
-    /// The name under which it is counted, logged and stored.
+    /// The name in metrics, logs and stored answers.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.into()
@@ -136,13 +132,15 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use strum::IntoEnumIterator;
+
     use super::*;
 
     #[test]
-    fn each_is_found_by_its_name() {
+    fn from_name_is_the_inverse_of_name() {
         for refusal in Refusal::iter() {
-            assert_eq!(Refusal::named(refusal.name()), Some(refusal));
+            assert_eq!(Refusal::from_name(refusal.name()), Some(refusal));
         }
-        assert_eq!(Refusal::named("issued"), None);
+        assert_eq!(Refusal::from_name("issued"), None);
     }
 }

@@ -1,28 +1,28 @@
-//! The rules: what the settings of a series (contract 4) make of one customer at one moment.
+//! Decides whether one customer gets a coupon of a series, from the settings of the series (contract 4).
 //!
-//! Pure functions over values read beforehand: no clock, no database, no randomness. A decision to issue is still only
-//! an intention: the write is guarded, and a decision that has gone stale by then is made again on fresh facts.
+//! Pure functions: no clock, no database, no randomness. A decision to issue is only an intention. The write is guarded, and a stale
+//! decision is repeated on fresh history.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
+use super::expiry;
 use super::refusal::{Refusal, ShownInstant};
-use super::validity;
-use crate::model::{ClientHandling, Facts, HeldCoupon, Series, StoreId};
+use crate::model::{ClientHandling, HeldCoupon, IssuanceHistory, Series, StoreId};
 
-/// The moment and place of a decision.
+/// The time and the store of a decision.
 #[derive(Debug, Clone)]
-pub struct Moment<'a> {
-    /// The instant.
+pub struct DecisionContext<'a> {
+    /// The current time.
     pub now: Timestamp,
-    /// The organisation's time zone: what "today" means.
+    /// The organisation's time zone, which determines the date of today.
     pub zone: &'a TimeZone,
-    /// The store that asks.
+    /// The store of the caller.
     pub store_id: StoreId,
 }
 
-impl Moment<'_> {
+impl DecisionContext<'_> {
     fn today(&self) -> Date {
         self.day_of(self.now)
     }
@@ -32,17 +32,17 @@ impl Moment<'_> {
     }
 }
 
-/// What to do.
+/// The decision on one series.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Issue a coupon.
     Issue {
         /// Its last day.
         expires_on: Date,
-        /// Its number among the customer's coupons of the series, where they are numbered.
+        /// Its number among the customer's coupons of the series, if they are numbered.
         ordinal: Option<i32>,
     },
-    /// Give the customer this one again.
+    /// Send the customer this coupon again.
     Resend(HeldCoupon),
     /// Refuse.
     Refuse(Refusal),
@@ -50,47 +50,47 @@ pub enum Decision {
 
 /// Decides on one series for one customer.
 ///
-/// The order is part of the contract (README, section 4): first what the series and the caller are, then what the customer
-/// has, and last the gap: the only reason that goes away by waiting. So one request always gets one and the same code.
+/// The order is part of the contract (docs/contract.md, section 4): first the series and the caller, then the customer's coupons, and
+/// last the gap, the only reason that ends by waiting. So the same request always gets the same code.
 #[must_use]
-pub fn decide(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Decision {
-    let expires_on = match may_issue(series, moment) {
+pub fn decide(series: &Series, history: &IssuanceHistory, context: &DecisionContext<'_>) -> Decision {
+    let expires_on = match may_issue(series, context) {
         Ok(expires_on) => expires_on,
         Err(refusal) => return Decision::Refuse(refusal),
     };
-    match reissue(series, facts, moment) {
+    match reissue(series, history, context) {
         Reissue::Resend(held) => return Decision::Resend(held),
         Reissue::Refuse(refusal) => return Decision::Refuse(refusal),
         Reissue::Allow => {}
     }
-    if facts.holds_excluded {
+    if history.holds_excluded {
         return Decision::Refuse(Refusal::MutuallyExclusive);
     }
-    if series.max_create.is_some_and(|cap| facts.issued >= cap) {
+    if series.max_create.is_some_and(|cap| history.issued >= cap) {
         return Decision::Refuse(Refusal::CapReached);
     }
-    if series.client_handling == ClientHandling::Pool && !facts.pool_has_code {
+    if series.client_handling == ClientHandling::Pool && !history.pool_has_code {
         return Decision::Refuse(Refusal::PoolEmpty);
     }
-    if let Some(next_eligible_at) = gap(series, facts, moment) {
+    if let Some(next_eligible_at) = gap(series, history, context) {
         return Decision::Refuse(Refusal::Gap { next_eligible_at });
     }
     let numbered = series.depends_on_history();
-    Decision::Issue { expires_on, ordinal: numbered.then(|| facts.last_ordinal.saturating_add(1)) }
+    Decision::Issue { expires_on, ordinal: numbered.then(|| history.last_ordinal.saturating_add(1)) }
 }
 
-/// What holds for every customer: returns the coupon's last day.
+/// Checks what is the same for every customer, and returns the coupon's last day.
 ///
 /// # Errors
-/// The refusal, in the fixed order: externally managed, store, expiry.
-pub fn may_issue(series: &Series, moment: &Moment<'_>) -> Result<Date, Refusal> {
+/// The first refusal in this order: externally managed, store, expiry.
+pub(super) fn may_issue(series: &Series, context: &DecisionContext<'_>) -> Result<Date, Refusal> {
     if series.externally_managed {
         return Err(Refusal::ExternallyManaged);
     }
-    if !series.store_ids.is_empty() && !series.store_ids.contains(&moment.store_id) {
+    if !series.store_ids.is_empty() && !series.store_ids.contains(&context.store_id) {
         return Err(Refusal::InvalidStore);
     }
-    let expires_on = validity::expires_on(series, moment.today()).ok_or(Refusal::Expired)?;
+    let expires_on = expiry::expires_on(series, context.today()).ok_or(Refusal::Expired)?;
     match series.redemption_valid_from {
         Some(from) if from > expires_on => Err(Refusal::Expired),
         _ => Ok(expires_on),
@@ -103,19 +103,20 @@ enum Reissue {
     Refuse(Refusal),
 }
 
-/// What a customer who was given coupons of the series before may have (contract 4):
+/// Decides on a customer who may have received coupons of the series before (contract 4). The first matching row counts:
 ///
-/// | received | holds a valid one | `doNotResend…` | `isMultiple…Allowed` | below `maxVouchers…` | then |
+/// | received | holds a valid coupon | `doNotResend…` | `isMultiple…Allowed` | below `maxVouchers…` | result |
 /// |---|---|---|---|---|---|
-/// | 0 | – | – | – | – | a first one |
-/// | ≥ 1 | yes | false | – | – | that one again, warning 700 |
-/// | ≥ 1 | – | else | false | – | 709, has one |
-/// | ≥ 1 | – | else | true | yes | another |
-/// | ≥ 1 | – | else | true | no | 730 |
-fn reissue(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Reissue {
-    let valid = facts.longest_valid.as_ref().filter(|held| held.expires_on >= moment.today());
-    let below_maximum = series.max_vouchers_per_user.is_none_or(|maximum| facts.received < maximum);
-    match (facts.received, valid) {
+/// | 0 | – | – | – | yes | issue the first coupon |
+/// | 0 | – | – | – | no | refuse, 730 |
+/// | ≥ 1 | yes | false | – | – | resend the valid coupon, warning 700 |
+/// | ≥ 1 | – | – | false | – | refuse, 709 |
+/// | ≥ 1 | – | – | true | yes | issue another coupon |
+/// | ≥ 1 | – | – | true | no | refuse, 730 |
+fn reissue(series: &Series, history: &IssuanceHistory, context: &DecisionContext<'_>) -> Reissue {
+    let valid = history.longest_valid.as_ref().filter(|held| held.expires_on >= context.today());
+    let below_maximum = series.max_vouchers_per_user.is_none_or(|maximum| history.received < maximum);
+    match (history.received, valid) {
         (0, _) if below_maximum => Reissue::Allow,
         (0, _) => Reissue::Refuse(Refusal::PerUserMaximum),
         (_, Some(held)) if !series.do_not_resend_existing_voucher => Reissue::Resend(held.clone()),
@@ -125,12 +126,12 @@ fn reissue(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Reissue {
     }
 }
 
-/// The first instant at which the least days between two issues are over, if they are not over yet.
-fn gap(series: &Series, facts: &Facts, moment: &Moment<'_>) -> Option<ShownInstant> {
+/// The first instant at which the gap between two issues is over, if it is not over yet.
+fn gap(series: &Series, history: &IssuanceHistory, context: &DecisionContext<'_>) -> Option<ShownInstant> {
     let days = series.min_days_between_vouchers?;
-    let next = validity::days_after(moment.day_of(facts.last_issued_at?), days);
-    (moment.today() < next).then(|| {
-        let instant = validity::start_of_day(next, moment.zone);
-        ShownInstant { instant, offset: moment.zone.to_offset(instant) }
+    let next = expiry::days_after(context.day_of(history.last_issued_at?), days);
+    (context.today() < next).then(|| {
+        let instant = expiry::start_of_day(next, context.zone);
+        ShownInstant { instant, offset: context.zone.to_offset(instant) }
     })
 }

@@ -1,71 +1,62 @@
-//! Who is calling: the till or OAuth client behind a request, and what it may do.
-//! A `Caller` exists only once its credential was verified.
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::{OrgId, StoreId};
 
 /// A level of the access group on resource Coupon (contract 5). Issuing needs [`Access::Write`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Access {
-    /// May do nothing.
+    /// No access.
     None,
-    /// May look.
+    /// May read.
     Read,
-    /// May issue.
+    /// May issue coupons.
     Write,
 }
 
 impl Access {
-    /// The level of this name, as the configuration and the database spell it.
+    /// The level with this name, as the configuration and the database spell it.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "none" => Some(Self::None),
-            "read" => Some(Self::Read),
-            "write" => Some(Self::Write),
-            _ => None,
-        }
+        name.parse().ok()
     }
 
-    /// The name that [`Access::parse`] reads.
+    /// The inverse of [`Access::parse`].
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Read => "read",
-            Self::Write => "write",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
-/// How a caller proved who it is.
+/// How a caller authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
     /// A till, by Basic authentication.
     Till,
-    /// An OAuth client, by a token; holds the client's key, which is no secret.
+    /// An OAuth client, by a token. Holds the client's key, which is not secret.
     OAuthClient(String),
 }
 
-/// A caller whose credential was verified.
+/// An authenticated caller: a till or an OAuth client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The organisation it belongs to: the only one whose series it can reach.
+    /// The organisation of the caller, the only one whose series it can use.
     pub org_id: OrgId,
-    /// The till: its own, the one its OAuth client is bound to, or the one the request is attributed to. `None`: the request
-    /// is attributed to a store.
+    /// The calling till, the till of the OAuth client, or the till that the request is attributed to. `None`: the request is attributed
+    /// to a store.
     pub till_id: Option<String>,
-    /// The store of that till, or the one the request is attributed to.
+    /// The store of that till, or the store that the request is attributed to.
     pub store_id: StoreId,
-    /// What it may do.
+    /// The access level of the caller.
     pub access: Access,
-    /// How it proved who it is.
+    /// How the caller authenticated.
     pub credential: Credential,
-    /// Whether the request itself named the till or store.
+    /// Whether the request itself names the till or store.
     pub is_attributed: bool,
 }
 
 impl Caller {
-    /// The till or store that the request named. `None`: it named none.
+    /// The till or store that the request names. `None`: it names none.
     #[must_use]
     pub fn attribution(&self) -> Option<Attribution<'_>> {
         self.is_attributed.then(|| match &self.till_id {
@@ -83,7 +74,7 @@ impl Caller {
         }
     }
 
-    /// The caller of a request that is attributed to this target. It may do what both the client and the target may.
+    /// The caller of a request that is attributed to this target. Its access is the lower one of client and target.
     #[must_use]
     pub fn attributed_to(&self, target: &Target) -> Self {
         Self {
@@ -97,12 +88,12 @@ impl Caller {
     }
 }
 
-/// What a request of an OAuth client is attributed to.
+/// The target that a request of an OAuth client is attributed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attribution<'c> {
     /// The till with this id.
     Till(&'c str),
-    /// A store, and none of its tills.
+    /// A store, without a till.
     Store(StoreId),
 }
 
@@ -111,56 +102,62 @@ pub enum Attribution<'c> {
 pub struct Target {
     /// `None`: the store itself.
     pub till_id: Option<String>,
-    /// The store, or the till's.
+    /// The store, or the store of the till.
     pub store_id: StoreId,
-    /// What may be done in its name: nothing where the till is disabled.
+    /// The access level of the target: none if the till is disabled.
     pub access: Access,
 }
 
-/// What a request names its target by (contract 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The kind of name by which a request names its target (contract 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", ascii_case_insensitive)]
 pub enum TargetType {
-    /// A till's id.
+    /// The id of a till.
     Till,
-    /// A store's code.
+    /// The code of a store.
     StoreCode,
-    /// A store's name, which several may have.
+    /// The name of a store, which need not be unique.
     StoreName,
-    /// A store's external id.
+    /// The external id of a store.
     StoreExternalId,
-    /// Its second one.
+    /// The second external id of a store.
+    #[strum(serialize = "STORE_EXTERNAL_ID_1")]
     StoreExternalId1,
-    /// Its third one.
+    /// The third external id of a store.
+    #[strum(serialize = "STORE_EXTERNAL_ID_2")]
     StoreExternalId2,
 }
 
 impl TargetType {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::Till,
-        Self::StoreCode,
-        Self::StoreName,
-        Self::StoreExternalId,
-        Self::StoreExternalId1,
-        Self::StoreExternalId2,
-    ];
+    /// All names, in the contract's order.
+    pub const NAMES: &[&str] = <Self as VariantNames>::VARIANTS;
 
-    /// The type of this name, in any case.
+    /// The type with this name, in any case.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|target_type| target_type.name().eq_ignore_ascii_case(name))
+        name.parse().ok()
     }
 
     /// The name in the contract.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Till => "TILL",
-            Self::StoreCode => "STORE_CODE",
-            Self::StoreName => "STORE_NAME",
-            Self::StoreExternalId => "STORE_EXTERNAL_ID",
-            Self::StoreExternalId1 => "STORE_EXTERNAL_ID_1",
-            Self::StoreExternalId2 => "STORE_EXTERNAL_ID_2",
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_types_have_the_names_of_the_contract() {
+        assert_eq!(
+            TargetType::NAMES,
+            ["TILL", "STORE_CODE", "STORE_NAME", "STORE_EXTERNAL_ID", "STORE_EXTERNAL_ID_1", "STORE_EXTERNAL_ID_2",]
+        );
+        for name in TargetType::NAMES {
+            assert_eq!(TargetType::parse(&name.to_lowercase()).map(TargetType::name), Some(*name));
         }
+        assert_eq!(TargetType::parse("STORE_EXTERNAL_ID1"), None);
     }
 }

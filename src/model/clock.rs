@@ -1,19 +1,17 @@
-//! The time, passed in: production reads the system's clock, a test holds it still.
-//!
-//! Nothing else in the crate may ask what time it is (clippy.toml bans the calls). Durations on the way to an answer
-//! are measured with `tokio::time::Instant`, which is not a date.
+//! All code gets the time from a [`Clock`], so that tests can set it. clippy.toml bans other calls that read the time, except
+//! `tokio::time::Instant`, which measures durations.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-/// Tells the current instant.
+/// A source of the current time.
 pub trait Clock: Send + Sync {
-    /// The current instant, in whole microseconds: what Postgres can store.
+    /// The current time in whole microseconds, the resolution of Postgres.
     fn now(&self) -> Timestamp;
 
-    /// The time since some moment in the past, which never goes back, whatever becomes of the clock on the wall.
+    /// The time since a fixed moment in the past. It is monotonic, even if the system's clock is changed.
     fn elapsed(&self) -> Duration;
 }
 

@@ -1,22 +1,22 @@
-//! What a code may be made of: an uploaded one, a generic one, and the fixed parts of a generated one.
+//! The alphabet of uploaded codes, generic codes, and the prefix and suffix of generated codes.
 //!
-//! People read codes aloud, type them and print them, so one alphabet holds for all of them. What a spreadsheet or an address
-//! book leaves behind (quotes, separators, characters that nobody sees) is outside of it.
+//! People read codes aloud, type them and print them. So the alphabet excludes characters that spreadsheets and address books add, such
+//! as quotes, separators and invisible characters.
 
 use std::fmt;
 
-/// The most characters of a code.
-pub const LONGEST_CODE: usize = 255;
-/// The alphabet, for messages.
+/// The maximum length of a code, in characters.
+pub const MAX_CODE_LENGTH: usize = 255;
+/// The description of the alphabet in error messages.
 pub const CODE_ALPHABET: &str = "the letters A to Z and a to z, digits and - _ . / +";
 
-/// Why a text is no code.
+/// Why a text is not a valid code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum CodeError {
     #[error("the code is missing")]
     Missing,
-    #[error("the code is longer than {LONGEST_CODE} characters")]
+    #[error("the code is longer than {MAX_CODE_LENGTH} characters")]
     TooLong,
     #[error("the code has a space or a control character in it")]
     Blank,
@@ -24,10 +24,10 @@ pub enum CodeError {
     Character(char),
 }
 
-/// Checks that a text is a code.
+/// Checks that a text is a valid code.
 ///
 /// # Errors
-/// The first thing that is wrong with it.
+/// The first violation.
 pub fn check_code(text: &str) -> Result<(), CodeError> {
     if text.is_empty() {
         return Err(CodeError::Missing);
@@ -35,25 +35,25 @@ pub fn check_code(text: &str) -> Result<(), CodeError> {
     match text.chars().find(|c| !may_be_in_code(*c)) {
         Some(c) if c == ' ' || c.is_ascii_control() => Err(CodeError::Blank),
         Some(c) => Err(CodeError::Character(c)),
-        None if text.len() > LONGEST_CODE => Err(CodeError::TooLong),
+        None if text.len() > MAX_CODE_LENGTH => Err(CodeError::TooLong),
         None => Ok(()),
     }
 }
 
-/// The form in which codes are compared: two that differ only in the case of their letters are one code.
+/// The canonical form for comparisons: codes are case-insensitive.
 #[must_use]
 pub fn canonical(code: &str) -> String {
     code.to_ascii_uppercase()
 }
 
-/// Whether a code may have this character in it.
+/// Whether a code may contain this character.
 #[must_use]
 pub const fn may_be_in_code(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '+')
 }
 
-/// Whether nobody sees a character, or takes it for a plain space: two texts that look the same are different then. The replacement
-/// character counts too: whatever stood there is lost.
+/// Whether a character is invisible or looks like a plain space, so that different texts look the same. The replacement character counts
+/// as invisible, since the original character is lost.
 #[must_use]
 pub fn is_invisible(c: char) -> bool {
     let is_ignorable = matches!(c,
@@ -63,7 +63,7 @@ pub fn is_invisible(c: char) -> bool {
     c.is_control() || is_ignorable || (c.is_whitespace() && c != ' ')
 }
 
-/// A character in a message: as it is if it can be seen, by its code point if it is not ASCII, and by its name if people meet it often.
+/// A character in an error message: itself if it is visible, with its code point if it is not ASCII, and with its name if it is common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Character(pub char);
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_letters_digits_and_a_few_signs() {
+    fn a_code_has_only_letters_digits_and_a_few_signs() {
         for code in ["A", "gift-9_z.0/+", &"x".repeat(255)] {
             assert_eq!(check_code(code), Ok(()), "{code}");
         }
@@ -114,21 +114,21 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_compared_without_regard_to_case() {
+    fn codes_are_case_insensitive() {
         assert_eq!(canonical("gift-9_z.0/+"), "GIFT-9_Z.0/+");
         assert_eq!(canonical("GIFT-E1"), canonical("gift-e1"));
     }
 
     #[test]
-    fn a_character_is_named_so_that_it_can_be_found() {
-        for (c, named) in [
+    fn error_messages_identify_the_character() {
+        for (c, message) in [
             (';', "the character ;"),
             ('\u{c4}', "the character \u{c4} (U+00C4)"),
             ('\u{200b}', "U+200B (zero width space)"),
             ('\u{2003}', "U+2003"),
             ('\u{7}', "U+0007"),
         ] {
-            assert_eq!(Character(c).to_string(), named);
+            assert_eq!(Character(c).to_string(), message);
         }
     }
 }

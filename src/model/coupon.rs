@@ -1,28 +1,27 @@
-//! Coupons: what is known of one that a customer holds, and what a request says about a new one.
-//! A coupon to be written, with its guards, is `store::writer::NewCoupon`.
-
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 use utoipa::ToSchema;
 
 /// A coupon that a customer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldCoupon {
-    /// Its id.
+    /// The id of the coupon.
     pub coupon_id: i64,
-    /// The version of the series that it showed when it was issued.
+    /// The version of the series when the coupon was issued.
     pub series_version: i32,
     /// The code, as it is printed.
     pub code: String,
     /// Its last day, in the organisation's time zone.
     pub expires_on: Date,
-    /// How often it was redeemed.
+    /// The number of times it was redeemed.
     pub redemption_count: i32,
 }
 
-/// Where the customer was when the coupon was asked for (contract 1, query `source`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+/// The channel of the request (contract 1, query `source`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, EnumString, IntoStaticStr, VariantNames)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE", ascii_case_insensitive)]
 #[expect(missing_docs, reason = "the contract's own enumeration, which says no more than the names")]
 pub enum Source {
     Facebook,
@@ -41,43 +40,23 @@ pub enum Source {
 }
 
 impl Source {
-    /// Every source, in the contract's order.
-    pub const ALL: [Self; 12] = [
-        Self::Facebook,
-        Self::WebEngage,
-        Self::Wechat,
-        Self::Instore,
-        Self::Martjack,
-        Self::Tmall,
-        Self::Taobao,
-        Self::Jd,
-        Self::Ecommerce,
-        Self::Website,
-        Self::Line,
-        Self::MobileApp,
-    ];
+    /// All names, in the contract's order.
+    pub const NAMES: &[&str] = <Self as VariantNames>::VARIANTS;
 
-    /// The source as the contract spells it.
+    /// The source with this name, in any case.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Facebook => "FACEBOOK",
-            Self::WebEngage => "WEB_ENGAGE",
-            Self::Wechat => "WECHAT",
-            Self::Instore => "INSTORE",
-            Self::Martjack => "MARTJACK",
-            Self::Tmall => "TMALL",
-            Self::Taobao => "TAOBAO",
-            Self::Jd => "JD",
-            Self::Ecommerce => "ECOMMERCE",
-            Self::Website => "WEBSITE",
-            Self::Line => "LINE",
-            Self::MobileApp => "MOBILE_APP",
-        }
+    pub fn parse(name: &str) -> Option<Self> {
+        name.parse().ok()
+    }
+
+    /// The name in the contract.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
-/// What the caller wants remembered with the coupon (contract 1, `metadata`). Stored as it was given.
+/// Data that the caller stores with the coupon (contract 1, `metadata`), unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "What is to be remembered with the coupons.")]

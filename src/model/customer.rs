@@ -1,44 +1,37 @@
-//! Customers: the identifiers a request may name one by, in the form in which they are compared.
-//! Which customer a set of identifiers means is decided in `issuance::customers`.
-
 use std::ops::RangeInclusive;
+
+use strum::{EnumString, IntoStaticStr};
 
 /// A customer's key within its organisation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CustomerId(pub String);
 
 /// Who may receive an organisation's coupons (contract 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum CustomerPolicy {
-    /// Anyone: an unknown id is taken as it is, another unknown identifier becomes a customer on first use.
+    /// Everyone. An unknown id needs no customer record; any other unknown identifier creates a customer.
     Open,
-    /// Only the customers that `apply` has listed.
+    /// Only the customers that `apply` registered.
     Registered,
 }
 
 impl CustomerPolicy {
-    /// The policy of this name, as the configuration and the database spell it.
+    /// The policy with this name, as the configuration and the database spell it.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "open" => Some(Self::Open),
-            "registered" => Some(Self::Registered),
-            _ => None,
-        }
+        name.parse().ok()
     }
 
-    /// The name that [`CustomerPolicy::parse`] reads.
+    /// The inverse of [`CustomerPolicy::parse`].
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Registered => "registered",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
-/// What people and address books write between the digits of a mobile number: the marks of ASCII, white space, dashes, the full-width
-/// plus, and invisible characters that set the direction of text or join words.
+/// The characters that people and address books write between the digits of a mobile number: ASCII marks, white space, dashes, the
+/// full-width plus, and invisible characters for text direction and word joining.
 pub const MOBILE_MARKS: [RangeInclusive<char>; 14] = [
     '\t'..='\t',
     ' '..=' ',
@@ -56,14 +49,14 @@ pub const MOBILE_MARKS: [RangeInclusive<char>; 14] = [
     '\u{ff0b}'..='\u{ff0b}',
 ];
 
-/// The identifiers a customer is named by, each in the form in which it is stored and compared.
+/// The identifiers of a customer, in the form in which the service stores and compares them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identifiers {
-    /// `customer.id`, as it is.
+    /// `customer.id`, unchanged.
     pub id: Option<CustomerId>,
-    /// `customer.mobile`, its digits.
+    /// The digits of `customer.mobile`.
     pub mobile: Option<String>,
-    /// `customer.externalId`, as it is.
+    /// `customer.externalId`, unchanged.
     pub external_id: Option<String>,
     /// `customer.email`, in lower case.
     pub email: Option<String>,
@@ -73,7 +66,7 @@ impl Identifiers {
     /// The digits of a mobile number: `+91 99000-00001` and `919900000001` are the same mobile.
     ///
     /// # Errors
-    /// In words, where there is anything but up to 20 digits and [`MOBILE_MARKS`] between them.
+    /// A message for the caller, if there is anything but 1 to 20 digits and [`MOBILE_MARKS`] between them.
     pub fn mobile_digits(mobile: &str) -> Result<String, String> {
         let is_mark = |c: char| MOBILE_MARKS.iter().any(|marks| marks.contains(&c));
         let digits: String = mobile.chars().filter(char::is_ascii_digit).collect();
@@ -91,25 +84,25 @@ impl Identifiers {
         }
     }
 
-    /// An e-mail address as it is compared: without surrounding space, in lower case.
+    /// An e-mail address in the form for comparisons: without surrounding space, in lower case.
     #[must_use]
     pub fn email_folded(email: &str) -> String {
         email.trim().to_lowercase()
     }
 
-    /// The mobile, the e-mail and the external id.
+    /// The mobile, the e-mail and the external id, in this order.
     #[must_use]
-    pub const fn beside_the_id(&self) -> [&Option<String>; 3] {
+    pub const fn except_id(&self) -> [&Option<String>; 3] {
         [&self.mobile, &self.email, &self.external_id]
     }
 
-    /// Whether the customer is not named at all.
+    /// Whether there is no identifier at all.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.id.is_none() && self.is_only_id()
     }
 
-    /// Whether nothing but (perhaps) the id is given.
+    /// Whether there is no identifier except perhaps the id.
     #[must_use]
     pub const fn is_only_id(&self) -> bool {
         self.mobile.is_none() && self.external_id.is_none() && self.email.is_none()
@@ -121,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mobile_is_its_digits() {
+    fn mobiles_are_compared_by_their_digits() {
         for (given, digits) in [
             ("919900000001", Some("919900000001")),
             ("+91 (99) 000-000.01", Some("919900000001")),
@@ -137,12 +130,12 @@ mod tests {
         ] {
             assert_eq!(Identifiers::mobile_digits(given).ok().as_deref(), digits, "{given}");
         }
-        let told = Identifiers::mobile_digits("91 9900O 0001").unwrap_err();
-        assert!(told.starts_with("holds 'O', U+004F;"), "{told}");
+        let error = Identifiers::mobile_digits("91 9900O 0001").unwrap_err();
+        assert!(error.starts_with("holds 'O', U+004F;"), "{error}");
     }
 
     #[test]
-    fn an_email_ignores_case() {
+    fn emails_are_case_insensitive() {
         assert_eq!(Identifiers::email_folded(" A@Example.COM "), "a@example.com");
     }
 }

@@ -1,6 +1,7 @@
-//! Randomness, passed in: production asks the operating system, a test may replay what it likes.
+//! All code gets randomness from an [`Entropy`], so that tests can replay bytes.
 //!
-//! Coupon codes are money, so there is no other generator: no seed, no state that could leak or repeat.
+//! Coupon codes are worth money, so production uses only the operating system's generator: there is no seed or state that could leak or
+//! repeat.
 
 use std::cell::RefCell;
 
@@ -13,10 +14,10 @@ pub trait Entropy: Send + Sync {
     /// Fills `bytes` from the source.
     ///
     /// # Errors
-    /// When the source cannot deliver; nothing may be issued then.
+    /// When the source fails. Nothing may be issued then.
     fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError>;
 
-    /// A name that nobody has used and nobody can guess.
+    /// A random UUID.
     ///
     /// # Errors
     /// As [`Entropy::fill`].
@@ -32,40 +33,40 @@ pub trait Entropy: Send + Sync {
 #[error("the operating system gave no randomness")]
 pub struct EntropyError;
 
-/// The operating system's CSPRNG, asked for some bytes at a time: a system call for each code would cost more than the code.
-/// A byte is handed out once, and wiped.
+/// The operating system's CSPRNG. It is read in blocks, because a system call for each code would cost more than the code itself.
+/// Each byte is used once, and then wiped.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsEntropy;
 
-/// Bytes from the operating system that are not handed out yet: the first `left`.
-struct Reserve {
+/// A block of bytes from the operating system. The first `remaining` bytes are unused.
+struct Block {
     bytes: [u8; 1024],
-    left: usize,
+    remaining: usize,
 }
 
 thread_local! {
-    static RESERVE: RefCell<Reserve> = const { RefCell::new(Reserve { bytes: [0; 1024], left: 0 }) };
+    static BLOCK: RefCell<Block> = const { RefCell::new(Block { bytes: [0; 1024], remaining: 0 }) };
 }
 
 impl Entropy for OsEntropy {
     fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-        RESERVE.with_borrow_mut(|reserve| reserve.fill(bytes))
+        BLOCK.with_borrow_mut(|block| block.fill(bytes))
     }
 }
 
-impl Reserve {
+impl Block {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), EntropyError> {
         for part in bytes.chunks_mut(self.bytes.len()) {
-            if self.left < part.len() {
-                self.left = 0;
+            if self.remaining < part.len() {
+                self.remaining = 0;
                 SysRng.try_fill_bytes(&mut self.bytes).map_err(|_| EntropyError)?;
-                self.left = self.bytes.len();
+                self.remaining = self.bytes.len();
             }
-            let rest = self.left - part.len();
-            let handed_out = &mut self.bytes[rest..self.left];
-            part.copy_from_slice(handed_out);
-            handed_out.fill(0);
-            self.left = rest;
+            let unused = self.remaining - part.len();
+            let used = &mut self.bytes[unused..self.remaining];
+            part.copy_from_slice(used);
+            used.fill(0);
+            self.remaining = unused;
         }
         Ok(())
     }
@@ -78,15 +79,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_byte_is_handed_out_twice() {
-        let mut reserve = Reserve { bytes: [0; 1024], left: 0 };
+    fn no_byte_is_used_twice() {
+        let mut block = Block { bytes: [0; 1024], remaining: 0 };
         let mut seen = HashSet::new();
         for length in [1, 24, 1000, 1023, 1024, 1025, 5000] {
             let mut bytes = vec![0; length];
-            reserve.fill(&mut bytes).unwrap();
-            assert!(reserve.bytes[reserve.left..].iter().all(|byte| *byte == 0), "what is handed out is wiped");
+            block.fill(&mut bytes).unwrap();
+            assert!(block.bytes[block.remaining..].iter().all(|byte| *byte == 0), "used bytes are wiped");
             for window in bytes.windows(16).step_by(16) {
-                assert!(seen.insert(window.to_vec()), "sixteen bytes came again");
+                assert!(seen.insert(window.to_vec()), "sixteen bytes were repeated");
                 assert_ne!(window, [0; 16]);
             }
         }

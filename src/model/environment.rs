@@ -1,15 +1,13 @@
-//! Time and randomness, which tests pass in.
-
 use std::sync::Arc;
 
 use super::{Clock, Entropy, OsEntropy, SystemClock};
 
-/// What the service takes from outside itself.
+/// Time and randomness. Tests replace them.
 #[derive(Clone)]
 pub struct Environment {
-    /// What time it is.
+    /// The source of the time.
     pub clock: Arc<dyn Clock>,
-    /// Where codes and ids come from.
+    /// The source of codes and ids.
     pub entropy: Arc<dyn Entropy>,
 }
 

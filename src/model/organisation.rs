@@ -1,33 +1,30 @@
-//! The tenant: an organisation with its time zone and its policy for customers.
-//! Every other key starts with its id.
-
 use jiff::tz::TimeZone;
 
 use super::CustomerPolicy;
 
-/// An organisation: the tenant that every other key starts with.
+/// The id of an organisation, which is a tenant. All other keys begin with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrgId(pub i64);
 
-/// A store of an organisation.
+/// The id of a store in its organisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(pub i64);
 
-/// Counts the changes to an organisation's settings. A decision names the revision it was made under.
+/// The number of changes to an organisation's settings. The write of a coupon is guarded by the revision of its decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision(pub i64);
 
-/// What issuing needs to know of an organisation.
+/// The settings of an organisation that issuing needs.
 #[derive(Debug, Clone)]
 pub struct Organisation {
-    /// Its key.
+    /// The id.
     pub id: OrgId,
-    /// The revision these settings belong to.
+    /// The revision of these settings.
     pub revision: Revision,
-    /// Where its days begin and end.
+    /// The time zone of its dates.
     pub time_zone: TimeZone,
     /// Who may receive its coupons.
     pub customer_policy: CustomerPolicy,
-    /// Whether a customer, a series and what caused the issuance (`sourceType`, `sourceId`) identify it.
+    /// Whether the customer, the series, `sourceType` and `sourceId` together identify an issuance.
     pub natural_key: bool,
 }

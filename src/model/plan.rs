@@ -1,53 +1,53 @@
-//! What an organisation is to be, as configuration as code says it (`apply`).
-//! Plans hold secrets in plain text, so they live only while a file is being applied.
+//! The content of a configuration file (command `apply`). Plans hold secrets in plain text, so they exist only while `apply` runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use secrecy::SecretString;
+use strum::{EnumIter, EnumString, IntoEnumIterator, IntoStaticStr, VariantNames};
 
 use super::{
     Access, ClientHandling, CustomerId, CustomerPolicy, Identifiers, OrgId, RateLimit, Series, SeriesId, StoreId,
 };
 
-/// An organisation with everything in it.
+/// An organisation with all its settings.
 #[derive(Debug, Clone)]
 pub struct OrganisationPlan {
-    /// Its key.
+    /// The id.
     pub id: OrgId,
-    /// For people.
+    /// The display name.
     pub name: String,
-    /// An IANA name.
+    /// The IANA name of the time zone.
     pub time_zone: String,
     /// Who may receive coupons.
     pub customer_policy: CustomerPolicy,
-    /// What a store's tills may do where the store says nothing.
+    /// The access level of the tills of a store without its own setting.
     pub default_access: Access,
-    /// Of each till and client that has none of its own. `None`: the service's.
+    /// The rate limit of tills and clients without their own limit. `None`: the limit of the service.
     pub rate_limit: Option<RateLimit>,
-    /// Whether a customer, a series and what caused the issuance identify it.
+    /// See [`Organisation::natural_key`](super::Organisation::natural_key).
     pub natural_key: bool,
-    /// Its stores.
+    /// The stores.
     pub stores: Vec<StorePlan>,
-    /// Its tills.
+    /// The tills.
     pub tills: Vec<TillPlan>,
-    /// Whose access tokens it accepts, besides the service's own.
+    /// The external issuers of access tokens.
     pub token_issuers: Vec<TokenIssuerPlan>,
-    /// Its OAuth clients.
+    /// The OAuth clients.
     pub oauth_clients: Vec<OAuthClientPlan>,
-    /// Customers to be registered.
+    /// The registered customers.
     pub customers: Vec<CustomerPlan>,
-    /// Its series.
+    /// The series.
     pub series: Vec<Series>,
-    /// Where the file says what the codes of each of them are.
-    pub code_places: BTreeMap<SeriesId, Place>,
-    /// The series that those of the file exclude and the file does not list, each where it is named.
-    pub unlisted_series: Vec<(SeriesId, Place)>,
+    /// The position of the code settings of each series.
+    pub code_positions: BTreeMap<SeriesId, FilePosition>,
+    /// The series that the file only names as mutually exclusive, with the position of the name.
+    pub unlisted_series: Vec<(SeriesId, FilePosition)>,
 }
 
-/// Where in the file something is said.
+/// A position in the file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct FilePosition {
     /// The line, from 1.
     pub line: usize,
     /// The key, with the tables it is in.
@@ -57,11 +57,11 @@ pub struct Place {
 /// A store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorePlan {
-    /// Its key.
+    /// The id.
     pub id: StoreId,
-    /// For people.
+    /// The display name.
     pub name: String,
-    /// `None`: the organisation's default.
+    /// `None`: the default of the organisation.
     pub access: Option<Access>,
     /// `None`: the id.
     pub code: Option<String>,
@@ -70,10 +70,10 @@ pub struct StorePlan {
 }
 
 impl StorePlan {
-    /// The external ids, as the contract tells them apart.
+    /// The names of the external ids in the contract.
     pub const EXTERNAL_ID_NAMES: [&'static str; 3] = ["external_id", "external_id_1", "external_id_2"];
 
-    /// The code by which requests name it.
+    /// The code by which requests name the store.
     #[must_use]
     pub fn effective_code(&self) -> String {
         self.code.clone().unwrap_or_else(|| self.id.0.to_string())
@@ -83,128 +83,133 @@ impl StorePlan {
 /// A till.
 #[derive(Debug, Clone)]
 pub struct TillPlan {
-    /// The name it logs in by.
+    /// The user name for authentication.
     pub id: String,
-    /// Where it stands.
+    /// The store of the till.
     pub store_id: StoreId,
-    /// In plain text, or as its md5.
+    /// The password, in plain text or as MD5.
     pub password: SecretString,
-    /// `None`: the store's.
+    /// `None`: the access level of the store.
     pub access: Option<Access>,
-    /// Whether it may not log in. `None`: left as it is.
+    /// Whether the till is disabled. `None`: unchanged.
     pub disabled: Option<bool>,
-    /// `None`: the organisation's.
+    /// `None`: the rate limit of the organisation.
     pub rate_limit: Option<RateLimit>,
 }
 
-/// An authorisation server of somebody else's, and which of its access tokens count.
+/// An external issuer, and the access tokens that the service accepts from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenIssuerPlan {
-    /// Its key: what `iss` says, to the letter.
+    /// The exact value of the claim `iss`.
     pub issuer: String,
-    /// What `aud` must hold.
+    /// The value that `aud` must contain.
     pub audience: String,
-    /// Where its keys are. `None`: where its discovery document says.
+    /// The URL of its keys. `None`: the URL in its discovery document.
     pub jwks_url: Option<String>,
-    /// The claim that holds the client's key.
+    /// The name of the claim with the key of the client.
     pub client_claim: String,
-    /// What its tokens may be signed with.
+    /// The accepted signature algorithms.
     pub algorithms: BTreeSet<TokenAlgorithm>,
 }
 
-/// What an outside issuer's token may be signed with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A signature algorithm of tokens of external issuers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, EnumIter, EnumString, IntoStaticStr, VariantNames)]
 #[expect(missing_docs, reason = "the names of RFC 7518 and RFC 8037")]
 pub enum TokenAlgorithm {
+    #[strum(serialize = "RS256")]
     Rs256,
+    #[strum(serialize = "ES256")]
     Es256,
+    #[strum(serialize = "EdDSA")]
     EdDsa,
 }
 
 impl TokenAlgorithm {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Rs256, Self::Es256, Self::EdDsa];
+    /// All names.
+    pub const NAMES: &[&str] = <Self as VariantNames>::VARIANTS;
 
-    /// The algorithm of this name, as tokens, the configuration and the database spell it.
+    /// All algorithms.
     #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    pub fn all() -> BTreeSet<Self> {
+        Self::iter().collect()
     }
 
-    /// The name that [`TokenAlgorithm::parse`] reads.
+    /// The algorithm with this name, as tokens, the configuration and the database spell it.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Rs256 => "RS256",
-            Self::Es256 => "ES256",
-            Self::EdDsa => "EdDSA",
-        }
+    pub fn parse(name: &str) -> Option<Self> {
+        name.parse().ok()
+    }
+
+    /// The inverse of [`TokenAlgorithm::parse`].
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
 /// An OAuth client.
 #[derive(Debug, Clone)]
 pub struct OAuthClientPlan {
-    /// The name it logs in by.
+    /// The client id for authentication.
     pub key: String,
-    /// How it proves that it is itself.
+    /// How the client authenticates.
     pub proof: ClientProof,
-    /// The till whose store it issues for.
+    /// The till for whose store the client issues.
     pub till_id: String,
-    /// What it may do.
+    /// The access level.
     pub access: Access,
-    /// Whether it may do nothing. `None`: left as it is.
+    /// Whether the client is disabled. `None`: unchanged.
     pub disabled: Option<bool>,
-    /// `None`: the organisation's.
+    /// `None`: the rate limit of the organisation.
     pub rate_limit: Option<RateLimit>,
 }
 
-/// How an OAuth client proves that it is itself.
+/// How an OAuth client authenticates.
 #[derive(Debug, Clone)]
 pub enum ClientProof {
-    /// By a secret, for which this service gives it tokens.
+    /// By a secret. This service issues its tokens.
     Secret {
-        /// In plain text.
+        /// The secret in plain text.
         secret: SecretString,
-        /// How long its tokens live.
+        /// The lifetime of its tokens.
         token_ttl_seconds: i32,
     },
-    /// By the tokens of this issuer.
+    /// By tokens of this external issuer.
     Issuer(String),
 }
 
-/// A customer to be registered.
+/// A registered customer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CustomerPlan {
-    /// Its key.
+    /// The id.
     pub id: CustomerId,
-    /// Where the file has it.
-    pub place: Place,
+    /// The position of the customer in the file.
+    pub position: FilePosition,
     /// In the order of [`IdentifierPlan::NAMES`].
     pub identifiers: [IdentifierPlan; 3],
 }
 
-/// What becomes of one of a customer's identifiers.
+/// The change to an identifier of a customer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentifierPlan {
-    /// It stays as it is: the file leaves it out.
+    /// Unchanged: the file omits the identifier.
     Kept,
-    /// The customer has it no longer.
+    /// The identifier is removed.
     Withdrawn,
-    /// The customer has this one, in the form in which it is compared.
+    /// The identifier is set to this value.
     Given {
-        /// The identifier.
+        /// The value, in the form for comparisons.
         value: String,
-        /// Where the file gives it.
-        place: Place,
+        /// The position of the value in the file.
+        position: FilePosition,
     },
 }
 
 impl IdentifierPlan {
-    /// The identifiers besides the id, as the contract tells them apart; in the order of [`Identifiers::beside_the_id`].
+    /// The names of all identifiers except the id, in the order of [`Identifiers::except_id`].
     pub const NAMES: [&'static str; 3] = ["mobile", "email", "external_id"];
 
-    /// What the customer has afterwards who has this now.
+    /// The identifier after the change.
     #[must_use]
     pub fn applied_to(&self, stored: Option<&String>) -> Option<String> {
         match self {
@@ -215,16 +220,16 @@ impl IdentifierPlan {
     }
 }
 
-/// Something with settings that can be told: for saying what a change changes.
+/// Configuration whose settings can be listed, to report changes.
 pub trait Settings {
-    /// Each setting by its name in the configuration, in a fixed order, with its value. Never a secret.
+    /// The name in the configuration and the value of each setting, in a fixed order. Never includes a secret.
     fn settings(&self) -> Vec<(&'static str, String)>;
 }
 
 impl Settings for StorePlan {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        let told = |id: &Option<String>| id.clone().unwrap_or_default();
-        let external_ids = Self::EXTERNAL_ID_NAMES.into_iter().zip(self.external_ids.iter().map(told));
+        let text = |id: &Option<String>| id.clone().unwrap_or_default();
+        let external_ids = Self::EXTERNAL_ID_NAMES.into_iter().zip(self.external_ids.iter().map(text));
         [
             ("name", self.name.clone()),
             ("access", self.access.map_or("default", Access::name).to_owned()),
@@ -250,8 +255,8 @@ impl Settings for TokenIssuerPlan {
 
 impl Settings for Identifiers {
     fn settings(&self) -> Vec<(&'static str, String)> {
-        let told = |value: &Option<String>| value.clone().unwrap_or_default();
-        IdentifierPlan::NAMES.into_iter().zip(self.beside_the_id().map(told)).collect()
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        IdentifierPlan::NAMES.into_iter().zip(self.except_id().map(text)).collect()
     }
 }
 
@@ -260,12 +265,12 @@ impl Settings for Series {
         let date = |date: Option<Date>| date.map_or_else(|| "none".to_owned(), |date| date.to_string());
         let ids = |ids: Vec<i64>| format!("{ids:?}");
         let mut settings = vec![
-            ("description", self.face.description.clone()),
-            ("info", self.face.info.clone()),
-            ("discount_code", self.face.discount_code.clone().unwrap_or_default()),
-            ("discount_type", self.face.discount_type.name().to_owned()),
-            ("discount_value", self.face.discount_value.to_string()),
-            ("discount_upto", self.face.discount_upto.to_string()),
+            ("description", self.snapshot.description.clone()),
+            ("info", self.snapshot.info.clone()),
+            ("discount_code", self.snapshot.discount_code.clone().unwrap_or_default()),
+            ("discount_type", self.snapshot.discount_type.name().to_owned()),
+            ("discount_value", self.snapshot.discount_value.to_string()),
+            ("discount_upto", self.snapshot.discount_upto.to_string()),
             ("valid_till_date", self.valid_till_date.to_string()),
             ("expiry_strategy_type", self.expiry_strategy.name().to_owned()),
             ("expiry_strategy_value", self.expiry_strategy.value().to_string()),

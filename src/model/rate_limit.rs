@@ -1,26 +1,23 @@
-//! How many requests a minute a credential may make.
-//! Counting them is the business of `auth`.
-
 use std::num::NonZeroU32;
 
-/// A limit on a credential's requests. Where a till or a client has none of its own the organisation's holds, and where
-/// that has none the service's.
+/// The rate limit of a credential. If a till or a client has no limit of its own, the limit of the organisation applies, and after that
+/// the limit of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RateLimit {
-    /// As many as it likes.
+    /// No limit.
     Unlimited,
-    /// So many requests a minute.
+    /// Requests per minute.
     PerMinute(NonZeroU32),
 }
 
 impl RateLimit {
-    /// The limit that a number stands for: of requests a minute, or none if it is not positive.
+    /// The limit for a number of requests per minute. There is no limit if the number is not positive.
     #[must_use]
-    pub fn of(per_minute: i32) -> Self {
+    pub fn from_per_minute(per_minute: i32) -> Self {
         u32::try_from(per_minute).ok().and_then(NonZeroU32::new).map_or(Self::Unlimited, Self::PerMinute)
     }
 
-    /// The number that the database holds, which [`RateLimit::of`] reads: 0 is no limit.
+    /// The number in the database, the inverse of [`RateLimit::from_per_minute`]: 0 means no limit.
     #[must_use]
     pub fn stored(self) -> i32 {
         match self {

@@ -1,11 +1,10 @@
-//! A secret as a file, a variable of the environment or standard input holds it: one line of UTF-8.
-//! Whoever needs one reads it; here the text is checked.
+//! Validates secrets from files, environment variables and standard input. A secret is one line of UTF-8.
 
 use secrecy::SecretString;
 
 use super::{TextError, text_in};
 
-/// Why a text is no secret. No message repeats any of it.
+/// Why a text is not a valid secret. No message contains any part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum SecretError {
@@ -19,19 +18,19 @@ pub enum SecretError {
     Nul,
 }
 
-/// The secret that a file holds: without the byte order mark that editors put before it, and without the line's end.
+/// The secret in the content of a file, without a byte order mark and without the end of the line.
 ///
 /// # Errors
-/// When there is none, or anything besides.
+/// When the content is not exactly one secret.
 pub fn secret_in(bytes: Vec<u8>) -> Result<SecretString, SecretError> {
     let text = text_in(bytes)?;
     secret_line(text.strip_prefix('\u{feff}').unwrap_or(&text).trim_end_matches(['\r', '\n']))
 }
 
-/// The secret that a text is.
+/// The text as a secret.
 ///
 /// # Errors
-/// When it is empty, more than one line, or holds the character U+0000.
+/// When the text is empty, has more than one line, or contains the character U+0000.
 pub fn secret_line(text: &str) -> Result<SecretString, SecretError> {
     if text.is_empty() {
         return Err(SecretError::Empty);
@@ -52,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_holds_one_line() {
+    fn a_secret_file_has_one_line() {
         for (bytes, expected) in [
             (&b"hunter2"[..], Ok("hunter2")),
             (b"hunter2\n", Ok("hunter2")),

@@ -1,21 +1,22 @@
-//! A coupon series: the settings that decide an issuance (contract 4), with the contract's names.
-//! What the settings make of a customer is decided in `issuance::rules`, not here.
+//! The settings of a coupon series, with the names of the contract (contract 4). `issuance::rules` applies them.
 
 use std::sync::Arc;
 
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr};
 use utoipa::ToSchema;
 
 use super::StoreId;
 
-/// A series of an organisation.
+/// The id of a series in its organisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct SeriesId(pub i64);
 
 /// `discountType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, EnumString, IntoStaticStr)]
 #[serde(rename_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE")]
 #[schema(description = "An amount of money, or a percentage.")]
 pub enum DiscountType {
     /// An amount of money.
@@ -25,39 +26,32 @@ pub enum DiscountType {
 }
 
 impl DiscountType {
-    /// The type that the contract spells this way.
+    /// The type with this name in the contract.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "ABS" => Some(Self::Abs),
-            "PERC" => Some(Self::Perc),
-            _ => None,
-        }
+        name.parse().ok()
     }
 
-    /// As the contract spells it.
+    /// The name in the contract.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Abs => "ABS",
-            Self::Perc => "PERC",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
-/// `expiryStrategyType` with its `expiryStrategyValue`: the last day of a coupon, never later than the series' own.
+/// `expiryStrategyType` with its `expiryStrategyValue`: the last day of a coupon, at most the last day of the series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpiryStrategy {
-    /// The series' last day.
+    /// The last day of the series.
     SeriesExpiry,
-    /// So many days after the issue; 0 is the day of issue.
+    /// This number of days after the issue; 0 is the day of issue.
     Days(i32),
-    /// The last day of a month so many months after the issue; 0 is the month of issue.
+    /// The last day of the month this number of months after the issue; 0 is the month of issue.
     MonthsEnd(i32),
 }
 
 impl ExpiryStrategy {
-    /// The strategy that the contract spells this way; `value` counts for `DAYS` and `MONTHS_END`.
+    /// The strategy with this name in the contract. Only `DAYS` and `MONTHS_END` use `value`.
     #[must_use]
     pub fn parse(name: &str, value: i32) -> Option<Self> {
         match name {
@@ -68,7 +62,7 @@ impl ExpiryStrategy {
         }
     }
 
-    /// As the contract spells it.
+    /// The name in the contract.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -88,15 +82,15 @@ impl ExpiryStrategy {
     }
 }
 
-/// Letters and digits without those that are taken for one another (0 O 1 I L).
+/// Letters and digits without those that look alike (0 O 1 I L).
 const ALPHANUMERIC: &str = "23456789ABCDEFGHJKMNPQRSTUVWXYZ";
-/// The digits; a code keeps its leading zeros.
+/// A code keeps its leading zeros.
 const DIGITS: &str = "0123456789";
 
 /// The shape of a generated code: prefix, random part, suffix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CodeShape {
-    /// `alphaNumeric`; false: digits.
+    /// `alphaNumeric`; false: only digits.
     pub alpha_numeric: bool,
     /// `randomCodeLength`: characters of the random part, 5 to 20.
     pub random_code_length: u8,
@@ -113,9 +107,9 @@ impl CodeShape {
         if self.alpha_numeric { ALPHANUMERIC } else { DIGITS }
     }
 
-    /// Whether a draw could give this code, which is in its canonical form.
+    /// Whether the generator could produce this code, given in its canonical form.
     #[must_use]
-    pub fn could_draw(&self, code: &str) -> bool {
+    pub fn could_generate(&self, code: &str) -> bool {
         let random = code.strip_prefix(&self.coupon_prefix).and_then(|rest| rest.strip_suffix(&self.coupon_suffix));
         random.is_some_and(|random| {
             random.len() == usize::from(self.random_code_length)
@@ -124,19 +118,19 @@ impl CodeShape {
     }
 }
 
-/// `clientHandlingType`: where a coupon's code comes from.
+/// `clientHandlingType`: the origin of coupon codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientHandling {
-    /// `DISC_CODE`: a unique code, generated.
+    /// `DISC_CODE`: a unique generated code.
     Generated(CodeShape),
-    /// `GENERIC`: the series' one code, for every customer.
+    /// `GENERIC`: one code for all customers of the series.
     Generic(String),
-    /// `DISC_CODE_PIN`: a code uploaded beforehand, given out once.
+    /// `DISC_CODE_PIN`: a code uploaded beforehand, used once.
     Pool,
 }
 
 impl ClientHandling {
-    /// As the contract spells it.
+    /// The name in the contract.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -149,7 +143,7 @@ impl ClientHandling {
 
 /// What a coupon shows of its series: copied into the result (contract 2).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Face {
+pub struct SeriesSnapshot {
     /// `description`.
     pub description: String,
     /// `detailedInfo`.
@@ -164,42 +158,42 @@ pub struct Face {
     pub discount_upto: i64,
 }
 
-/// The settings of a series (contract 4). What is unlimited is `None`.
+/// The settings of a series (contract 4). A limit of `None` is unlimited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Series {
-    /// The series' id.
+    /// The id.
     pub id: SeriesId,
     /// What a coupon shows of it.
-    pub face: Arc<Face>,
-    /// The series' last day.
+    pub snapshot: Arc<SeriesSnapshot>,
+    /// The last day of the series.
     pub valid_till_date: Date,
-    /// A coupon's last day.
+    /// The last day of a coupon.
     pub expiry_strategy: ExpiryStrategy,
-    /// The first day on which a coupon can be redeemed.
+    /// The first day of redemption.
     pub redemption_valid_from: Option<Date>,
-    /// Where codes come from.
+    /// The origin of coupon codes.
     pub client_handling: ClientHandling,
-    /// The cap: the most coupons the series may issue.
+    /// The cap: the maximum number of coupons of the series.
     pub max_create: Option<i64>,
-    /// Whether a customer may receive more than one.
+    /// Whether a customer may receive more than one coupon.
     pub is_multiple_vouchers_per_user_allowed: bool,
-    /// How many a customer may receive, where more than one is allowed.
+    /// The maximum number of coupons for a customer, if more than one is allowed.
     pub max_vouchers_per_user: Option<i32>,
-    /// False: a customer who holds a valid coupon gets that one again.
+    /// False: a customer who holds a valid coupon gets this coupon again.
     pub do_not_resend_existing_voucher: bool,
-    /// The least calendar days between two issues to one customer.
+    /// The gap: the minimum number of calendar days between two issues to one customer.
     pub min_days_between_vouchers: Option<i32>,
-    /// The series that exclude this one, as the configuration lists them.
+    /// The series that exclude this series, as the configuration lists them.
     pub mutual_exclusive_series_ids: Vec<SeriesId>,
-    /// The stores that may issue; empty: all.
+    /// The stores that may issue; empty: all stores.
     pub store_ids: Vec<StoreId>,
-    /// Issued by another system, never here.
+    /// Whether another system issues the coupons.
     pub externally_managed: bool,
 }
 
 impl Series {
-    /// Whether what the customer received before can change the decision. Such coupons are numbered, and are decided
-    /// on what the database says at that moment.
+    /// Whether the coupons that the customer received before can change the decision. If so, coupons are numbered, and each decision uses
+    /// the current data of the database.
     #[must_use]
     pub const fn depends_on_history(&self) -> bool {
         !self.is_multiple_vouchers_per_user_allowed
@@ -214,14 +208,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_that_could_be_drawn() {
+    fn could_generate_checks_the_shape() {
         let shape = CodeShape {
             alpha_numeric: false,
             random_code_length: 5,
             coupon_prefix: "AB".to_owned(),
             coupon_suffix: "Z".to_owned(),
         };
-        for (code, could) in [
+        for (code, expected) in [
             ("AB12345Z", true),
             ("AB1234Z", false),
             ("AB12X45Z", false),
@@ -230,7 +224,7 @@ mod tests {
             ("ABZ", false),
             ("AB1234\u{e9}Z", false),
         ] {
-            assert_eq!(shape.could_draw(code), could, "{code}");
+            assert_eq!(shape.could_generate(code), expected, "{code}");
         }
     }
 }

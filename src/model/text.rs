@@ -1,7 +1,4 @@
-//! The text of a file, as it comes from an editor.
-//! Whoever needs it reads the file; here its bytes become text.
-
-/// Why bytes are no text.
+/// Why bytes are not UTF-8 text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum TextError {
@@ -11,10 +8,10 @@ pub enum TextError {
     NotUtf8,
 }
 
-/// The text that a file holds, with the byte order mark if it has one.
+/// The text in the content of a file, with a byte order mark if there is one.
 ///
 /// # Errors
-/// When it is another encoding.
+/// When the encoding is not UTF-8.
 pub fn text_in(bytes: Vec<u8>) -> Result<String, TextError> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(TextError::Utf16);

@@ -1,6 +1,6 @@
-//! Commands about one till or client: switch it off and on, give it another password or secret, make its tokens void.
+//! Commands about one till or client: disable, enable, change the secret, revoke tokens.
 //!
-//! Each takes effect at once and leaves an entry in the audit record. A password or secret is never told.
+//! Each takes effect at once and leaves an entry in the audit log. None prints a secret.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub use crate::db::commands::Holder;
 use crate::db::commands::{HolderChange, StoredHolder};
 use crate::model::Clock;
 
-/// Why a command was not carried out. Nothing is changed then.
+/// Why a command failed. The database is unchanged then.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum CommandError {
@@ -29,75 +29,75 @@ pub enum CommandError {
     Secret(String),
 }
 
-/// What a command has done. Displays as the line that is told of it.
+/// The result of a command. Displays as the line that the command prints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was carried out, and recorded.
+    /// The command made the change, and recorded it in the audit log.
     Done(AuditEntry),
-    /// It was so before: nothing was changed, nor recorded.
-    WasSo(String),
+    /// There was nothing to change, and nothing was recorded.
+    Unchanged(String),
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Done(entry) => entry.fmt(formatter),
-            Self::WasSo(line) => formatter.write_str(line),
+            Self::Unchanged(line) => formatter.write_str(line),
         }
     }
 }
 
-/// Who gives a command, and when.
+/// Who runs a command, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
-    /// A user and host.
+pub struct Invocation {
+    /// The user and the host.
     pub actor: String,
     /// The instant.
     pub at: Timestamp,
 }
 
-impl Order {
-    /// A command of whoever runs this process, given now.
+impl Invocation {
+    /// A command of the user of this process, run now.
     #[must_use]
     pub fn now(clock: &dyn Clock) -> Self {
         Self { actor: actor(), at: clock.now() }
     }
 }
 
-/// Disables a till or client, or enables it.
+/// Disables or enables a till or client.
 ///
 /// # Errors
-/// When there is no such till or client, or the database cannot be asked.
+/// When there is no such till or client, or a query fails.
 pub async fn set_disabled(
     connect: &PgConnectOptions,
     holder: &Holder,
     disabled: bool,
-    order: Order,
+    invocation: Invocation,
 ) -> Result<Outcome, CommandError> {
     let (mut change, stored) = begin(connect, holder).await?;
     if stored.is_disabled == disabled {
         let state = if disabled { "disabled" } else { "enabled" };
-        return Ok(Outcome::WasSo(format!("{} {} was {state} already", kind(holder), holder.name())));
+        return Ok(Outcome::Unchanged(format!("{} {} was {state} already", kind(holder), holder.name())));
     }
     change.set_disabled(disabled).await?;
-    commit(change, holder, if disabled { "disable" } else { "enable" }, &stored, order).await
+    commit(change, holder, if disabled { "disable" } else { "enable" }, &stored, invocation).await
 }
 
-/// Gives a till another password, or a client another secret. Tokens that the client has stay good.
+/// Changes the password of a till or the secret of a client. Tokens that the client already has stay valid.
 ///
 /// # Errors
-/// When there is no such till or client, the client's tokens come from an outside issuer, or the database cannot be asked.
+/// When there is no such till or client, the client's tokens come from an external issuer, or a query fails.
 pub async fn set_secret(
     connect: &PgConnectOptions,
     holder: &Holder,
     secret: SecretString,
-    order: Order,
+    invocation: Invocation,
 ) -> Result<Outcome, CommandError> {
     let (secret, word) = match holder {
         Holder::Till(_) => (till_password(&secret), "set-password"),
         Holder::Client(_) => (secret, "set-secret"),
     };
-    // Slow on purpose; nothing is locked yet.
+    // Hashing is slow on purpose, so hash before the transaction locks the row.
     let hashed = tokio::task::spawn_blocking(move || hash_secret(&secret)).await;
     let hash = hashed.map_err(|error| CommandError::Secret(error.to_string()))?;
     let hash = hash.map_err(|error| CommandError::Secret(error.to_string()))?;
@@ -106,21 +106,25 @@ pub async fn set_secret(
         return Err(CommandError::TokensFromIssuer { key: holder.name().to_owned(), issuer });
     }
     change.set_secret_hash(&hash).await?;
-    commit(change, holder, word, &stored, order).await
+    commit(change, holder, word, &stored, invocation).await
 }
 
-/// Makes every token that a client has been given so far void.
+/// Revokes all tokens that a client has been given so far.
 ///
 /// # Errors
-/// When there is no such client, or the database cannot be asked.
-pub async fn revoke_tokens(connect: &PgConnectOptions, key: &str, order: Order) -> Result<Outcome, CommandError> {
+/// When there is no such client, or a query fails.
+pub async fn revoke_tokens(
+    connect: &PgConnectOptions,
+    key: &str,
+    invocation: Invocation,
+) -> Result<Outcome, CommandError> {
     let holder = Holder::Client(key.to_owned());
     let (mut change, stored) = begin(connect, &holder).await?;
-    change.void_tokens_before(order.at).await?;
-    commit(change, &holder, "revoke-tokens", &stored, order).await
+    change.void_tokens_before(invocation.at).await?;
+    commit(change, &holder, "revoke-tokens", &stored, invocation).await
 }
 
-/// Who gives a command: a user (the one behind `sudo`, if that was used) and a host.
+/// The user (the one behind `sudo`, if the command runs under it) and the host.
 fn actor() -> String {
     let sudo_user = std::env::var("SUDO_USER").ok().and_then(|name| word(&name));
     let user = sudo_user.or_else(|| word(&whoami::username().ok()?));
@@ -129,7 +133,7 @@ fn actor() -> String {
     format!("{}@{}", user.unwrap_or_else(unknown), host.unwrap_or_else(unknown))
 }
 
-/// What may stand in a line of the record: nobody can write a second line, or a long one, by way of the environment.
+/// Removes white space and control characters: an environment variable must not add a line to the audit log or make one long.
 fn word(text: &str) -> Option<String> {
     let word: String = text.chars().filter(|c| !c.is_whitespace() && !c.is_control()).take(100).collect();
     (!word.is_empty()).then_some(word)
@@ -148,12 +152,12 @@ async fn commit(
     holder: &Holder,
     word: &str,
     stored: &StoredHolder,
-    order: Order,
+    invocation: Invocation,
 ) -> Result<Outcome, CommandError> {
     let entry = AuditEntry {
-        at: order.at,
+        at: invocation.at,
         org_id: Some(stored.org_id),
-        actor: order.actor,
+        actor: invocation.actor,
         action: format!("{} {word}", kind(holder)),
         subject: holder.name().to_owned(),
     };

@@ -1,25 +1,26 @@
 //! The stores in the file of `apply`, with the codes and external ids by which requests name them.
 //!
-//! Two stores of an organisation never share one. Of those in the file that is a mistake with its line; a store that is in the
-//! database alone counts as well.
+//! No two stores of an organisation may share one. Two such stores of the file are a mistake with a line; the comparison with
+//! stores that the file does not list comes later.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::file::{ACCESS_WORDS, Lines, unique};
+use super::access::access;
 use super::toml::Section;
-use crate::auth::LONGEST_NAME;
-use crate::model::{Access, StoreId, StorePlan};
+use super::unique_values::{FirstLines, check_unique};
+use crate::auth::MAX_NAME_LENGTH;
+use crate::model::{StoreId, StorePlan};
 
 const EXTERNAL_IDS: &str = "external_ids";
 
-pub(super) fn store(section: &Section<'_>, ids: &mut Lines<i64>, codes: &mut Codes) -> Option<StorePlan> {
+pub(super) fn store(section: &Section<'_>, ids: &mut FirstLines<i64>, codes: &mut StoreCodes) -> Option<StorePlan> {
     let id = section.required("id", section.integer("id", 1..=i64::MAX));
     if let Some(id) = id {
-        unique(section, "id", ids, id);
+        check_unique(section, "id", ids, id);
     }
-    let name = section.required("name", section.name("name", LONGEST_NAME));
-    let access = section.choice("access", ACCESS_WORDS, Access::parse);
+    let name = section.required("name", section.name("name", MAX_NAME_LENGTH));
+    let access = access(section, "access");
     let code = section.text("code").filter(|code| is_code(section, "code", code));
     let external_ids = external_ids(section);
     let store = StorePlan { id: StoreId(id?), name: name?, access, code, external_ids };
@@ -30,29 +31,30 @@ pub(super) fn store(section: &Section<'_>, ids: &mut Lines<i64>, codes: &mut Cod
 }
 
 fn external_ids(section: &Section<'_>) -> [Option<String>; 3] {
-    // What is wrong with it is noted: the file is refused then, whatever is made of it here.
+    // A wrong value is reported as a mistake and refuses the file, so an empty list does no harm here.
     let given = section.texts(EXTERNAL_IDS).unwrap_or_default();
     if given.len() > 3 {
-        section.mistake(EXTERNAL_IDS, "must hold at most three");
+        section.mistake(EXTERNAL_IDS, "must contain at most three");
     }
     let mut given =
         given.into_iter().map(|id| Some(id).filter(|id| !id.is_empty() && is_code(section, EXTERNAL_IDS, id)));
     std::array::from_fn(|_| given.next().flatten())
 }
 
-/// Whether a header can hold it, and the database. A header's value loses the white space around it on its way.
+/// Whether a header and the database can contain the code. HTTP removes the white space around a header's value.
 fn is_code(section: &Section<'_>, key: &'static str, code: &str) -> bool {
-    let is_code = (1..=LONGEST_NAME).contains(&code.chars().count())
+    let is_code = (1..=MAX_NAME_LENGTH).contains(&code.chars().count())
         && code.trim() == code
         && !code.contains(|c: char| c.is_control());
     if !is_code {
-        let rule = format!("must have 1 to {LONGEST_NAME} characters, no control character, and no space around them");
+        let rule =
+            format!("must have 1 to {MAX_NAME_LENGTH} characters, no control character, and no space around them");
         section.mistake(key, rule);
     }
     is_code
 }
 
-/// A code or external id that two stores have.
+/// Two stores with the same code or external id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedCode {
     key: &'static str,
@@ -68,17 +70,17 @@ impl fmt::Display for SharedCode {
     }
 }
 
-/// The codes and external ids that stores of an organisation have, each with the first store that has it.
+/// The codes and external ids of an organisation's stores, each with the first store that has it.
 #[derive(Default)]
-pub(super) struct Codes(BTreeMap<(&'static str, String), StoreId>);
+pub(super) struct StoreCodes(BTreeMap<(&'static str, String), StoreId>);
 
-impl Codes {
-    /// Adds those of a store; returns those that another store has.
+impl StoreCodes {
+    /// Adds the codes of a store. Returns those that another store has.
     pub(super) fn add(&mut self, store: &StorePlan) -> Vec<SharedCode> {
         let mut shared = Vec::new();
         for (key, code) in codes(store) {
             let first = *self.0.entry((key, code.clone())).or_insert(store.id);
-            // A store that is listed twice is a mistake of its own.
+            // A store that is listed twice is already a mistake.
             if first != store.id {
                 shared.push(SharedCode { key, code, first, second: store.id });
             }

@@ -1,4 +1,4 @@
-//! Reads a TOML table key by key and keeps every mistake with its line, so that a file is told all of them at once.
+//! Reads TOML tables key by key, and collects all mistakes with their lines instead of stopping at the first.
 //!
 //! Knows nothing of what the keys mean.
 
@@ -12,9 +12,9 @@ use jiff::civil::Date;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::model::Place;
+use crate::model::FilePosition;
 
-/// The years that a date may be in: another one is a slip of the pen, such as the year 26.
+/// The years of a valid date. Any other year is a typing mistake, such as the year 26.
 const YEARS: RangeInclusive<i16> = 2000..=9999;
 
 /// One mistake in a file.
@@ -29,8 +29,8 @@ pub struct Mistake {
 }
 
 impl Mistake {
-    pub(super) fn at(place: &Place, message: impl Into<String>) -> Self {
-        Self { line: place.line, key: place.key.clone(), message: message.into() }
+    pub(super) fn at(position: &FilePosition, message: impl Into<String>) -> Self {
+        Self { line: position.line, key: position.key.clone(), message: message.into() }
     }
 }
 
@@ -40,10 +40,10 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// The mistakes found so far, shared by all sections of a file.
+/// Collects the mistakes of all sections of a file.
 #[derive(Clone)]
 pub(super) struct Mistakes {
-    /// Where lines end. A file may have a hundred thousand customers, each with a few places.
+    /// The offsets of line ends. A binary search finds a line: a file may have a hundred thousand customers.
     line_ends: Rc<[usize]>,
     found: Rc<RefCell<Vec<Mistake>>>,
 }
@@ -54,16 +54,16 @@ impl Mistakes {
         Self { line_ends: line_ends.collect(), found: Rc::default() }
     }
 
-    pub(super) fn add(&self, at: &Range<usize>, key: &str, message: impl Into<String>) {
-        self.put(Mistake { line: self.line(at), key: key.to_owned(), message: message.into() });
+    pub(super) fn add(&self, span: &Range<usize>, key: &str, message: impl Into<String>) {
+        self.push(Mistake { line: self.line(span), key: key.to_owned(), message: message.into() });
     }
 
-    fn put(&self, mistake: Mistake) {
+    fn push(&self, mistake: Mistake) {
         self.found.borrow_mut().push(mistake);
     }
 
-    fn line(&self, at: &Range<usize>) -> usize {
-        1 + self.line_ends.partition_point(|end| *end < at.start)
+    fn line(&self, span: &Range<usize>) -> usize {
+        1 + self.line_ends.partition_point(|end| *end < span.start)
     }
 
     pub(super) fn take(&self) -> Vec<Mistake> {
@@ -73,23 +73,23 @@ impl Mistakes {
     }
 }
 
-/// A table of the file. Each getter returns `None` where the key is absent or wrong; what is wrong is noted.
+/// A table of the file. A getter returns `None` if the key is absent or its value is wrong; it reports a wrong value as a mistake.
 pub(super) struct Section<'s> {
     table: &'s DeTable<'s>,
-    /// Where the section begins: the place of what is missing in it.
-    place: Range<usize>,
+    /// The start of the section, which is the position of a missing key.
+    span: Range<usize>,
     path: String,
     mistakes: Mistakes,
-    read: RefCell<BTreeSet<&'static str>>,
+    keys_read: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'s> Section<'s> {
     pub(super) fn new(table: &'s Spanned<DeTable<'s>>, path: String, mistakes: Mistakes) -> Self {
-        Self { table: table.get_ref(), place: table.span(), path, mistakes, read: RefCell::default() }
+        Self { table: table.get_ref(), span: table.span(), path, mistakes, keys_read: RefCell::default() }
     }
 
     fn value(&self, key: &'static str) -> Option<&'s Spanned<DeValue<'s>>> {
-        self.read.borrow_mut().insert(key);
+        self.keys_read.borrow_mut().insert(key);
         self.table.get(key)
     }
 
@@ -97,32 +97,32 @@ impl<'s> Section<'s> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Notes a mistake in the value of a key, or, if it is absent, in the section.
+    /// Reports a mistake in the value of a key or, if the key is absent, in the section.
     pub(super) fn mistake(&self, key: &str, message: impl Into<String>) {
-        self.mistake_at(&self.place_of(key), message);
+        self.mistake_at(&self.position_of(key), message);
     }
 
-    /// Notes a mistake in one element of an array.
-    pub(super) fn mistake_at(&self, place: &Place, message: impl Into<String>) {
-        self.mistakes.put(Mistake::at(place, message));
+    /// Reports a mistake in one element of an array.
+    pub(super) fn mistake_at(&self, position: &FilePosition, message: impl Into<String>) {
+        self.mistakes.push(Mistake::at(position, message));
     }
 
-    /// Where the section begins.
-    pub(super) fn place(&self) -> Place {
-        Place { line: self.mistakes.line(&self.place), key: self.path.clone() }
+    /// The position of the section.
+    pub(super) fn position(&self) -> FilePosition {
+        FilePosition { line: self.mistakes.line(&self.span), key: self.path.clone() }
     }
 
-    /// Where the value of a key is; if it is absent, where the section begins.
-    pub(super) fn place_of(&self, key: &str) -> Place {
-        let at = self.table.get(key).map_or_else(|| self.place.clone(), Spanned::span);
-        Place { line: self.mistakes.line(&at), key: self.key(key) }
+    /// The position of a key's value or, if the key is absent, of the section.
+    pub(super) fn position_of(&self, key: &str) -> FilePosition {
+        let span = self.table.get(key).map_or_else(|| self.span.clone(), Spanned::span);
+        FilePosition { line: self.mistakes.line(&span), key: self.key(key) }
     }
 
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.value(key).is_some()
     }
 
-    /// Notes the key as missing unless there is a value.
+    /// Reports the key as missing, unless it is there.
     pub(super) fn required<T>(&self, key: &'static str, value: Option<T>) -> Option<T> {
         if value.is_none() && !self.has(key) {
             self.mistake(key, "is missing");
@@ -140,11 +140,11 @@ impl<'s> Section<'s> {
         None
     }
 
-    /// A string that is not blank, of at most `most` characters.
-    pub(super) fn name(&self, key: &'static str, most: usize) -> Option<String> {
+    /// A string of at most `max` characters that is not blank.
+    pub(super) fn name(&self, key: &'static str, max: usize) -> Option<String> {
         let text = self.text(key)?;
-        if text.trim().is_empty() || text.chars().count() > most {
-            self.mistake(key, format!("must have 1 to {most} characters"));
+        if text.trim().is_empty() || text.chars().count() > max {
+            self.mistake(key, format!("must have 1 to {max} characters"));
             return None;
         }
         Some(text)
@@ -167,31 +167,32 @@ impl<'s> Section<'s> {
         inside
     }
 
-    /// A limit: -1, or its absence, is none.
-    pub(super) fn limit(&self, key: &'static str, most: i64) -> Option<i64> {
-        self.integer(key, -1..=most).filter(|limit| *limit >= 0)
+    /// A limit; -1 and a missing key mean no limit.
+    pub(super) fn limit(&self, key: &'static str, max: i64) -> Option<i64> {
+        self.integer(key, -1..=max).filter(|limit| *limit >= 0)
     }
 
-    /// An array of integers, each with its place. What is none is noted, and the file refused: it may be left out here.
-    pub(super) fn integers(&self, key: &'static str) -> Vec<(i64, Place)> {
+    /// An array of integers, each with its position. A wrong array is reported as a mistake, and returned as an empty one.
+    pub(super) fn integers(&self, key: &'static str) -> Vec<(i64, FilePosition)> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let path = self.key(key);
-        let placed = |one: &Spanned<DeValue<'_>>| {
-            let place = Place { line: self.mistakes.line(&one.span()), key: path.clone() };
-            Some((integer(one.get_ref())?, place))
+        let with_place = |element: &Spanned<DeValue<'_>>| {
+            let position = FilePosition { line: self.mistakes.line(&element.span()), key: path.clone() };
+            Some((integer(element.get_ref())?, position))
         };
-        let integers: Option<Vec<_>> = value.get_ref().as_array().and_then(|array| array.iter().map(placed).collect());
+        let integers: Option<Vec<_>> =
+            value.get_ref().as_array().and_then(|array| array.iter().map(with_place).collect());
         if integers.is_none() {
             self.mistake(key, "must be an array of integers");
         }
         integers.unwrap_or_default()
     }
 
-    /// An array of strings; `None` where there is none, or a wrong one.
+    /// An array of strings.
     pub(super) fn texts(&self, key: &'static str) -> Option<Vec<String>> {
         let array = self.value(key)?.get_ref().as_array();
         let texts: Option<Vec<String>> =
-            array.and_then(|array| array.iter().map(|one| one.get_ref().as_str().map(str::to_owned)).collect());
+            array.and_then(|array| array.iter().map(|element| element.get_ref().as_str().map(str::to_owned)).collect());
         if texts.is_none() {
             self.mistake(key, "must be an array of strings");
         }
@@ -204,7 +205,6 @@ impl<'s> Section<'s> {
             DeValue::Datetime(date) => Some(date.to_string()),
             other => other.as_str().map(str::to_owned),
         };
-        // What is no date is told below.
         let date = text.and_then(|text| Date::strptime("%Y-%m-%d", text).ok());
         match date.map(Date::year) {
             None => self.mistake(key, "must be a date like 2027-05-09"),
@@ -220,7 +220,7 @@ impl<'s> Section<'s> {
         date
     }
 
-    /// One of a few words.
+    /// One of several words.
     pub(super) fn choice<T>(&self, key: &'static str, words: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let chosen = parse(&self.text(key)?);
         if chosen.is_none() {
@@ -237,27 +237,28 @@ impl<'s> Section<'s> {
             return Vec::new();
         };
         let mut sections = Vec::new();
-        for (index, one) in array.iter().enumerate() {
+        for (index, table) in array.iter().enumerate() {
             let path = format!("{}[{}]", self.key(key), index + 1);
-            match one.get_ref().as_table() {
+            let span = table.span();
+            match table.get_ref().as_table() {
                 Some(table) => sections.push(Self {
                     table,
-                    place: one.span(),
+                    span,
                     path,
                     mistakes: self.mistakes.clone(),
-                    read: RefCell::default(),
+                    keys_read: RefCell::default(),
                 }),
-                None => self.mistakes.add(&one.span(), &path, "must be a table"),
+                None => self.mistakes.add(&span, &path, "must be a table"),
             }
         }
         sections
     }
 
-    /// Notes the keys that nothing has asked for.
+    /// Reports the keys that no getter has read.
     pub(super) fn finish(&self) {
-        let read = self.read.borrow();
-        for (key, _) in self.table.iter().filter(|(key, _)| !read.contains(key.get_ref().as_ref())) {
-            let known = read.iter().copied().collect::<Vec<_>>().join(", ");
+        let known = self.keys_read.borrow();
+        for (key, _) in self.table.iter().filter(|(key, _)| !known.contains(key.get_ref().as_ref())) {
+            let known = known.iter().copied().collect::<Vec<_>>().join(", ");
             self.mistakes.add(&key.span(), &self.key(key.get_ref()), format!("is not a key here; known are {known}"));
         }
     }

@@ -23,36 +23,36 @@ use crate::http::{self, Http, Readiness, ReadinessCheck, router};
 use crate::issuance::Issuer;
 use crate::model::Environment;
 
-/// Whoever asks for readiness does not wait long.
+/// For the answer to a readiness probe.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The read buffer of a connection, in bytes: a request's head must fit.
-const CONNECTION_BUFFER: usize = 128 * 1024;
+/// In bytes. The head of a request must fit.
+const MAX_READ_BUFFER: usize = 128 * 1024;
 
 /// How to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Tell balancers first, by no longer being ready, and take requests for `http.drain_seconds`.
+    /// First report not ready to load balancers, and accept requests for `http.drain_seconds`.
     AfterDrain,
-    /// Take no request any more.
+    /// Accept no more requests.
     Now,
 }
 
-/// The service, built and not yet serving.
+/// The service before it serves.
 pub struct App {
     http: Arc<Http>,
     db: Db,
-    writers: Vec<JoinHandle<()>>,
-    activity: ActivityTasks,
+    writer_tasks: Vec<JoinHandle<()>>,
+    activity_tasks: ActivityTasks,
     connections: Connections,
-    in_background: [AbortHandle; 3],
+    background_tasks: [AbortHandle; 3],
 }
 
 impl App {
-    /// Builds the service over a database, whose schema must be one that this version can work on.
+    /// Connects to the database, checks its schema, and starts the background tasks.
     ///
     /// # Errors
-    /// When the database stays away for `database.startup_timeout_seconds`, or its schema is another one.
+    /// When the database is away for `database.startup_timeout_seconds`, or this version does not support its schema.
     pub async fn build(
         settings: &Settings,
         connect: &PgConnectOptions,
@@ -60,11 +60,12 @@ impl App {
     ) -> anyhow::Result<Self> {
         let db = Db::new(connect.clone(), &settings.database);
         let startup_timeout = settings.database.startup_timeout;
-        retry_until(startup_timeout, SchemaError::is_away, async || db.check_schema().await).await?;
-        let load =
-            async || SigningKeys::load(db.clone(), KeySource::of(&settings.auth), environment.clock.clone()).await;
+        retry_until(startup_timeout, SchemaError::is_unavailable, async || db.check_schema().await).await?;
+        let load = async || {
+            SigningKeys::load(db.clone(), KeySource::from_settings(&settings.auth), environment.clock.clone()).await
+        };
         let keys = retry_until(startup_timeout, KeyError::is_away, load).await?;
-        let (writer, writers) = Writer::start(connect, settings.writer);
+        let (writer, writer_tasks) = Writer::start(connect, settings.writer);
         let Environment { clock, entropy } = environment;
         let authenticator = Arc::new(Authenticator::new(
             db.clone(),
@@ -75,9 +76,9 @@ impl App {
             &settings.auth,
             settings.rate_limit,
         )?);
-        let following = Arc::clone(&authenticator);
-        let following = tokio::spawn(async move { following.follow_changes().await }).abort_handle();
-        let (activity, keeping) = Activity::start(db.clone(), clock.clone(), entropy.uuid()?, settings.activity);
+        let follower = Arc::clone(&authenticator);
+        let following = tokio::spawn(async move { follower.follow_changes().await }).abort_handle();
+        let (activity, activity_tasks) = Activity::start(db.clone(), clock.clone(), entropy.uuid()?, settings.activity);
         let issuer = Issuer::new(
             db.clone(),
             writer,
@@ -88,8 +89,8 @@ impl App {
             settings.issuing,
         );
         let issuer = Arc::new(issuer);
-        let purging = purge_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
-        let purging = tokio::spawn(purging).abort_handle();
+        let purge = purge_requests(Arc::clone(&issuer), settings.issuing.keep_requests);
+        let purging = tokio::spawn(purge).abort_handle();
         let readiness = Arc::new(Readiness::new(readiness_check(db.clone(), Arc::clone(&issuer))));
         let connections = Connections::new(raise_fd_limit(settings.http.max_connections), settings.http.write_timeout);
         let sampler = Sampler {
@@ -109,12 +110,12 @@ impl App {
             settings: settings.http.clone(),
             openapi: http::document(&settings.http).context("the OpenAPI document")?.into(),
         });
-        let in_background = [following, purging, sampling];
-        Ok(Self { http, db, writers, activity: keeping, connections, in_background })
+        let background_tasks = [following, purging, sampling];
+        Ok(Self { http, db, writer_tasks, activity_tasks, connections, background_tasks })
     }
 
-    /// Serves on this listener until it is told to stop, or nobody is left who could tell it; then accepts nothing more and
-    /// finishes what is in flight, for as long as `http.shutdown_timeout_seconds` allows.
+    /// Serves on this listener until a stop arrives or the channel closes. Then accepts no more connections, and finishes the
+    /// requests in flight within `http.shutdown_timeout_seconds`.
     ///
     /// # Errors
     /// When the listener cannot be served.
@@ -132,41 +133,41 @@ impl App {
         let stop = stops.recv().await;
         self.http.readiness.drain();
         if stop == Some(Stop::AfterDrain) {
-            tracing::info!("stopping: no longer ready, taking requests until balancers have heard of it");
-            // Another stop, or nobody left to tell one: do not wait for the rest.
+            tracing::info!("stopping: not ready any more; still accepting requests until load balancers notice");
+            // A second stop, or a closed channel, ends the drain early.
             let _ = timeout(settings.drain, stops.recv()).await;
         }
-        tracing::info!("stopping: accepting nothing more, finishing what is in flight");
+        tracing::info!("stopping: accepting no more connections, finishing requests in flight");
         let started = Instant::now();
         handle.graceful_shutdown(Some(settings.shutdown_timeout));
         serving.await.context("the server task broke off")?.context("serving")?;
         let remaining =
             self.http.settings.shutdown_timeout.saturating_sub(started.elapsed()).max(Duration::from_secs(1));
         if timeout(remaining, self.finish()).await.is_err() {
-            tracing::warn!("stopped before everything in flight was finished");
+            tracing::warn!("stopped before all requests in flight were finished");
         }
         tracing::info!(seconds = started.elapsed().as_secs_f32(), "stopped");
         Ok(())
     }
 
-    /// Waits for issuances whose callers have gone, for what they add to the activity, and then for the writer.
+    /// Waits for issuances in flight, even if their callers are gone, then flushes the activity, then waits for the writer.
     async fn finish(self) {
         self.http.issuer.finish().await;
-        self.activity.finish().await;
-        for task in self.in_background {
+        self.activity_tasks.finish().await;
+        for task in self.background_tasks {
             task.abort();
         }
         drop(self.http);
-        for writer in self.writers {
-            if let Err(error) = writer.await {
-                tracing::error!(%error, "a writer broke off");
+        for task in self.writer_tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a writer task broke off");
             }
         }
         self.db.close().await;
     }
 }
 
-/// What speaks HTTP on this listener, within the bounds on connections.
+/// The HTTP server on this listener, with the limits on connections.
 fn server(
     listener: TcpListener,
     connections: Connections,
@@ -181,10 +182,10 @@ fn server(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.idle_timeout)
-        // Nothing is read while a request is at work: it runs to its end even if its caller is gone, and a second buffer for each
-        // would be half of what a connection takes.
+        // Without it, hyper reads ahead while a request runs, to notice that its caller is gone. A request runs to its end anyway,
+        // and the second buffer would double the memory of a connection.
         .half_close(true)
-        .max_buf_size(CONNECTION_BUFFER);
+        .max_buf_size(MAX_READ_BUFFER);
     Ok(server)
 }
 
@@ -215,7 +216,7 @@ fn readiness_check(db: Db, issuer: Arc<Issuer>) -> ReadinessCheck {
             checked
                 .map_err(|_elapsed| "the database does not answer in time".to_owned())?
                 .map_err(|error| error.to_string())?;
-            // As not answering in time counts what does not answer in time.
+            // With the same time-out: a write that is not answered in time counts as refused.
             if issuer.is_refused(CHECK_TIMEOUT).await {
                 return Err("the database refuses every write".to_owned());
             }

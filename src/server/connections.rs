@@ -17,27 +17,27 @@ use crate::telemetry::throttle::Throttle;
 
 static TOO_MANY: Throttle = Throttle::new();
 
-/// Takes connections while fewer than the maximum are open.
+/// Accepts connections while fewer than the maximum are open.
 #[derive(Clone)]
 pub(super) struct Connections {
     slots: Arc<Semaphore>,
-    most: usize,
+    max: usize,
     write_timeout: Duration,
     refused: Counter,
 }
 
 impl Connections {
-    /// Takes up to so many. One that takes nothing of its answers for so long is cut.
+    /// Closes a connection whose caller reads nothing of its answer for `write_timeout`.
     #[must_use]
-    pub(super) fn new(most: usize, write_timeout: Duration) -> Self {
+    pub(super) fn new(max: usize, write_timeout: Duration) -> Self {
         let refused = counter!(metric::TURNED_AWAY.name, "reason" => "connections");
-        Self { slots: Arc::new(Semaphore::new(most)), most, write_timeout, refused }
+        Self { slots: Arc::new(Semaphore::new(max)), max, write_timeout, refused }
     }
 
-    /// How many there are, and how many there may be.
+    /// How many connections are open, and how many may be open.
     #[must_use]
-    pub(super) fn use_now(&self) -> (usize, usize) {
-        (self.most.saturating_sub(self.slots.available_permits()), self.most)
+    pub(super) fn usage(&self) -> (usize, usize) {
+        (self.max.saturating_sub(self.slots.available_permits()), self.max)
     }
 }
 
@@ -50,11 +50,11 @@ impl<S> Accept<TcpStream, S> for Connections {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             self.refused.increment(1);
             TOO_MANY.log(|suppressed| {
-                tracing::warn!(suppressed, "connections were closed: there are too many (http.max_connections)");
+                tracing::warn!(suppressed, "connections were closed: http.max_connections is reached");
             });
             return ready(Err(io::Error::other("too many connections")));
         };
-        // An answer is small, and its caller waits for it.
+        // Answers are small, and callers wait for them: send them without delay.
         let no_delay = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.write_timeout));
@@ -62,7 +62,7 @@ impl<S> Accept<TcpStream, S> for Connections {
     }
 }
 
-/// A connection. Its slot is free again when it is dropped.
+/// A connection. Dropping it frees its slot.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Pin<Box<TimeoutStream<TcpStream>>>,
@@ -101,10 +101,10 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Open files besides callers' connections: those to the database, the listeners, the log.
+/// Open files besides callers' connections: database connections, listeners, the log.
 const OTHER_FILES: usize = 200;
 
-/// Raises the limit on open files, whose soft value is often a thousand by tradition, and returns the connections that it allows.
+/// Raises the soft limit on open files, which is often only 1024, and returns how many connections the limit allows.
 pub(super) fn raise_fd_limit(wanted: usize) -> usize {
     let needed = u64::try_from(wanted + OTHER_FILES).unwrap_or(u64::MAX);
     let had = rlimit::increase_nofile_limit(needed).unwrap_or(needed);

@@ -9,10 +9,10 @@ use tokio::time::sleep;
 
 use crate::telemetry::Metrics;
 
-/// Serves `/metrics` on its own port, for as long as the process lives.
+/// Serves `/metrics` on its own port for as long as the process lives.
 ///
 /// # Errors
-/// When the port cannot be had.
+/// When the port cannot be bound.
 pub async fn serve_metrics(address: SocketAddr, metrics: Metrics) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("metrics.listen {address}"))?;
     let address = listener.local_addr()?;

@@ -1,4 +1,4 @@
-//! The running service: built from the settings, served, stopped.
+//! Builds, serves and stops the service.
 
 mod app;
 mod connections;

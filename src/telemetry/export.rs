@@ -1,5 +1,5 @@
-//! Where spans go: in batches, by a thread of its own, to a collector that speaks OTLP over HTTP.
-//! A collector that is away costs no request anything: what does not fit into the bounded queue is dropped.
+//! Exports spans in batches to a collector, by OTLP over HTTP, on a thread of its own. While the collector is away, requests are not
+//! slowed down: spans that do not fit into the bounded queue are dropped.
 
 use std::fmt::{self, Debug, Formatter};
 use std::pin::Pin;
@@ -18,24 +18,23 @@ use tokio::runtime::Handle;
 
 use crate::config::TracesSettings;
 
-/// How long the collector may take to take a batch.
-const SEND_WITHIN: Duration = Duration::from_secs(10);
-/// How long the last batch may take when the service stops.
-const FINISH_WITHIN: Duration = Duration::from_secs(2);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the last batch when the service stops.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVICE: &str = "coupon-issuer";
 
-/// Spans cannot be told to a collector.
+/// Why the exporter cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// The exporter cannot be made.
+    /// The endpoint is not a URL.
     #[error("traces.otlp_endpoint: {0}")]
     Exporter(#[from] ExporterBuildError),
-    /// There is no client for it.
+    /// The HTTP client cannot be built.
     #[error("traces.otlp_endpoint: {0}")]
-    Web(#[from] reqwest::Error),
+    Client(#[from] reqwest::Error),
 }
 
-/// A collector, and what is on its way there.
+/// The exporter of spans to a collector.
 pub struct Collector(SdkTracerProvider);
 
 impl Collector {
@@ -43,16 +42,16 @@ impl Collector {
     ///
     /// # Errors
     /// When the endpoint is not a URL.
-    pub fn start(settings: &TracesSettings) -> Result<Option<Self>, ExportError> {
+    pub(super) fn start(settings: &TracesSettings) -> Result<Option<Self>, ExportError> {
         let Some(endpoint) = &settings.otlp_endpoint else { return Ok(None) };
-        let web =
-            reqwest::Client::builder().timeout(SEND_WITHIN).redirect(reqwest::redirect::Policy::none()).build()?;
-        let sender = Sender { web, runtime: Handle::current(), is_away: AtomicBool::new(false) };
+        let client =
+            reqwest::Client::builder().timeout(SEND_TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
+        let sender = Sender { client, runtime: Handle::current(), is_away: AtomicBool::new(false) };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(sender)
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_timeout(SEND_WITHIN)
+            .with_timeout(SEND_TIMEOUT)
             .build()?;
         let ratio = Sampler::TraceIdRatioBased(settings.sample_ratio);
         let provider = SdkTracerProvider::builder()
@@ -63,34 +62,33 @@ impl Collector {
         Ok(Some(Self(provider)))
     }
 
-    /// What makes spans.
     #[must_use]
-    pub fn tracer(&self) -> SdkTracer {
+    pub(super) fn tracer(&self) -> SdkTracer {
         self.0.tracer(SERVICE)
     }
 
-    /// Sends what is on its way, if that does not take long.
+    /// Sends the remaining spans, within the time-out.
     pub async fn finish(self) {
-        let finished = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(FINISH_WITHIN));
+        let finished = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(FINISH_TIMEOUT));
         if !matches!(finished.await, Ok(Ok(()))) {
             tracing::warn!("the last spans could not be sent");
         }
     }
 }
 
-/// What the environment says (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`), or else the name of the service; and its version.
+/// The version, and the name from `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES`; without them, the default name.
 fn resource() -> Resource {
-    let told = Resource::builder().build().get(&Key::new("service.name")).map(|name| name.to_string());
+    let configured = Resource::builder().build().get(&Key::new("service.name")).map(|name| name.to_string());
     let builder = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    match told {
+    match configured {
         Some(name) if !name.starts_with("unknown_service") => builder.build(),
         _ => builder.with_service_name(SERVICE).build(),
     }
 }
 
-/// Sends a batch. The thread that asks for it has no runtime, so it borrows one.
+/// Sends a batch. The exporter's thread has no runtime, so the request runs on that of the service.
 struct Sender {
-    web: reqwest::Client,
+    client: reqwest::Client,
     runtime: Handle,
     is_away: AtomicBool,
 }
@@ -101,17 +99,17 @@ impl Debug for Sender {
     }
 }
 
-type Sent<'s> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 's>>;
+type SendFuture<'s> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 's>>;
 
 impl HttpClient for Sender {
-    fn send_bytes<'s, 'f>(&'s self, request: Request<Bytes>) -> Sent<'f>
+    fn send_bytes<'s, 'f>(&'s self, request: Request<Bytes>) -> SendFuture<'f>
     where
         's: 'f,
         Self: 'f,
     {
-        let web = self.web.clone();
+        let client = self.client.clone();
         let sent = self.runtime.spawn(async move {
-            let answer = web.execute(request.try_into()?).await?;
+            let answer = client.execute(request.try_into()?).await?;
             let status = answer.status();
             let body = answer.bytes().await?;
             Ok::<_, reqwest::Error>((status, body))
@@ -124,17 +122,17 @@ impl HttpClient for Sender {
                     Ok(answer)
                 }
                 Ok(Err(error)) => Err(error.without_url().into()),
-                Err(broke_off) => Err(broke_off.into()),
+                Err(join_error) => Err(join_error.into()),
             };
-            self.tell(&answer);
+            self.log_change(&answer);
             answer
         })
     }
 }
 
 impl Sender {
-    /// That the collector is away, or back, is told once.
-    fn tell(&self, answer: &Result<Response<Bytes>, HttpError>) {
+    /// Logs once when the collector goes away, and once when it is back.
+    fn log_change(&self, answer: &Result<Response<Bytes>, HttpError>) {
         let reason = match answer {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("it answered {}", answer.status())),
@@ -143,9 +141,9 @@ impl Sender {
         let was_away = self.is_away.swap(reason.is_some(), Ordering::Relaxed);
         match reason {
             Some(reason) if !was_away => {
-                tracing::warn!(reason, "the collector takes no spans; they are dropped until it does");
+                tracing::warn!(reason, "the collector does not accept spans: they are dropped until it does");
             }
-            None if was_away => tracing::info!("the collector takes spans again"),
+            None if was_away => tracing::info!("the collector accepts spans again"),
             _ => {}
         }
     }

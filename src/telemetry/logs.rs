@@ -1,5 +1,4 @@
-//! Logs go to standard output, one event a line. Ten times a second they are written out together; a warning or an error is written
-//! at once.
+//! Logs go to standard output, one event per line. They are flushed ten times a second; a warning or an error is flushed at once.
 
 use std::io::{BufWriter, IsTerminal, Stdout, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,33 +17,33 @@ use super::export::{Collector, ExportError};
 use super::traces::TARGET;
 use crate::config::{LogSettings, TracesSettings};
 
-/// Telemetry could not be set up.
+/// Why logs or traces cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter is no filter.
+    /// The filter is invalid.
     #[error("log.filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// Logs are set up already.
+    /// Logging was started before.
     #[error("logs cannot be set up: {0}")]
     Logs(#[from] TryInitError),
-    /// There is no thread for them.
+    /// The thread that flushes the log cannot be started.
     #[error("logs cannot be set up: {0}")]
     Thread(#[from] std::io::Error),
-    /// Spans cannot be told.
+    /// The exporter of spans cannot be started.
     #[error(transparent)]
     Spans(#[from] ExportError),
 }
 
-/// Starts logging, and exports spans to the collector of `traces`, if it names one. The caller finishes the collector after the service
-/// has stopped. Needs a runtime.
+/// Starts logging, and starts exporting spans if `traces` names a collector. The caller must call `Collector::finish` after the
+/// service has stopped. Needs a runtime.
 ///
 /// # Errors
 /// When the filter or the collector's URL is not valid, or logging was started before.
 pub fn start_logs(log: &LogSettings, traces: &TracesSettings) -> Result<Option<Collector>, TelemetryError> {
-    // What is only for the collector is no matter of the log.
+    // Keeps spans for the collector out of the log.
     let no_spans: Directive = format!("{TARGET}=off").parse()?;
     let filter = EnvFilter::try_new(&log.filter)?.add_directive(no_spans);
-    let lines = tracing_subscriber::fmt::layer().with_writer(Lines).with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(LineWriters).with_target(false);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = if log.format.is_json() {
         lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     } else {
@@ -52,7 +51,7 @@ pub fn start_logs(log: &LogSettings, traces: &TracesSettings) -> Result<Option<C
     };
     let collector = Collector::start(traces)?;
     match &collector {
-        // The filter is everybody's then, and so a span for the collector costs nothing.
+        // A global filter disables the spans for the collector, so they cost nothing.
         None => tracing_subscriber::registry().with(lines).with(filter).try_init()?,
         Some(collector) => {
             let spans = tracing_opentelemetry::layer()
@@ -62,7 +61,7 @@ pub fn start_logs(log: &LogSettings, traces: &TracesSettings) -> Result<Option<C
                 .with_level(false)
                 .with_target(false)
                 .with_tracked_inactivity(false)
-                .with_filter(filter_fn(|of| of.target() == TARGET));
+                .with_filter(filter_fn(|metadata| metadata.target() == TARGET));
             tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).try_init()?;
         }
     }
@@ -73,19 +72,19 @@ pub fn start_logs(log: &LogSettings, traces: &TracesSettings) -> Result<Option<C
 fn start_flushing() -> std::io::Result<()> {
     std::thread::Builder::new().name("log".to_owned()).spawn(|| {
         loop {
-            std::thread::sleep(FLUSH_EVERY);
+            std::thread::sleep(FLUSH_INTERVAL);
             flush_logs();
         }
     })?;
     Ok(())
 }
 
-/// How long a line that is no warning may wait for its companions: one write for all of them.
-const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Collects lines for one write.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Writes out what is waiting. To be called before the process ends.
+/// Writes the buffered lines. To be called before the process ends.
 pub fn flush_logs() {
-    // Nobody is left to be told that standard output is gone.
+    // If standard output is gone, there is nowhere to report it.
     let _ = output().flush();
 }
 
@@ -95,27 +94,27 @@ fn output() -> MutexGuard<'static, BufWriter<Stdout>> {
     output.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where events are written to.
-struct Lines;
+/// Makes a writer for each event.
+struct LineWriters;
 
-/// One event on its way; a warning or an error takes along what is waiting.
-struct Line {
+/// Writes one event. A warning or an error also flushes the buffered lines.
+struct LineWriter {
     is_urgent: bool,
 }
 
-impl<'w> MakeWriter<'w> for Lines {
-    type Writer = Line;
+impl<'w> MakeWriter<'w> for LineWriters {
+    type Writer = LineWriter;
 
-    fn make_writer(&'w self) -> Line {
-        Line { is_urgent: true }
+    fn make_writer(&'w self) -> LineWriter {
+        LineWriter { is_urgent: true }
     }
 
-    fn make_writer_for(&'w self, event: &Metadata<'_>) -> Line {
-        Line { is_urgent: *event.level() <= Level::WARN }
+    fn make_writer_for(&'w self, event: &Metadata<'_>) -> LineWriter {
+        LineWriter { is_urgent: *event.level() <= Level::WARN }
     }
 }
 
-impl Write for Line {
+impl Write for LineWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let mut output = output();
         output.write_all(bytes)?;

@@ -1,4 +1,4 @@
-//! Logs, metrics and traces: how they leave the process. None of them ever holds a secret.
+//! Logs, metrics and traces. None of them ever contains a secret.
 
 mod export;
 mod logs;

@@ -1,11 +1,11 @@
-//! Logs a repeated event at most once a second, with the number suppressed.
+//! Limits how often a log line repeats.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// One log line's throttle. Metrics count every event; the log shows that it goes on.
+/// Logs a repeated event at most once a second, with the number suppressed. Metrics count every event.
 #[derive(Debug, Default)]
 pub struct Throttle(Mutex<State>);
 
@@ -16,7 +16,7 @@ struct State {
 }
 
 impl Throttle {
-    /// A throttle that has logged nothing yet.
+    /// A throttle for one log line.
     #[must_use]
     pub const fn new() -> Self {
         Self(Mutex::new(State { logged_at: None, suppressed: 0 }))

@@ -1,8 +1,7 @@
-//! Traces: the context that a caller sends along (W3C `traceparent`, `tracestate`) is taken over and handed on, and a request is
-//! told as spans to a collector, where there is one.
+//! Propagates the caller's trace context (W3C `traceparent`, `tracestate`), and makes spans for the collector if there is one.
 //!
-//! Without a collector a span costs a look at a constant: nobody listens to their target. No span holds a secret, a code, a mobile
-//! or an e-mail.
+//! Without a collector a span costs next to nothing, since its target is disabled. No span contains a secret, a code, a mobile number
+//! or an e-mail address.
 
 use axum::http::HeaderMap;
 use opentelemetry::Context;
@@ -13,10 +12,10 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The target of all spans that are for the collector alone: the log neither records nor shows them.
-pub const TARGET: &str = "coupon_issuer::spans";
+/// The target of all spans. They go to the collector only; the log ignores them.
+pub(crate) const TARGET: &str = "coupon_issuer::spans";
 
-/// A span for the collector, below the one at hand.
+/// A span for the collector, as a child of the current span.
 macro_rules! span {
     ($($rest:tt)+) => {
         tracing::info_span!(target: $crate::telemetry::traces::TARGET, $($rest)+)
@@ -25,22 +24,22 @@ macro_rules! span {
 pub(crate) use span;
 
 tokio::task_local! {
-    /// Of the request at hand, where there is something to be said of its trace.
-    static AT_HAND: RequestTrace;
+    /// The trace of the current request, if it is traced.
+    static CURRENT: RequestTrace;
 }
 
-/// A request, as it is traced.
+/// The trace of a request.
 #[derive(Debug, Clone)]
-pub struct RequestTrace {
+pub(crate) struct RequestTrace {
     span: Span,
-    callers: Option<Context>,
+    caller_context: Option<Context>,
 }
 
 impl RequestTrace {
-    /// Begins below what the caller says, and is sampled if the caller's trace is.
+    /// Starts a span below the caller's span, sampled if the caller's trace is.
     #[must_use]
-    pub fn begin(headers: &HeaderMap, method: &str, route: &str, request_id: &str) -> Self {
-        let callers = callers(headers);
+    pub(crate) fn begin(headers: &HeaderMap, method: &str, route: &str, request_id: &str) -> Self {
+        let caller_context = caller_context(headers);
         let span = span!(
             parent: None,
             "request",
@@ -50,18 +49,18 @@ impl RequestTrace {
             http.route = route,
             coupon_issuer.request_id = request_id,
         );
-        if let Some(callers) = callers.as_ref().filter(|_| !span.is_disabled()) {
-            // Nothing has happened in it yet, so it can be set.
-            let _ = span.set_parent(callers.clone());
+        if let Some(context) = caller_context.as_ref().filter(|_| !span.is_disabled()) {
+            // Cannot fail: the span is new.
+            let _ = span.set_parent(context.clone());
         }
-        Self { span, callers }
+        Self { span, caller_context }
     }
 
-    /// The trace that it belongs to: the caller's, or one of its own where it is told to a collector.
+    /// The id of the caller's trace, or of a new trace if this request is exported.
     #[must_use]
-    pub fn trace_id(&self) -> Option<TraceId> {
-        if let Some(callers) = &self.callers {
-            return Some(callers.span().span_context().trace_id());
+    pub(crate) fn trace_id(&self) -> Option<TraceId> {
+        if let Some(context) = &self.caller_context {
+            return Some(context.span().span_context().trace_id());
         }
         if self.span.is_disabled() {
             return None;
@@ -69,23 +68,23 @@ impl RequestTrace {
         valid(&self.span.context()).filter(SpanContext::is_sampled).map(|context| context.trace_id())
     }
 
-    /// Does the work of the request.
-    pub async fn of<F: Future>(&self, work: F) -> F::Output {
-        if self.span.is_disabled() && self.callers.is_none() {
+    /// Runs the work of the request in its span.
+    pub(crate) async fn run<F: Future>(&self, work: F) -> F::Output {
+        if self.span.is_disabled() && self.caller_context.is_none() {
             return work.await;
         }
-        // Where nobody traces, nobody carries its state about.
-        Box::pin(AT_HAND.scope(self.clone(), work.instrument(self.span.clone()))).await
+        // Boxed, so that a request without a trace does not pay for a larger future.
+        Box::pin(CURRENT.scope(self.clone(), work.instrument(self.span.clone()))).await
     }
 
-    /// That of the request at hand, to be taken along into a task of its own; `None`: there is nothing to take.
+    /// The trace of the current request, to pass on to a task. `None` if it is not traced.
     #[must_use]
-    pub fn at_hand() -> Option<Self> {
-        AT_HAND.try_with(Clone::clone).ok()
+    pub(crate) fn current() -> Option<Self> {
+        CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// It is answered.
-    pub fn answered(&self, status: u16, org_id: Option<i64>) {
+    /// Records the answer.
+    pub(crate) fn set_answer(&self, status: u16, org_id: Option<i64>) {
         if self.span.is_disabled() {
             return;
         }
@@ -99,11 +98,11 @@ impl RequestTrace {
     }
 }
 
-/// What a caller has sent along, if it is well formed. What comes twice is none.
-fn callers(headers: &HeaderMap) -> Option<Context> {
-    let mut given = headers.get_all("traceparent").iter();
-    let value = given.next()?.to_str().ok()?;
-    if given.next().is_some() || !value.split('-').map(str::len).take(4).eq([2, 32, 16, 2]) {
+/// The trace context in the headers, if it is well formed. Two contexts count as none.
+fn caller_context(headers: &HeaderMap) -> Option<Context> {
+    let mut values = headers.get_all("traceparent").iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() || !value.split('-').map(str::len).take(4).eq([2, 32, 16, 2]) {
         return None;
     }
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
@@ -114,14 +113,14 @@ fn valid(context: &Context) -> Option<SpanContext> {
     Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
 }
 
-/// What a call that is made for the request at hand says of its trace.
+/// The trace headers of a call that is made for the current request.
 #[must_use]
-pub fn handed_on() -> HeaderMap {
+pub(crate) fn outgoing_headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let here = Span::current().context();
-    let context = match valid(&here) {
-        Some(_) => Some(here),
-        None => RequestTrace::at_hand().and_then(|request| request.callers),
+    let current = Span::current().context();
+    let context = match valid(&current) {
+        Some(_) => Some(current),
+        None => RequestTrace::current().and_then(|request| request.caller_context),
     };
     if let Some(context) = context {
         TraceContextPropagator::new().inject_context(&context, &mut HeaderInjector(&mut headers));
@@ -129,38 +128,37 @@ pub fn handed_on() -> HeaderMap {
     headers
 }
 
-/// Something that waits to be done together with others.
+/// The span of a job that waits for its batch. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Waiting {
-    /// For whom.
-    of: Span,
-    _waits: Span,
+pub(crate) struct QueueSpan {
+    /// The span that queued the job.
+    parent: Span,
+    _span: Span,
 }
 
-impl Waiting {
-    /// From now on, for the span at hand.
+impl QueueSpan {
+    /// Starts as a child of the current span.
     #[must_use]
-    pub fn begin(count: usize) -> Self {
-        let waits = span!("wait in the queue", coupons = count);
-        let of = if waits.is_disabled() { Span::none() } else { Span::current() };
-        Self { of, _waits: waits }
+    pub(crate) fn begin(count: usize) -> Self {
+        let span = span!("wait in the queue", coupons = count);
+        let parent = if span.is_disabled() { Span::none() } else { Span::current() };
+        Self { parent, _span: span }
     }
 }
 
-/// What is done together for all that have waited: a span below the first of them that is sampled, linked to and from the
-/// others. The waiting is over.
-pub fn together<'w>(waiting: impl Iterator<Item = &'w Waiting>, count: usize) -> Span {
-    let mut waiting = waiting.filter(|one| !one.of.is_disabled()).filter_map(|one| {
-        let context = one.of.context();
-        context.span().span_context().is_sampled().then_some((one, context))
+/// The span of a batch: a child of the first sampled job, with links to and from the other jobs.
+pub(crate) fn batch_span<'w>(jobs: impl Iterator<Item = &'w QueueSpan>, count: usize) -> Span {
+    let mut sampled = jobs.filter(|job| !job.parent.is_disabled()).filter_map(|job| {
+        let context = job.parent.context();
+        context.span().span_context().is_sampled().then_some((job, context))
     });
-    let Some((_, first)) = waiting.next() else { return Span::none() };
+    let Some((_, first)) = sampled.next() else { return Span::none() };
     let span = span!(parent: None, "write a batch", coupons = count);
     let _ = span.set_parent(first);
     let batch = span.context().span().span_context().clone();
-    for (one, context) in waiting {
+    for (job, context) in sampled {
         span.add_link(context.span().span_context().clone());
-        one.of.add_link(batch.clone());
+        job.parent.add_link(batch.clone());
     }
     span
 }
@@ -171,16 +169,16 @@ mod tests {
 
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-    fn trace_id(given: &[&str]) -> Option<String> {
+    fn trace_id(values: &[&str]) -> Option<String> {
         let mut headers = HeaderMap::new();
-        for value in given {
+        for value in values {
             headers.append("traceparent", value.parse().unwrap());
         }
         RequestTrace::begin(&headers, "POST", "/", "r").trace_id().map(|id| id.to_string())
     }
 
     #[test]
-    fn a_well_formed_context_is_taken_over() {
+    fn a_well_formed_context_is_accepted() {
         let good = format!("00-{TRACE}-b7ad6b7169203331-01");
         assert_eq!(trace_id(&[&good]).as_deref(), Some(TRACE));
         assert_eq!(trace_id(&[&good, &good]), None, "twice");
@@ -193,14 +191,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_handed_on_though_nothing_is_exported() {
+    async fn the_context_is_propagated_without_a_collector() {
         let mut headers = HeaderMap::new();
         headers.insert("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01").parse().unwrap());
         headers.insert("tracestate", "shop=1".parse().unwrap());
         let trace = RequestTrace::begin(&headers, "POST", "/", "r");
-        let handed_on = trace.of(async { handed_on() }).await;
-        assert_eq!(handed_on["traceparent"], headers["traceparent"]);
-        assert_eq!(handed_on["tracestate"], "shop=1");
-        assert!(super::handed_on().is_empty(), "outside of a request");
+        let outgoing = trace.run(async { outgoing_headers() }).await;
+        assert_eq!(outgoing["traceparent"], headers["traceparent"]);
+        assert_eq!(outgoing["tracestate"], "shop=1");
+        assert!(outgoing_headers().is_empty(), "outside of a request");
     }
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres, PrivatePostgresError};
+use coupon_issuer::demo::{Options, PrivatePostgres, PrivatePostgresError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use tokio::task::spawn_blocking;

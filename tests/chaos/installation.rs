@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use coupon_issuer::demo::private_postgres::find_binaries;
+use coupon_issuer::demo::find_binaries;
 
 pub struct Installation {
     bin_dir: PathBuf,

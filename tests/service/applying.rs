@@ -464,7 +464,7 @@ async fn a_token_issuer_must_have_https_urls() {
         ("https://", "must be a URL like"),
         (" https://login.example.com", "must be a URL like"),
         ("https://login.example.com/a b", "must be a URL like"),
-        ("https://user:hunter2@login.example.com", "must hold neither a user nor a password"),
+        ("https://user:hunter2@login.example.com", "must contain neither a user nor a password"),
         ("https://login.example.com/#keys", "must have no fragment"),
         ("https://login.example.com/#", "must have no fragment"),
     ] {
@@ -532,7 +532,7 @@ id = 11
 id = 12
 name = "Outlet"
 code = " 12"                 #! orgs[1].stores[4].code: must have 1 to 255 characters, no control character, and no space around them
-external_ids = ["a", "", "c", "d"] #! orgs[1].stores[4].external_ids: must hold at most three
+external_ids = ["a", "", "c", "d"] #! orgs[1].stores[4].external_ids: must contain at most three
 [[orgs.stores]]
 id = 13
 name = "Kiosk"
@@ -550,7 +550,7 @@ code = 15                    #! orgs[1].stores[7].code: must be a string
 external_ids = "x"           #! orgs[1].stores[7].external_ids: must be an array of strings
 [[orgs.tills]]
 id = "till:1"                #! orgs[1].tills[1].id: must not contain a colon
-store_id = 99                #! orgs[1].tills[1].store_id: is no store of this organisation
+store_id = 99                #! orgs[1].tills[1].store_id: is not a store of this organisation
 password = "hunter2"
 [[orgs.tills]]
 id = "till.2"
@@ -573,7 +573,7 @@ disabled = "no"              #! orgs[1].tills[5].disabled: must be true or false
 rate_limit_per_minute = 0    #! orgs[1].tills[5].rate_limit_per_minute: must not be 0: use disabled = true instead
 [[orgs.token_issuers]]       #! orgs[1].token_issuers[1].audience: is missing
 issuer = "http://login.example.com" #! orgs[1].token_issuers[1].issuer: must begin with https://
-algorithms = ["HS256"]       #! orgs[1].token_issuers[1].algorithms: must hold nothing but RS256, ES256, EdDSA
+algorithms = ["HS256"]       #! orgs[1].token_issuers[1].algorithms: may contain only RS256, ES256, EdDSA
 [[orgs.token_issuers]]
 issuer = "http://login.example.com" #! orgs[1].token_issuers[2].issuer: is listed twice #! orgs[1].token_issuers[2].issuer: must begin with https://
 audience = ""                #! orgs[1].token_issuers[2].audience: must have 1 to 255 characters
@@ -590,7 +590,7 @@ algorithms = "ES256"         #! orgs[1].token_issuers[4].algorithms: must be an 
 [[orgs.oauth_clients]]
 key = "crm"
 secret = ""                  #! orgs[1].oauth_clients[1].secret: must not be empty
-till = "till.9"              #! orgs[1].oauth_clients[1].till: is no till of this organisation
+till = "till.9"              #! orgs[1].oauth_clients[1].till: is not a till of this organisation
 access = "admin"             #! orgs[1].oauth_clients[1].access: must be one of none, read, write
 token_ttl_seconds = 0        #! orgs[1].oauth_clients[1].token_ttl_seconds: must be an integer from 1 to 2592000
 rate_limit_per_minute = 1000001 #! orgs[1].oauth_clients[1].rate_limit_per_minute: must be an integer from -1 to 1000000
@@ -609,8 +609,8 @@ token_issuer = "https://sso.example.com"
 key = "stranger"
 till = "till.2"
 access = "read"
-token_issuer = "https://sso.example.com/" #! orgs[1].oauth_clients[4].token_issuer: is no token issuer of this organisation in this file
-token_ttl_seconds = 60       #! orgs[1].oauth_clients[4].token_ttl_seconds: means something only with a secret
+token_issuer = "https://sso.example.com/" #! orgs[1].oauth_clients[4].token_issuer: is not a token issuer of this organisation in this file
+token_ttl_seconds = 60       #! orgs[1].oauth_clients[4].token_ttl_seconds: is allowed only with a secret
 [[orgs.customers]]
 id = "c"
 mobile = "none"              #! orgs[1].customers[1].mobile: holds 'n', U+006E; only digits
@@ -624,8 +624,8 @@ email = "d@example.com"
 external_id = "  "           #! orgs[1].customers[3].external_id: must have 1 to 255 characters
 [[orgs.customers]]
 id = "e"
-mobile = "(91) 9900000001"   #! orgs[1].customers[4].mobile: "919900000001" is also that of customer "d", in line 110
-email = "C@Example.com "     #! orgs[1].customers[4].email: "c@example.com" is also that of customer "c", in line 107
+mobile = "(91) 9900000001"   #! orgs[1].customers[4].mobile: "919900000001" also belongs to customer "d", in line 110
+email = "C@Example.com "     #! orgs[1].customers[4].email: "c@example.com" also belongs to customer "c", in line 107
 external_id = "crm/1"
 [[orgs.customers]]           #! orgs[1].customers[5].id: is missing
 mobile = ""
@@ -635,12 +635,12 @@ external_id = "crm/1"
 [[orgs.customers]]
 id = "f"
 mobile = 919900000001        #! orgs[1].customers[7].mobile: must be a string
-external_id = "crm/1"        #! orgs[1].customers[7].external_id: "crm/1" is also that of customer "e", in line 117
+external_id = "crm/1"        #! orgs[1].customers[7].external_id: "crm/1" also belongs to customer "e", in line 117
 [[orgs.series]]              #! orgs[1].series[1].description: is missing #! orgs[1].series[1].discount_value: is missing
 id = 101                     # the first
 discount_type = "FREE"       #! orgs[1].series[1].discount_type: must be one of ABS, PERC
 valid_till_date = "tomorrow" #! orgs[1].series[1].valid_till_date: must be a date like 2027-05-09
-store_ids = [10, 99]         #! orgs[1].series[1].store_ids: names store 99, which is none of this organisation in this file
+store_ids = [10, 99]         #! orgs[1].series[1].store_ids: names store 99, which is not a store of this organisation in this file
 [[orgs.series]]
 id = 101                     #! orgs[1].series[2].id: is listed twice, first in line 128
 description = "d"
@@ -657,14 +657,14 @@ discount_value = 1
 valid_till_date = 2027-05-09
 redemption_valid_from = "-9999-01-01" #! orgs[1].series[3].redemption_valid_from: must be a date like 2027-05-09, from 2000 to 9999: this is the year -9999
 mutual_exclusive_series_ids = [
-    -1,                      #! orgs[1].series[3].mutual_exclusive_series_ids: -1 means none, and stands alone
+    -1,                      #! orgs[1].series[3].mutual_exclusive_series_ids: -1 means none, and must be the only element
     0,                       #! orgs[1].series[3].mutual_exclusive_series_ids: names series 0: ids of series begin at 1
     101,
 ]
 store_ids = [
-    -1,                      #! orgs[1].series[3].store_ids: names store -1, which is none
+    -1,                      #! orgs[1].series[3].store_ids: names store -1, which is not a store
     10,
-    9,                       #! orgs[1].series[3].store_ids: names store 9, which is none
+    9,                       #! orgs[1].series[3].store_ids: names store 9, which is not a store
 ]
 alpha_numeric = false
 random_code_length = 5       #! orgs[1].series[3].random_code_length: 10^5 = 100000 codes are too few for max_create 10001: at least 10 x 10001 = 100010 are needed
@@ -675,12 +675,12 @@ description = 7              #! orgs[1].series[4].description: must be a string
 discount_type = "ABS"
 discount_value = 1
 valid_till_date = 2027-05-09T10:00:00 #! orgs[1].series[4].valid_till_date: must be a date
-expiry_strategy_value = 3    #! orgs[1].series[4].expiry_strategy_value: means something only with DAYS or MONTHS_END
+expiry_strategy_value = 3    #! orgs[1].series[4].expiry_strategy_value: is allowed only with DAYS or MONTHS_END
 coupon_prefix = "far too long" #! orgs[1].series[4].coupon_prefix: must have at most 10 characters
 redemption_valid_from = 1999-12-31 #! orgs[1].series[4].redemption_valid_from: must be a date like 2027-05-09, from 2000 to 9999: this is the year 1999
 mutual_exclusive_series_ids = [101, "102"] #! orgs[1].series[4].mutual_exclusive_series_ids: must be an array of integers
 random_code_length = 4       #! orgs[1].series[4].random_code_length: must be an integer from 5 to 20
-generic_code = "SPRING"      #! orgs[1].series[4].generic_code: means something only with client_handling_type GENERIC
+generic_code = "SPRING"      #! orgs[1].series[4].generic_code: is allowed only with client_handling_type GENERIC
 [[orgs.series]]
 id = 105
 description = "d"
@@ -1054,13 +1054,13 @@ async fn an_identifier_of_a_stored_customer_is_rejected() {
     for (given, name, value) in [("(1)", "mobile", "1"), ("- A@X", "email", "a@x"), ("- - A", "external_id", "A")] {
         let error = apply_error(&connect, &customers(&["z - - -", &format!("b {given}")])).await;
         let expected = format!(
-            "line 29: orgs[1].customers[2].{name}: {value:?} is also that of customer \"a\", who is stored and not in this file"
+            "line 29: orgs[1].customers[2].{name}: {value:?} also belongs to customer \"a\", who is stored but not in this file"
         );
         assert!(error.starts_with(&expected), "{error}");
         // The file lists the customer, but does not withdraw the identifier.
         let error = apply_error(&connect, &customers(&[&format!("b {given}"), "a - - -"])).await;
         let expected = format!(
-            "line 27: orgs[1].customers[1].{name}: {value:?} is also that of customer \"a\", in line 28, who keeps it"
+            "line 27: orgs[1].customers[1].{name}: {value:?} also belongs to customer \"a\", in line 28, who keeps it"
         );
         assert!(error.starts_with(&expected), "{error}");
         assert_eq!(stored(&connect).await, before);
@@ -1089,7 +1089,7 @@ async fn an_identifier_of_a_customer_whom_a_request_created_is_rejected_with_adv
     let created = text(&app.connect, "select customer_id from customer").await;
     let error = apply_error(&app.connect, &customers(&["a 1 a@x -"])).await;
     let expected = format!(
-        "line 27: orgs[1].customers[1].mobile: \"1\" is also that of customer {created:?}, who was made by a request on first use (registered = false)"
+        "line 27: orgs[1].customers[1].mobile: \"1\" also belongs to customer {created:?}, whom a request has created (registered = false)"
     );
     assert!(error.starts_with(&expected), "{error}");
     for advice in [
@@ -1139,7 +1139,7 @@ async fn an_identifier_that_a_request_takes_during_the_apply_is_rejected() {
     close(request).await;
     let expected = "org 1: a request has just given one of the identifiers to a customer: apply the file again";
     assert_eq!(error, expected);
-    assert!(apply_error(&connect, &file).await.contains("customer \"made\", who was made by a request"));
+    assert!(apply_error(&connect, &file).await.contains("customer \"made\", whom a request has created"));
 }
 
 #[tokio::test]

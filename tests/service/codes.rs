@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use coupon_issuer::codes::{self, Event};
+use coupon_issuer::codes::{self, ImportEvent};
 use coupon_issuer::model::OrgId;
 use coupon_issuer::model::SeriesId;
 use coupon_issuer::provisioning;
@@ -66,8 +66,8 @@ async fn import(connect: &PgConnectOptions, series: i64, codes: &str) -> (i64, V
     (done.accepted, rejected)
 }
 
-fn push_rejected(event: Event, rejected: &mut Vec<String>) {
-    if let Event::Rejected { line, reason } = event {
+fn push_rejected(event: ImportEvent, rejected: &mut Vec<String>) {
+    if let ImportEvent::Rejected { line, reason } = event {
         rejected.push(format!("{line}: {reason}"));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coupon_issuer::auth::{till_password, verify_secret};
 use coupon_issuer::model::Clock;
 use coupon_issuer::provisioning;
-use coupon_issuer::provisioning::commands::{self, Holder, Order};
+use coupon_issuer::provisioning::commands::{self, Holder, Invocation};
 use jiff::Timestamp;
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -301,7 +301,7 @@ async fn revoke_tokens_stores_the_time_of_the_command() {
     let connect = database().await;
     let tokens_from = "select client_key || ' ' || to_char(tokens_from at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
            from oauth_client where tokens_from is not null order by 1";
-    let order = || Order::now(&At("2026-11-22T10:00:00.123456Z"));
+    let order = || Invocation::now(&At("2026-11-22T10:00:00.123456Z"));
     let outcome = commands::revoke_tokens(&connect, "crm", order()).await.unwrap().to_string();
     assert!(outcome.starts_with("2026-11-22T10:00:00Z audit: client revoke-tokens crm (org 1) by "), "{outcome}");
     assert_eq!(values(&connect, tokens_from).await, ["crm 2026-11-22 10:00:00.123456"]);

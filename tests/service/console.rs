@@ -171,7 +171,7 @@ async fn a_failure_is_found_by_request_and_by_series_and_shows_nothing_of_the_cu
     let found = app.console("?series=99").await;
     assert!(found.0.contains("There is no series 99.") && found.failures().contains("99|707"));
     assert!(!found.failures().contains("98") && found.series_ids().is_empty());
-    assert!(app.console("?request=third").await.failures().contains("None that is kept here"));
+    assert!(app.console("?request=third").await.failures().contains("None in the list of recent failures"));
     for secret in ["THE-ONE-CODE", "9900000001", "somebody"] {
         assert!(!page.0.contains(secret), "{secret}");
     }

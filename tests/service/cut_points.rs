@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coupon_issuer::db::migrations;
-use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::demo::{Options, PrivatePostgres};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coupon_issuer::config::Settings;
-use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::demo::{Options, PrivatePostgres};
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};

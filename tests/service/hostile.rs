@@ -45,28 +45,28 @@ const TWICE: &str = "the header with the credentials comes twice";
 const NOT_TEXT: &str = "the header with the credentials is no plain text";
 const UNKNOWN: &str = "there is no such till or client with a secret";
 const SECRET: &str = "the secret is wrong";
-const NUL: &str = "the name holds U+0000";
+const NUL: &str = "the name contains U+0000";
 const ACCESS: &str = "the access level is too low";
 const EXPIRED: &str = "the token has expired";
 const TOO_LONG: &str = "the token is too long";
 const NOT_JWT: &str = "the token is not a JWT";
-const HEADER: &str = "the token's header is not understood, or its algorithm is none of ours";
+const HEADER: &str = "the token's header cannot be read, or its algorithm is not supported";
 const TYP: &str = "the token's typ is not at+jwt";
 const CRIT: &str = "the token has a critical header";
 const NO_KID: &str = "the token has no kid";
-const KEY: &str = "the token's key is none of ours";
-const ALGORITHM: &str = "the token's algorithm is not its key's";
+const KEY: &str = "the token's kid is not one of this service's keys";
+const ALGORITHM: &str = "the token's algorithm does not match its key";
 const SIGNATURE: &str = "the token's signature is wrong";
 const UNREADABLE: &str = "the token cannot be read";
-const CLAIMS: &str = "the token's claims are no JSON object";
+const CLAIMS: &str = "the token's claims are not a JSON object";
 const NO_ISSUER: &str = "the token has no iss";
 const ISSUER: &str = "the token's issuer is not accepted";
 const AUDIENCE: &str = "the token is for another audience";
 const LACKS: &str = "the token lacks a claim";
-const NO_INSTANT: &str = "the token's exp, iat or nbf is no instant";
+const NO_INSTANT: &str = "the token's exp, iat or nbf is not a valid time";
 const NOT_YET: &str = "the token is not valid yet";
-const NO_CLIENT: &str = "the token's client_id or org_id is none";
-const CLIENT: &str = "the token's client is none of its issuer's";
+const NO_CLIENT: &str = "the token's client_id or org_id is not valid";
+const CLIENT: &str = "the token's client does not belong to its issuer";
 
 /// A request for a coupon that the service must refuse: its name, the reason in the log, and its headers.
 struct Case {

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{ORG, TestApp, failure, only_error, outcomes, series};
+use crate::support::{ORG, TestApp, failure, only_error, outcomes, repeatable_series};
 
 const GOOD: &str = r#"{"seriesIds":[101],"customer":{"id":"c"}}"#;
 
 async fn start() -> TestApp {
-    TestApp::start(&[series(101, "")]).await
+    TestApp::start(&[repeatable_series(101, "")]).await
 }
 
 fn with_ids(ids: &str) -> String {
@@ -320,7 +320,8 @@ async fn a_browser_is_redirected_from_the_root_to_the_docs() {
         assert_eq!(get(accept, path).await.status(), 404, "{accept} {path}");
     }
     let without =
-        TestApp::start_with(&format!("{ORG}{}", series(101, "")), |settings| settings.http.docs = false).await;
+        TestApp::start_with(&format!("{ORG}{}", repeatable_series(101, "")), |settings| settings.http.docs = false)
+            .await;
     let answer = browser.get(without.url("/")).header("Accept", "text/html").send().await.unwrap();
     assert_eq!(answer.status(), 404);
 }
@@ -591,7 +592,7 @@ async fn chunked_bodies_and_http_1_0_are_accepted() {
 
 #[tokio::test]
 async fn a_slow_body_is_408() {
-    let file = format!("{ORG}{}", series(101, ""));
+    let file = format!("{ORG}{}", repeatable_series(101, ""));
     let app = TestApp::start_with(&file, |settings| settings.http.body_timeout = Duration::from_millis(100)).await;
     let half = &GOOD[..GOOD.len() / 2];
     for request in [

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Row};
 
-use crate::support::{ORG, TestApp, close, outcome, outcomes, series};
+use crate::support::{ORG, TestApp, close, default_series, outcome, outcomes, repeatable_series};
 
 /// Section 2 of the contract, including the order of the keys. Only the code may differ.
 #[tokio::test]
 async fn the_answer_matches_the_contract_to_the_byte() {
     let welcome = "discount_code = \"AUT10\"\ndiscount_upto = 0";
-    let app = TestApp::start(&[series(101, welcome)]).await;
+    let app = TestApp::start(&[repeatable_series(101, welcome)]).await;
     let answer = app.post(r#"{"seriesIds":[101,999],"customer":{"id":"566881933"}}"#).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["content-type"], "application/json");
@@ -33,7 +33,7 @@ async fn the_answer_matches_the_contract_to_the_byte() {
 
 #[tokio::test]
 async fn of_a_good_an_unknown_and_an_exhausted_series_only_the_good_one_issues() {
-    let app = TestApp::start(&[series(101, ""), series(104, "max_create = 0")]).await;
+    let app = TestApp::start(&[repeatable_series(101, ""), repeatable_series(104, "max_create = 0")]).await;
     let answer = app.issue("c", &[101, 999, 104]).await;
     assert_eq!(outcomes(&answer), ["issued", "707", "5001"]);
     assert_eq!((&answer["totalCount"], &answer["failureCount"]), (&json!(3), &json!(2)));
@@ -42,7 +42,7 @@ async fn of_a_good_an_unknown_and_an_exhausted_series_only_the_good_one_issues()
 
 #[tokio::test]
 async fn each_coupon_has_its_own_transaction() {
-    let all: Vec<String> = (1..=10).map(|id| series(id, "")).collect();
+    let all: Vec<String> = (1..=10).map(|id| repeatable_series(id, "")).collect();
     let app = TestApp::start(&all).await;
     app.issue("c", &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await;
     assert_eq!(app.count("select distinct xmin::text from coupon").await, 10);
@@ -50,7 +50,7 @@ async fn each_coupon_has_its_own_transaction() {
 
 #[tokio::test]
 async fn a_coupon_stores_its_till_source_account_metadata_and_request_id() {
-    let app = TestApp::start(&[series(101, "")]).await;
+    let app = TestApp::start(&[repeatable_series(101, "")]).await;
     let body = json!({
         "seriesIds": [101], "customer": {"id": 42}, "somethingNew": {"deep": [1, 2]},
         "metadata": {"sourceType": "CAMPAIGN", "notes": "naïve ☕", "unknownField": 1},
@@ -79,7 +79,7 @@ async fn a_coupon_stores_its_till_source_account_metadata_and_request_id() {
 
 #[tokio::test]
 async fn a_customer_id_means_the_same_as_string_and_as_number() {
-    let app = TestApp::start(&[series(103, "is_multiple_vouchers_per_user_allowed = false")]).await;
+    let app = TestApp::start(&[default_series(103, "")]).await;
     for (id, expected) in [(json!("566881933"), "issued"), (json!(566_881_933), "709")] {
         let (status, answer) = app.send(&json!({"seriesIds": [103], "customer": {"id": id}})).await;
         assert_eq!((status, outcome(&answer["response"][0]).as_str()), (200, expected));
@@ -89,9 +89,9 @@ async fn a_customer_id_means_the_same_as_string_and_as_number() {
 #[tokio::test]
 async fn a_series_listed_twice_is_processed_twice_in_order() {
     let app = TestApp::start(&[
-        series(101, ""),
-        series(103, "is_multiple_vouchers_per_user_allowed = false"),
-        series(104, "max_create = 2"),
+        repeatable_series(101, ""),
+        default_series(103, ""),
+        repeatable_series(104, "max_create = 2"),
     ])
     .await;
     let answer = app.issue("c", &[103, 101, 103, 101, 104, 104, 104]).await;
@@ -125,18 +125,18 @@ const EVERY_REFUSAL: &str = r#"{"response":[
 #[tokio::test]
 async fn every_refusal_has_its_code_and_message() {
     let all = [
-        series(1, "externally_managed = true"),
-        series(2, "store_ids = [11]"),
-        series(3, "valid_till_date = \"2026-11-21\""),
-        series(4, "redemption_valid_from = \"2027-05-10\""),
-        series(5, "is_multiple_vouchers_per_user_allowed = false"),
-        series(6, "max_vouchers_per_user = 1"),
-        series(7, "mutual_exclusive_series_ids = [5]"),
-        series(8, "max_create = 0"),
-        series(9, "client_handling_type = \"DISC_CODE_PIN\""),
-        series(10, "min_days_between_vouchers = 2"),
-        series(11, "max_create = 100"),
-        series(12, ""),
+        repeatable_series(1, "externally_managed = true"),
+        repeatable_series(2, "store_ids = [11]"),
+        repeatable_series(3, "valid_till_date = \"2026-11-21\""),
+        repeatable_series(4, "redemption_valid_from = \"2027-05-10\""),
+        default_series(5, ""),
+        repeatable_series(6, "max_vouchers_per_user = 1"),
+        repeatable_series(7, "mutual_exclusive_series_ids = [5]"),
+        repeatable_series(8, "max_create = 0"),
+        repeatable_series(9, "client_handling_type = \"DISC_CODE_PIN\""),
+        repeatable_series(10, "min_days_between_vouchers = 2"),
+        repeatable_series(11, "max_create = 100"),
+        repeatable_series(12, ""),
     ];
     let file = format!("{ORG}{}", all.concat());
     let app = TestApp::start_with(&file, |settings| settings.writer.statement_timeout = Duration::from_secs(4)).await;
@@ -163,7 +163,7 @@ async fn every_refusal_has_its_code_and_message() {
 #[tokio::test]
 async fn a_resent_coupon_keeps_its_expiry() {
     let resend = "do_not_resend_existing_voucher = false\nexpiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 2";
-    let app = TestApp::start(&[series(1, resend)]).await;
+    let app = TestApp::start(&[repeatable_series(1, resend)]).await;
     let first = app.issue("c", &[1]).await;
     app.clock.set("2026-11-24T23:59:59Z");
     let again = app.issue("c", &[1]).await;
@@ -184,7 +184,7 @@ async fn a_resent_coupon_keeps_its_expiry() {
 async fn dates_are_in_the_organisations_time_zone() {
     let file = crate::support::ORG.replace("time_zone = \"UTC\"", "time_zone = \"Asia/Kolkata\"");
     let today = "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 0";
-    let app = TestApp::start_with(&format!("{file}{}", series(1, today)), |_| {}).await;
+    let app = TestApp::start_with(&format!("{file}{}", repeatable_series(1, today)), |_| {}).await;
     // 23:59:59 and 00:00:00 in Kolkata.
     for (now, day) in [("2026-11-22T18:29:59Z", "2026-11-22"), ("2026-11-22T18:30:00Z", "2026-11-23")] {
         app.clock.set(now);

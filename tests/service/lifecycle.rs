@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_database, outcomes, series};
+use crate::support::{ORG, close, empty_database, eventually, fresh_dir, new_database, outcomes, repeatable_series};
 
 /// A process of the binary. Dropping it kills it, so that a failing test leaves no process behind.
 pub struct Running {
@@ -161,7 +161,7 @@ async fn without_postgres_the_demo_names_the_variable_to_set() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_finishes_requests_in_flight() {
     let database = new_database().await;
-    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, "max_create = 100"))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", repeatable_series(1, "max_create = 100"))).await.unwrap();
     let running = Running::start(&mut serve(&database));
     // While the test holds the lock on the series, the request stays in flight.
     let mut holder = database.connect().await.unwrap();
@@ -272,7 +272,7 @@ const NEXT_MIGRATION: &str = "
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_older_version_serves_and_starts_on_the_schema_of_the_next() {
     let database = new_database().await;
-    let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 1000000"));
+    let file = format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, "max_vouchers_per_user = 1000000"));
     provisioning::apply_text(&database, &file).await.unwrap();
     let running = Running::start(&mut serve(&database));
     let ask = async |number: usize| {
@@ -303,7 +303,7 @@ async fn the_older_version_serves_and_starts_on_the_schema_of_the_next() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_sigterm_readyz_fails_while_requests_are_still_answered() {
     let database = new_database().await;
-    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", repeatable_series(1, ""))).await.unwrap();
     let running = Running::start(serve(&database).env("COUPON_ISSUER__HTTP__DRAIN_SECONDS", "60"));
     let client = reqwest::Client::new();
     let url = |path: &str| format!("http://{}{path}", running.address);
@@ -426,7 +426,7 @@ async fn serve_refuses_a_wrong_setting_by_name_and_shows_no_secret() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_are_served_on_their_own_port_only() {
     let database = new_database().await;
-    provisioning::apply_text(&database, &format!("{ORG}{}", series(1, ""))).await.unwrap();
+    provisioning::apply_text(&database, &format!("{ORG}{}", repeatable_series(1, ""))).await.unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let running = Running::start(serve(&database).env("COUPON_ISSUER__METRICS__LISTEN", port.to_string()));
     running.post(json!({"seriesIds": [1, 999], "customer": {"id": "c"}})).await.unwrap();

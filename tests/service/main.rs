@@ -14,6 +14,7 @@ mod console;
 #[path = "../model/mod.rs"]
 mod contract_model;
 mod cut_points;
+mod external_issuers;
 mod failures;
 mod hostile;
 mod idempotency;
@@ -24,7 +25,6 @@ mod model;
 mod network;
 mod oauth;
 mod openapi;
-mod outside_issuers;
 mod overload;
 mod pools;
 mod races;

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::support::{ORG, TestApp, close, eventually, new_database, outcome, series};
+use crate::support::{ORG, TestApp, close, eventually, new_database, outcome, repeatable_series};
 
 /// Far above the time-outs of [`start`]: a request that takes longer has hung.
 const TOO_LONG: Duration = Duration::from_secs(25);
@@ -110,7 +110,7 @@ async fn start() -> (Wire, Arc<TestApp>) {
     let database = new_database().await;
     let wire = Wire::to(&database);
     let through = wire.through(&database);
-    let file = format!("{ORG}{}{}", series(1, ""), series(2, "max_vouchers_per_user = 9"));
+    let file = format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, "max_vouchers_per_user = 9"));
     let app = TestApp::start_over(through, &file, |settings| {
         settings.issuing.timeout = Duration::from_secs(2);
         settings.writer.statement_timeout = Duration::from_secs(1);

@@ -10,17 +10,17 @@ use std::process::Command;
 use coupon_issuer::config::Settings;
 use coupon_issuer::db::Db;
 use coupon_issuer::model::Clock;
-use coupon_issuer::provisioning::commands::Order;
+use coupon_issuer::provisioning::commands::Invocation;
 use coupon_issuer::provisioning::keys;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 
-use crate::support::{ORG, TestApp, eventually, outcomes, series};
+use crate::support::{ORG, TestApp, eventually, outcomes, repeatable_series};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
 async fn start() -> TestApp {
-    TestApp::start(&[series(1, "")]).await
+    TestApp::start(&[repeatable_series(1, "")]).await
 }
 
 fn token_request(app: &TestApp, form: &str) -> RequestBuilder {
@@ -100,7 +100,7 @@ async fn a_client_authenticates_in_the_header_or_the_body_and_issues_with_its_to
 #[tokio::test]
 async fn a_secret_may_have_characters_that_a_form_must_encode() {
     let secret = "a b+c%d&e=f:é";
-    let file = ORG.replace("\"crm-secret\"", &format!("{secret:?}")) + &series(1, "");
+    let file = ORG.replace("\"crm-secret\"", &format!("{secret:?}")) + &repeatable_series(1, "");
     let app = TestApp::start_with(&file, |_| {}).await;
     let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
     let form = "grant_type=client_credentials";
@@ -171,7 +171,7 @@ async fn the_metadata_names_every_endpoint_under_the_public_url() {
     assert_eq!(metadata["grant_types_supported"], json!(["client_credentials"]));
     assert_eq!(metadata["scopes_supported"], json!(["coupon:issue"]));
 
-    let file = format!("{ORG}{}", series(1, ""));
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
     let public = |settings: &mut Settings| {
         settings.http.public_url = Some("https://coupons.example.com".to_owned());
     };
@@ -212,7 +212,7 @@ async fn keys_in_a_file_rotate_without_a_restart_and_without_a_failed_call() {
     let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("rotating-keys.pem");
     let (old, new) = (pem(), pem());
     std::fs::write(&path, &old).unwrap();
-    let file = format!("{ORG}{}", series(1, ""));
+    let file = format!("{ORG}{}", repeatable_series(1, ""));
     let app = TestApp::start_with(&file, |settings| settings.auth.signing_keys_file = path.display().to_string()).await;
     let before = token(&app).await;
     assert_eq!(kids(&app).await, [kid(&before)]);
@@ -242,7 +242,7 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     let app = start().await;
     let settings = Settings::load(None).unwrap();
     let before = token(&app).await;
-    let report = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
+    let report = keys::rotate(&app.connect, Invocation::now(&*app.clock)).await.unwrap().to_string();
     assert!(report.starts_with("2026-11-22T10:00:00Z audit: keys rotate "), "{report}");
     eventually("the new key is published", async || kids(&app).await.len() == 2).await;
     assert_eq!(kid(&token(&app).await), kid(&before), "a new key is published before it signs");
@@ -270,16 +270,16 @@ async fn keys_in_the_database_rotate_without_a_restart_and_without_a_failed_call
     let refused = rotate.output().unwrap();
     assert!(!refused.status.success());
     let error = String::from_utf8(refused.stderr).unwrap();
-    assert!(error.starts_with("coupon-issuer: the keys are those of auth.signing_keys_file"), "{error}");
+    assert!(error.starts_with("coupon-issuer: the keys are in auth.signing_keys_file"), "{error}");
 }
 
 #[tokio::test]
 async fn a_key_of_a_host_with_a_fast_clock_can_be_rotated() {
     let app = start().await;
     app.clock.set("2026-11-22T10:05:00Z");
-    keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap();
+    keys::rotate(&app.connect, Invocation::now(&*app.clock)).await.unwrap();
     app.clock.set("2026-11-22T10:00:00Z");
-    let last = keys::rotate(&app.connect, Order::now(&*app.clock)).await.unwrap().to_string();
+    let last = keys::rotate(&app.connect, Invocation::now(&*app.clock)).await.unwrap().to_string();
     eventually("the keys are published", async || kids(&app).await.len() == 3).await;
     // Long after the key of the first rotation has ended.
     app.clock.set("2026-11-29T10:00:00Z");

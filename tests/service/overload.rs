@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::ConnectOptions;
 
-use crate::support::{ORG, TestApp, close, eventually, failure, outcomes, series};
+use crate::support::{ORG, TestApp, close, eventually, failure, outcomes, repeatable_series};
 
 async fn start(change: impl FnOnce(&mut coupon_issuer::config::Settings)) -> Arc<TestApp> {
-    let file = format!("{ORG}{}", series(1, "max_create = 100000"));
+    let file = format!("{ORG}{}", repeatable_series(1, "max_create = 100000"));
     Arc::new(
         TestApp::start_with(&file, |settings| {
             settings.issuing.timeout = Duration::from_mins(1);

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
-use coupon_issuer::codes::{self, Event, ImportState};
+use coupon_issuer::codes::{self, ImportEvent, ImportState};
 use coupon_issuer::config::Settings;
 use coupon_issuer::db::{Db, LimitKind};
 use coupon_issuer::model::Clock;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use sqlx::ConnectOptions;
 use tempfile::NamedTempFile;
 
-use crate::support::{TestApp, close, outcome, series};
+use crate::support::{TestApp, close, outcome, repeatable_series};
 
 const POOL: &str = "client_handling_type = \"DISC_CODE_PIN\"";
 
@@ -43,7 +43,7 @@ fn counts(state: &ImportState) -> (i64, i64, i64) {
 async fn import(app: &TestApp, series: i64, file: &NamedTempFile) -> ((i64, i64, i64), Vec<String>) {
     let mut rejected = Vec::new();
     let mut on_event = |event| {
-        if let Event::Rejected { line, reason } = event {
+        if let ImportEvent::Rejected { line, reason } = event {
             rejected.push(format!("{line}: {reason}"));
         }
     };
@@ -67,7 +67,7 @@ async fn code(app: &TestApp, customer: &str, series: i64) -> String {
 
 #[tokio::test]
 async fn uploaded_codes_are_issued_unchanged_and_bound_ones_only_to_their_customer() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     assert_eq!(code(&app, "c", 1).await, "5005");
     assert_eq!(
         import(&app, 1, &file("code,customer\nGift-1a\n\"A+/.b_\"\nfor-c,c\nfor-d,d\n")).await,
@@ -87,7 +87,13 @@ async fn uploaded_codes_are_issued_unchanged_and_bound_ones_only_to_their_custom
 #[tokio::test]
 async fn duplicates_and_malformed_lines_are_reported_by_line() {
     let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
-    let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, generic), series(4, "")]).await;
+    let app = TestApp::start(&[
+        repeatable_series(1, POOL),
+        repeatable_series(2, POOL),
+        repeatable_series(3, generic),
+        repeatable_series(4, ""),
+    ])
+    .await;
     let generated = code(&app, "c", 4).await;
     assert_eq!(import(&app, 2, &file("other\n")).await.0, (1, 0, 0));
     assert_eq!(import(&app, 1, &file("given")).await.0, (1, 0, 0));
@@ -112,7 +118,7 @@ async fn duplicates_and_malformed_lines_are_reported_by_line() {
 /// Earlier versions took each of these lines for a code, or bound the code to the wrong customer.
 #[tokio::test]
 async fn separators_and_headers_are_understood() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     for (text, customer, expected) in [
         ("GIFT-A1;566881933\n", "566881933", "GIFT-A1"),
         ("code;customer\nGIFT-A2;566881934\n", "566881934", "GIFT-A2"),
@@ -127,12 +133,12 @@ async fn separators_and_headers_are_understood() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_understood_is_refused_as_a_whole() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     for (text, reason) in [
-        ("\u{200b}\nA1\n", "line 1 cannot be understood, so nothing of the file is taken: the code has U+200B"),
+        ("\u{200b}\nA1\n", "line 1 cannot be parsed, so the whole file is refused: the code has U+200B"),
         ("=\"00077\"\nA1\n", "=\"00077\" is a formula"),
-        ("code,amount\nA1,5\n", "a header with the column \"amount\""),
-        ("A1,c\nA2,d\n\u{feff}customer,code\ne,A3\n", "line 3 cannot be understood"),
+        ("code,amount\nA1,5\n", "a header with the unknown column \"amount\""),
+        ("A1,c\nA2,d\n\u{feff}customer,code\ne,A3\n", "line 3 cannot be parsed"),
     ] {
         let codes = file(text);
         for dry_run in [false, true] {
@@ -152,7 +158,7 @@ async fn a_file_that_cannot_be_understood_is_refused_as_a_whole() {
 #[tokio::test]
 async fn a_dry_run_predicts_the_upload_and_stores_nothing() {
     let generic = "client_handling_type = \"GENERIC\"\ngeneric_code = \"SPRING\"";
-    let app = TestApp::start(&[series(1, POOL), series(2, generic)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL), repeatable_series(2, generic)]).await;
     import(&app, 1, &file("given")).await;
     assert_eq!(code(&app, "c", 1).await, "given");
     import(&app, 1, &file("waiting")).await;
@@ -160,7 +166,7 @@ async fn a_dry_run_predicts_the_upload_and_stores_nothing() {
     let codes = file("new\ngiven\nnew\n\nno code\nSPRING\nwaiting,c\nlast,c\n");
     let mut rejected = Vec::new();
     let mut on_event = |event| {
-        if let Event::Rejected { line, reason } = event {
+        if let ImportEvent::Rejected { line, reason } = event {
             rejected.push(format!("{line}: {reason}"));
         }
     };
@@ -179,7 +185,7 @@ async fn a_dry_run_predicts_the_upload_and_stores_nothing() {
 
 #[tokio::test]
 async fn uploading_a_file_again_changes_nothing() {
-    let app = TestApp::start(&[series(1, POOL), series(2, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL), repeatable_series(2, POOL)]).await;
     let codes = file("one\ntwo\n");
     assert_eq!(import(&app, 1, &codes).await, ((2, 0, 0), vec![]));
     code(&app, "c", 1).await;
@@ -193,16 +199,16 @@ async fn uploading_a_file_again_changes_nothing() {
 /// The test interrupts the upload twice, by a panic in its callback.
 #[tokio::test]
 async fn an_interrupted_upload_resumes_where_it_stopped() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     let codes = many("C", 170_000);
     let path = codes.path().to_owned();
     for resumes_at in [0, 50_000] {
         let (connect, path) = (app.connect.clone(), path.clone());
         let interrupted = tokio::spawn(async move {
-            let mut on_event = |event: Event| match event {
-                Event::Begins(state) => assert_eq!(state.lines_done, resumes_at),
-                Event::Rejected { .. } => unreachable!("all are new"),
-                Event::Progress { .. } => std::panic::resume_unwind(Box::new("interrupted")),
+            let mut on_event = |event: ImportEvent| match event {
+                ImportEvent::Started(state) => assert_eq!(state.lines_done, resumes_at),
+                ImportEvent::Rejected { .. } => unreachable!("all are new"),
+                ImportEvent::Progress { .. } => std::panic::resume_unwind(Box::new("interrupted")),
             };
             codes::import(&connect, OrgId(1), SeriesId(1), &path, &mut on_event).await
         });
@@ -212,7 +218,7 @@ async fn an_interrupted_upload_resumes_where_it_stopped() {
     let done = loop {
         let mut resumes_at = 0;
         let mut on_event = |event| {
-            if let Event::Begins(state) = event {
+            if let ImportEvent::Started(state) = event {
                 resumes_at = state.lines_done;
             }
         };
@@ -231,7 +237,7 @@ async fn an_interrupted_upload_resumes_where_it_stopped() {
 /// Codes are issued during the uploads. Later files contain them again, and must not bring them back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_code_is_issued_twice_while_files_are_uploaded() {
-    let app = std::sync::Arc::new(TestApp::start(&[series(1, POOL)]).await);
+    let app = std::sync::Arc::new(TestApp::start(&[repeatable_series(1, POOL)]).await);
     let callers: Vec<_> = (0..8)
         .map(|caller| {
             let app = app.clone();
@@ -266,7 +272,7 @@ async fn no_code_is_issued_twice_while_files_are_uploaded() {
 /// The coupon commits after the upload has read the pool. The code must neither return to the pool nor get lost.
 #[tokio::test]
 async fn a_code_issued_during_an_upload_does_not_return_to_the_pool() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     import(&app, 1, &file("one\ntwo\n")).await;
     let mut issuing = app.connect.connect().await.unwrap();
     sqlx::raw_sql(
@@ -287,7 +293,7 @@ async fn a_code_issued_during_an_upload_does_not_return_to_the_pool() {
 
 #[tokio::test]
 async fn only_a_series_of_uploaded_codes_accepts_an_upload() {
-    let app = TestApp::start(&[series(1, "")]).await;
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
     let codes = file("one\n");
     for (org, series, expected) in [
         (1, 1, "--series 1: its codes are not uploaded (client_handling_type is not DISC_CODE_PIN)"),
@@ -302,7 +308,7 @@ async fn only_a_series_of_uploaded_codes_accepts_an_upload() {
 
 #[tokio::test]
 async fn status_counts_codes_and_forecasts_when_the_pool_is_empty() {
-    let app = TestApp::start(&[series(1, POOL), series(2, POOL), series(3, "")]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL), repeatable_series(2, POOL), repeatable_series(3, "")]).await;
     import(&app, 1, &many("C", 20)).await;
     import(&app, 1, &file("own,z\n")).await;
     app.clock.set("2026-11-20T10:00:00Z");
@@ -321,7 +327,7 @@ org  series  total  issued  remaining  for one  last 24 h  empty in        descr
 
 #[tokio::test]
 async fn status_escapes_control_characters_of_a_description() {
-    let gift = series(1, POOL).replace("\"Series 1\"", r#""Gift\u001b[2J\n\u202ecard""#);
+    let gift = repeatable_series(1, POOL).replace("\"Series 1\"", r#""Gift\u001b[2J\n\u202ecard""#);
     let app = TestApp::start(&[gift]).await;
     let status = status(&app).await;
     assert!(status.ends_with("  Gift\\u{1b}[2J\\u{a}\\u{202e}card"), "{status}");
@@ -335,7 +341,7 @@ fn binary(app: &TestApp, arguments: &[&str]) -> Output {
 
 #[tokio::test]
 async fn the_commands_print_what_they_did() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     let codes = file("one\ntwo\none\nno code\n");
     let path = codes.path().to_str().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -346,7 +352,7 @@ async fn the_commands_print_what_they_did() {
     let expected = format!(
         "line 3: the code has been uploaded or issued before\n\
          line 4: the code has a space or a control character in it\n\
-         coupon-issuer: {path} has lines that are no code\n"
+         coupon-issuer: {path} has malformed lines\n"
     );
     assert_eq!(text(output.stderr), expected);
 
@@ -354,7 +360,7 @@ async fn the_commands_print_what_they_did() {
     let output = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
     assert_eq!((output.status.code(), text(output.stderr)), (Some(0), String::new()));
     let again = binary(&app, &["codes", "import", "--org", "1", "--series", "1", clean.path().to_str().unwrap()]);
-    let expected = "this file has been uploaded before\ncodes accepted: 1, duplicates: 0, malformed lines: 0\n";
+    let expected = "this file has been imported before\ncodes accepted: 1, duplicates: 0, malformed lines: 0\n";
     assert_eq!((again.status.code(), text(again.stdout)), (Some(0), expected.to_owned()));
 
     let missing = binary(&app, &["codes", "import", "--org", "1", "--series", "1", "/nowhere/codes.txt"]);
@@ -383,7 +389,7 @@ async fn the_commands_print_what_they_did() {
 /// To open a pipe must not wait for somebody to write to it.
 #[tokio::test]
 async fn a_pipe_or_a_directory_is_refused_with_its_reason() {
-    let app = TestApp::start(&[series(1, POOL)]).await;
+    let app = TestApp::start(&[repeatable_series(1, POOL)]).await;
     let directory = tempfile::tempdir().unwrap();
     let fifo = directory.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -407,15 +413,15 @@ async fn a_pipe_or_a_directory_is_refused_with_its_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_metrics_list_the_series_with_the_least_remaining() {
     let app = TestApp::start(&[
-        series(1, "max_create = 10"),
-        series(2, "max_create = 4"),
-        series(3, "max_create = 1"),
-        series(4, "max_create = 1000"),
-        series(5, POOL),
-        series(6, &format!("{POOL}\nmax_create = 5")),
-        series(7, POOL),
-        series(8, "max_create = 1\nvalid_till_date = \"2026-11-20\""),
-        series(9, ""),
+        repeatable_series(1, "max_create = 10"),
+        repeatable_series(2, "max_create = 4"),
+        repeatable_series(3, "max_create = 1"),
+        repeatable_series(4, "max_create = 1000"),
+        repeatable_series(5, POOL),
+        repeatable_series(6, &format!("{POOL}\nmax_create = 5")),
+        repeatable_series(7, POOL),
+        repeatable_series(8, "max_create = 1\nvalid_till_date = \"2026-11-20\""),
+        repeatable_series(9, ""),
     ])
     .await;
     import(&app, 5, &many("A", 20)).await;
@@ -428,7 +434,7 @@ async fn the_metrics_list_the_series_with_the_least_remaining() {
         let rows = db.series_remaining("2026-11-21".parse().unwrap(), limit).await.unwrap();
         let select = |kind, is_used_up: bool| {
             let of = rows.iter().filter(|one| one.kind == kind && (one.remaining == 0) == is_used_up);
-            of.map(|one| (one.series_id.0, one.remaining, one.of, one.series)).collect::<Vec<_>>()
+            of.map(|one| (one.series_id.0, one.remaining, one.total, one.series)).collect::<Vec<_>>()
         };
         [(LimitKind::Cap, false), (LimitKind::Cap, true), (LimitKind::Pool, false), (LimitKind::Pool, true)]
             .map(|(kind, is_used_up)| select(kind, is_used_up))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::support::{TestApp, outcomes, series, tally};
+use crate::support::{TestApp, default_series, outcomes, repeatable_series, tally};
 
 const CALLERS: usize = 64;
 /// How often the races for cap, maximum, pool and generic code are run: there, an error costs money.
@@ -12,7 +12,7 @@ const ROUNDS: i64 = 200;
 
 /// One series for each round, all with these settings.
 async fn start_rounds(settings: &str) -> Arc<TestApp> {
-    let all: Vec<String> = (1..=ROUNDS).map(|id| series(id, settings)).collect();
+    let all: Vec<String> = (1..=ROUNDS).map(|id| repeatable_series(id, settings)).collect();
     Arc::new(TestApp::start(&all).await)
 }
 
@@ -46,7 +46,7 @@ fn counted(pairs: &[(&str, usize)]) -> std::collections::BTreeMap<String, usize>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_requests_of_a_customer_issue_one_coupon() {
-    let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
+    let app = Arc::new(TestApp::start(&[default_series(1, "")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
     assert_eq!(app.count("select from coupon").await, 1);
@@ -76,21 +76,23 @@ async fn a_maximum_per_customer_is_exact() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_requests_for_a_resend_series_get_the_same_coupon() {
-    let app = Arc::new(TestApp::start(&[series(1, "do_not_resend_existing_voucher = false")]).await);
+    let app = Arc::new(TestApp::start(&[repeatable_series(1, "do_not_resend_existing_voucher = false")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("resent", 63)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_lets_one_of_many_concurrent_requests_through() {
-    let app = Arc::new(TestApp::start(&[series(1, "min_days_between_vouchers = 1")]).await);
+    let app = Arc::new(TestApp::start(&[repeatable_series(1, "min_days_between_vouchers = 1")]).await);
     let answers = at_once(&app, &[1], |_| "c".to_owned()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_exclusive_series_only_the_first_listed_is_issued() {
-    let app = Arc::new(TestApp::start(&[series(1, "mutual_exclusive_series_ids = [2]"), series(2, "")]).await);
+    let app = Arc::new(
+        TestApp::start(&[repeatable_series(1, "mutual_exclusive_series_ids = [2]"), repeatable_series(2, "")]).await,
+    );
     let answers = at_once(&app, &[1, 2], |_| "c".to_owned()).await;
     // Series 1 is first in every request, so it wins in all of them.
     assert!(answers.iter().all(|answer| answer == &["issued", "709"]), "{answers:?}");
@@ -121,7 +123,7 @@ async fn an_uploaded_code_is_issued_once() {
 async fn a_generic_code_counts_against_each_customers_maximum() {
     let generic = |id: i64| {
         let settings = "client_handling_type = \"GENERIC\"\nmax_vouchers_per_user = 2";
-        series(id, &format!("{settings}\ngeneric_code = \"spring-{id}\""))
+        repeatable_series(id, &format!("{settings}\ngeneric_code = \"spring-{id}\""))
     };
     let app = Arc::new(TestApp::start(&(1..=ROUNDS).map(generic).collect::<Vec<_>>()).await);
     for round in 1..=ROUNDS {
@@ -133,7 +135,7 @@ async fn a_generic_code_counts_against_each_customers_maximum() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_first_uses_of_a_mobile_create_one_customer() {
-    let app = Arc::new(TestApp::start(&[series(1, "is_multiple_vouchers_per_user_allowed = false")]).await);
+    let app = Arc::new(TestApp::start(&[default_series(1, "")]).await);
     let body = json!({"seriesIds": [1], "customer": {"mobile": "+91 99000 00001"}});
     let answers = send_at_once(&app, |_| body.clone()).await.concat();
     assert_eq!(tally(answers), counted(&[("issued", 1), ("709", 63)]));

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::{ORG, TestApp, failure, series, tally};
+use crate::support::{ORG, TestApp, failure, repeatable_series, tally};
 
 const BODY: &str = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
 
 async fn start(file: &str, change: impl FnOnce(&mut Settings)) -> TestApp {
-    TestApp::start_with(&format!("{file}{}", series(1, "")), |settings| {
+    TestApp::start_with(&format!("{file}{}", repeatable_series(1, "")), |settings| {
         settings.rate_limit.per_minute = 5;
         change(settings);
     })

@@ -8,7 +8,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::support::{ORG, TestApp, outcomes, series};
+use crate::support::{ORG, TestApp, default_series, outcomes, repeatable_series};
 
 fn keyed(app: &TestApp, key: &str, body: &str) -> RequestBuilder {
     app.post(body.to_owned()).header("Idempotency-Key", key)
@@ -64,7 +64,7 @@ fn every_kind() -> String {
         (106, "do_not_resend_existing_voucher = false"),
         (107, "min_days_between_vouchers = 3"),
     ];
-    kinds.into_iter().map(|(id, settings)| series(id, settings)).collect()
+    kinds.into_iter().map(|(id, settings)| repeatable_series(id, settings)).collect()
 }
 
 const EVERY_KIND: &str = r#"{"seriesIds":[101,102,103,104,105,106,107,999],"customer":{"id":"c"}}"#;
@@ -114,7 +114,7 @@ async fn whatever_apply_changes_a_retry_returns_the_same_bytes() {
         assert_eq!(response(&receipt(replica, "k").await), response(&again));
     }
 
-    let after = format!("{}{}", after.replace("min_days_between_vouchers = 3", ""), series(999, ""));
+    let after = format!("{}{}", after.replace("min_days_between_vouchers = 3", ""), repeatable_series(999, ""));
     apply(&app, &after).await;
     let finished = body_of(keyed(&app, "k", EVERY_KIND)).await;
     assert_eq!(entities(&finished)[..6], entities(&first)[..6]);
@@ -131,9 +131,9 @@ async fn whatever_apply_changes_a_retry_returns_the_same_bytes() {
 #[tokio::test]
 async fn a_retry_returns_the_same_answer_after_its_mobile_moved_to_another_customer() {
     let file = |cap: &str| {
-        let one_each = series(103, "is_multiple_vouchers_per_user_allowed = false");
-        let resent = series(106, "do_not_resend_existing_voucher = false");
-        format!("{ORG}{}{one_each}{resent}{}", series(101, ""), series(108, cap))
+        let one_each = default_series(103, "");
+        let resent = repeatable_series(106, "do_not_resend_existing_voucher = false");
+        format!("{ORG}{}{one_each}{resent}{}", repeatable_series(101, ""), repeatable_series(108, cap))
     };
     let app = TestApp::start_with(&file("max_create = 0"), |_| {}).await;
     let by_mobile = |ids: &str| format!(r#"{{"seriesIds":{ids},"customer":{{"mobile":"919876543210"}}}}"#);
@@ -176,7 +176,7 @@ async fn a_retry_returns_the_same_coupon_that_was_resent() {
             "expiry_strategy_type = \"DAYS\"\nexpiry_strategy_value = 10\ndo_not_resend_existing_voucher = {}",
             !resends
         );
-        format!("{ORG}{}", series(1, &settings))
+        format!("{ORG}{}", repeatable_series(1, &settings))
     };
     let app = TestApp::start_with(&file(true), |_| {}).await;
     let body = r#"{"seriesIds":[1],"customer":{"id":"c"}}"#;
@@ -227,10 +227,10 @@ type Before<'a> = (&'a str, &'a [i64]);
 async fn a_series_listed_twice_under_a_natural_key_issues_one_coupon() {
     let org = ORG.replace("customer_policy", "natural_key = true\ncustomer_policy");
     let all = [
-        series(101, ""),
-        series(102, "do_not_resend_existing_voucher = false"),
-        series(103, "is_multiple_vouchers_per_user_allowed = false"),
-        series(104, "max_create = 100"),
+        repeatable_series(101, ""),
+        repeatable_series(102, "do_not_resend_existing_voucher = false"),
+        default_series(103, ""),
+        repeatable_series(104, "max_create = 100"),
     ];
     let app = TestApp::start_with(&format!("{org}{}", all.concat()), |_| {}).await;
     let send = async |customer: &str, cause: &str, ids: &[i64]| {
@@ -282,7 +282,7 @@ async fn a_series_listed_twice_under_a_natural_key_issues_one_coupon() {
 /// The replica has cached the open policy. It learns of the change while it decides on the retry.
 #[tokio::test]
 async fn a_retry_is_not_refused_by_a_customer_policy_that_has_just_changed() {
-    let open = format!("{ORG}{}{}", series(1, ""), series(2, "is_multiple_vouchers_per_user_allowed = false"));
+    let open = format!("{ORG}{}{}", repeatable_series(1, ""), default_series(2, ""));
     let app = TestApp::start_with(&open, |_| {}).await;
     let body = r#"{"seriesIds":[1,2],"customer":{"id":"c"}}"#;
     let first = body_of(keyed(&app, "k", body)).await;
@@ -298,7 +298,7 @@ async fn a_retry_is_not_refused_by_a_customer_policy_that_has_just_changed() {
 #[tokio::test]
 async fn a_resend_that_cannot_be_stored_is_748() {
     let again = "max_vouchers_per_user = 2\ndo_not_resend_existing_voucher = false";
-    let file = |resend: &str| format!("{ORG}{}", series(1, &again.replace("false", resend)));
+    let file = |resend: &str| format!("{ORG}{}", repeatable_series(1, &again.replace("false", resend)));
     let app = TestApp::start_with(&file("false"), |_| {}).await;
     execute(
         &app,

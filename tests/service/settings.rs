@@ -172,7 +172,7 @@ fn numbers_out_of_range_unknown_levels_and_missing_files_are_refused() {
         (
             "LOG__FILTER",
             "warning",
-            "\"warning\" is no level: write warn; levels are off, error, warn, info, debug, trace",
+            "\"warning\" is not a level: write warn; levels are off, error, warn, info, debug, trace",
         ),
         ("LOG__FILTER", "sqlx=debug", "shows no line of the service: begin with one of off, error"),
         ("WRITER__QUEUE", "9223372036854775807", "must be from 1 to 1000000"),

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coupon_issuer::config::Settings;
-use coupon_issuer::demo::private_postgres::{Options, PrivatePostgres};
+use coupon_issuer::demo::{Options, PrivatePostgres};
 use coupon_issuer::model::Environment;
 use coupon_issuer::model::{Clock, OsEntropy};
 use coupon_issuer::server::{App, Stop};
@@ -94,8 +94,6 @@ pub fn repeatable_series(id: i64, settings: &str) -> String {
 }
 
 /// For tests that do not yet say which kind of series they need.
-pub use repeatable_series as series;
-
 /// A clock that shows the same instant until a test sets another.
 pub struct TestClock(AtomicI64);
 

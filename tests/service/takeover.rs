@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::lifecycle::{Running, serve};
-use crate::support::{ORG, TestApp, close, eventually, new_database, outcomes, series};
+use crate::support::{ORG, TestApp, close, default_series, eventually, new_database, outcomes, repeatable_series};
 
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// The time-out of a request in seconds: far longer than a test, so that no lease ends during it.
@@ -116,7 +116,7 @@ fn codes(answer: &Value) -> Vec<String> {
 async fn the_requests_of_a_killed_replica_are_finished_by_another_long_before_their_leases_end() {
     const KEYS: usize = 100;
     let database = new_database().await;
-    let all = [series(1, ""), series(2, "max_create = 1000"), series(3, "")];
+    let all = [repeatable_series(1, ""), repeatable_series(2, "max_create = 1000"), repeatable_series(3, "")];
     provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
     let (first, second) = (replica(&database, "2"), replica(&database, "2"));
@@ -182,7 +182,11 @@ async fn while_the_call_of_a_dead_replica_runs_its_requests_are_409() {
     const KEYS: usize = 30;
     const IDS: [i64; 3] = [1, 2, 3];
     let database = new_database().await;
-    let all = [series(1, ""), series(2, "max_create = 1000"), series(3, "client_handling_type = \"DISC_CODE_PIN\"")];
+    let all = [
+        repeatable_series(1, ""),
+        repeatable_series(2, "max_create = 1000"),
+        repeatable_series(3, "client_handling_type = \"DISC_CODE_PIN\""),
+    ];
     provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
     let pool = PgPoolOptions::new().max_connections(2).connect_lazy_with(database.clone());
     pool.execute("insert into pool_code (org_id, series_id, code, position) select 1, 3, 'P' || n, n from generate_series(1, 40) n")
@@ -249,10 +253,10 @@ async fn a_retry_is_never_refused_because_of_its_own_coupon() {
     const ROUNDS: usize = 100;
     const IDS: [i64; 4] = [1, 2, 3, 4];
     let all = [
-        series(1, "is_multiple_vouchers_per_user_allowed = false"),
-        series(2, "max_vouchers_per_user = 1"),
-        series(3, "min_days_between_vouchers = 1"),
-        series(4, "is_multiple_vouchers_per_user_allowed = false\nmax_create = 100000"),
+        default_series(1, ""),
+        repeatable_series(2, "max_vouchers_per_user = 1"),
+        repeatable_series(3, "min_days_between_vouchers = 1"),
+        default_series(4, "max_create = 100000"),
     ];
     for is_natural in [false, true] {
         let org = if is_natural {
@@ -323,7 +327,7 @@ async fn a_retry_is_never_refused_because_of_its_own_coupon() {
 /// The clock of the second replica is four days ahead, so there the gap is over. The first attempt had refused by its own clock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_attempt_that_was_taken_over_never_answers_with_its_own_refusal() {
-    let file = format!("{ORG}{}{}", series(1, ""), series(2, "min_days_between_vouchers = 3"));
+    let file = format!("{ORG}{}{}", repeatable_series(1, ""), repeatable_series(2, "min_days_between_vouchers = 3"));
     let first = TestApp::start_with(&file, |_| {}).await;
     let second = TestApp::start_over(first.connect.clone(), &file, |_| {}).await;
     second.clock.set("2026-11-26T10:00:00Z");

@@ -22,7 +22,7 @@ use sqlx::{ConnectOptions, Executor};
 use tokio::task::AbortHandle;
 
 use crate::lifecycle::serve;
-use crate::support::{ORG, close, eventually, new_database, outcomes, series};
+use crate::support::{ORG, close, eventually, new_database, outcomes, repeatable_series};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const ALERTS: &str = include_str!("../../config/prometheus/alerts.yml");
@@ -57,10 +57,10 @@ impl Service {
         let database = new_database().await;
         let resent = "is_multiple_vouchers_per_user_allowed = false\ndo_not_resend_existing_voucher = false";
         let all = [
-            series(1, ""),
-            series(2, "max_create = 10"),
-            series(3, resent),
-            series(4, "client_handling_type = \"DISC_CODE_PIN\""),
+            repeatable_series(1, ""),
+            repeatable_series(2, "max_create = 10"),
+            repeatable_series(3, resent),
+            repeatable_series(4, "client_handling_type = \"DISC_CODE_PIN\""),
         ];
         provisioning::apply_text(&database, &format!("{ORG}{}", all.concat())).await.unwrap();
         let mut command = serve(&database);

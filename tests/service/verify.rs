@@ -12,7 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions};
 
 use crate::lifecycle::{Running, serve};
-use crate::support::{ORG, TestApp, close, empty_database, new_database, outcomes, series};
+use crate::support::{ORG, TestApp, close, empty_database, new_database, outcomes, repeatable_series};
 
 /// When the limits of [`busy`] were last changed, and when coupons were issued after that.
 const CHANGED: &str = "2026-11-22T11:30:00Z";
@@ -37,7 +37,8 @@ fn file(settings: [&str; 4]) -> String {
         "client_handling_type = \"DISC_CODE_PIN\"\nmax_create = 3",
         "is_multiple_vouchers_per_user_allowed = false\ndo_not_resend_existing_voucher = false",
     ];
-    let all: Vec<String> = settings.iter().chain(&fixed).zip(1..).map(|(settings, id)| series(id, settings)).collect();
+    let all: Vec<String> =
+        settings.iter().chain(&fixed).zip(1..).map(|(settings, id)| repeatable_series(id, settings)).collect();
     ORG.replace("customer_policy", "natural_key = true\ncustomer_policy") + &all.concat()
 }
 
@@ -207,7 +208,7 @@ async fn a_coupon_without_a_till_or_a_client_is_found() {
             ),
             (
                 &format!("{empty_origin} {}", changed("origin_id = 77")),
-                &["org 1 series 1 customer c coupon 8000000: neither a till nor a client; must be: one of them"],
+                &["org 1 series 1 customer c coupon 8000000: neither a till nor a client; must be: a till or a client"],
             ),
             ("update origin set till_id = null, client_key = 'crm'", &[]),
         ],
@@ -222,7 +223,7 @@ async fn a_missing_or_wrong_version_of_a_series_is_found() {
     let all: Vec<String> = (1..=10).map(settings).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     assert_found(
-        "what a coupon showed of its series is kept",
+        "the series snapshot of each coupon is stored",
         &[
             (
                 &format!(
@@ -254,7 +255,7 @@ async fn a_duplicate_or_unleased_coupon_id_is_found_without_its_index() {
         format!("org 1 series 1 customer {customer} coupon 8000000: 2 coupons have this id; must be: one")
     });
     assert_found(
-        "a coupon has a leased id of its own",
+        "each coupon has a leased id of its own",
         &[
             (
                 &format!(
@@ -276,7 +277,7 @@ async fn a_duplicate_or_unleased_coupon_id_is_found_without_its_index() {
 #[tokio::test]
 async fn a_name_that_is_not_reserved_for_its_organisation_is_found() {
     assert_found(
-        "the name of a till or a client is known as taken",
+        "the name of each till and client is reserved",
         &[
             (
                 "delete from till_name where till_id = 'office.desk'; delete from client_name where client_key = 'crm'",
@@ -369,21 +370,21 @@ async fn a_wrong_counter_of_a_series_is_found() {
         &[
             (
                 "insert into series_counter values (1, 2, 8)",
-                &["org 1 series 2: a counter at 8; must be: one at 6, as there are coupons"],
+                &["org 1 series 2: a counter at 8; must be: a counter at 6, the number of coupons"],
             ),
             (
                 "delete from coupon where series_id = 9 and customer_id = 'b'",
-                &["org 1 series 9: a counter at 3; must be: one at 2, as there are coupons"],
+                &["org 1 series 9: a counter at 3; must be: a counter at 2, the number of coupons"],
             ),
             (
                 "delete from series_counter where series_id = 9",
-                &["org 1 series 9: no counter; must be: one at 3, as there are coupons"],
+                &["org 1 series 9: no counter; must be: a counter at 3, the number of coupons"],
             ),
             (
                 "insert into series_counter values (1, 6, 5), (1, 99, 1)",
                 &[
-                    "org 1 series 6: a counter at 5; must be: none, for want of a cap",
-                    "org 1 series 99: a counter at 1; must be: none, for want of a cap",
+                    "org 1 series 6: a counter at 5; must be: no counter, since the series has no cap",
+                    "org 1 series 99: a counter at 1; must be: no counter, since the series has no cap",
                 ],
             ),
             // Revoked coupons count as issued.
@@ -411,7 +412,7 @@ async fn a_code_with_two_meanings_is_found_without_its_index() {
     let (first, second) = (format!("org 1 series 1 customer f {twice}"), format!("org 1 series 5 customer b {twice}"));
     let another = "code OW…: 2 coupons have this code; must be: one";
     assert_found(
-        "a code is that of one coupon, or of one series",
+        "a code belongs to one coupon or to one series",
         &[
             (
                 "drop index coupon_code;
@@ -478,7 +479,7 @@ async fn a_wrong_code_in_a_pool_is_found() {
     let pooled =
         |code: &str| format!("insert into pool_code (org_id, series_id, code, position) values (1, 9, '{code}', 99)");
     assert_found(
-        "an uploaded code is yet to come, or given out once",
+        "an uploaded code is in its pool or was given out once",
         &[
             (
                 &pooled("GIFT-5-1"),
@@ -515,11 +516,11 @@ async fn a_wrong_code_in_a_pool_is_found() {
             ),
             (
                 "insert into pool_code (org_id, series_id, code, position) values (1, 9, 'OLD-1', 3), (1, 9, 'OLD-2', 21)",
-                &["org 1 series 9 code OL…: position 3; must be: above 3, the position that was given out last"],
+                &["org 1 series 9 code OL…: position 3; must be: above 3, the last position given out"],
             ),
             (
                 "insert into pool_code (org_id, series_id, code, position) values (1, 6, 'OLD-1', 0)",
-                &["org 1 series 6 code OL…: position 0; must be: above 0, the position that was given out last"],
+                &["org 1 series 6 code OL…: position 0; must be: above 0, the last position given out"],
             ),
             (
                 "alter table pool_code drop constraint pool_code_position;
@@ -531,7 +532,7 @@ async fn a_wrong_code_in_a_pool_is_found() {
     .await;
 }
 
-const KEYED_REQUESTS_HOLD: &str = "a keyed request shows its coupons, and can be finished";
+const KEYED_REQUESTS_HOLD: &str = "a keyed request lists its coupons and can be completed";
 
 #[tokio::test]
 async fn a_keyed_request_that_cannot_be_answered_is_found() {
@@ -557,11 +558,11 @@ async fn a_keyed_request_that_cannot_be_answered_is_found() {
             (
                 "delete from coupon where series_id = 10 and customer_id = 'd';
                  update keyed_request set answers = '99!unknown_series 10=8000000' where key_hash = key_hash_1('bill-5')",
-                &["org 1 request bill-5 entity 1: no coupon 8000000; must be: the coupon that was sent again"],
+                &["org 1 request bill-5 entity 1: no coupon 8000000; must be: the resent coupon"],
             ),
             (
                 &answers("bill-5", &format!("'99!unknown_series 10=' || {}", coupon_of(6, "a"))),
-                &["org 1 series 6 customer a request bill-5 entity 1: a coupon of series 6 sent again; must be: one of series 10"],
+                &["org 1 series 6 customer a request bill-5 entity 1: a resent coupon of series 6; must be: one of series 10"],
             ),
             (
                 &answers("bill-5", &format!("'99!unknown_series 10=' || {} || '@3*1'", coupon_of(10, "d"))),
@@ -570,7 +571,7 @@ async fn a_keyed_request_that_cannot_be_answered_is_found() {
             ),
             (
                 &answers("bill-2", &format!("'5 3=' || {}", coupon_of(3, "d"))),
-                &["org 1 series 3 customer d request bill-2 entity 1: a new coupon, and one that was sent again; \
+                &["org 1 series 3 customer d request bill-2 entity 1: a new coupon and a resent one; \
                    must be: one of the two"],
             ),
             (
@@ -580,11 +581,11 @@ async fn a_keyed_request_that_cannot_be_answered_is_found() {
             (
                 "update keyed_request set incarnation = 7, received_at = '2999-01-01T00:00:00Z', attempt = 3840",
                 &[
-                    "org 1 request bill-5: an attempt from 2999-01-01 00:01:00+00; must be: one that has begun",
-                    "org 1 request bill-4: an attempt from 2999-01-01 00:01:00+00; must be: one that has begun",
-                    "org 1 request bill-3: an attempt from 2999-01-01 00:01:00+00; must be: one that has begun",
-                    "org 1 request bill-2: an attempt from 2999-01-01 00:01:00+00; must be: one that has begun",
-                    "org 1 request bill-1: an attempt from 2999-01-01 00:01:00+00; must be: one that has begun",
+                    "org 1 request bill-5: an attempt that began at 2999-01-01 00:01:00+00; must be: an instant in the past",
+                    "org 1 request bill-4: an attempt that began at 2999-01-01 00:01:00+00; must be: an instant in the past",
+                    "org 1 request bill-3: an attempt that began at 2999-01-01 00:01:00+00; must be: an instant in the past",
+                    "org 1 request bill-2: an attempt that began at 2999-01-01 00:01:00+00; must be: an instant in the past",
+                    "org 1 request bill-1: an attempt that began at 2999-01-01 00:01:00+00; must be: an instant in the past",
                 ],
             ),
             ("update keyed_request set incarnation = 7, attempt = 115200", &[]),
@@ -629,9 +630,7 @@ async fn an_unreadable_answer_of_a_keyed_request_is_found() {
     ];
     let unreadable: Vec<(i64, &str)> = (8_000_000..).zip(malformed).collect();
     let expected: Vec<String> = (0..malformed.len())
-        .map(|number| {
-            format!("{request}{number:02} entity 0: an answer of no known form; must be: one that can be read")
-        })
+        .map(|number| format!("{request}{number:02} entity 0: an answer of unknown form; must be: a known form"))
         .collect();
     let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
     assert_found(
@@ -641,8 +640,8 @@ async fn an_unreadable_answer_of_a_keyed_request_is_found() {
             (
                 &requests(&[(8_000_000, "1  1"), (8_000_010, "1 "), (8_000_020, "")]),
                 &[
-                    &format!("{request}00 entity 1: an answer of no known form; must be: one that can be read"),
-                    &format!("{request}01 entity 1: an answer of no known form; must be: one that can be read"),
+                    &format!("{request}00 entity 1: an answer of unknown form; must be: a known form"),
+                    &format!("{request}01 entity 1: an answer of unknown form; must be: a known form"),
                     &format!("{request}02: no entities; must be: one or more"),
                 ],
             ),
@@ -670,10 +669,10 @@ async fn coupon_ids_reserved_by_two_requests_or_never_leased_are_found() {
                 &requests(&[(8_000_000, "1 1 1 1 1"), (8_000_004, "1"), (8_000_002, "1 1"), (8_000_005, "1")]),
                 &[
                     &format!(
-                        "{request}01: coupon ids from 8000004 on; must be: from 8000005 on, after those of another request"
+                        "{request}01: coupon ids from 8000004 on; must be: from 8000005 on, after the ids of another request"
                     ),
                     &format!(
-                        "{request}02: coupon ids from 8000002 on; must be: from 8000005 on, after those of another request"
+                        "{request}02: coupon ids from 8000002 on; must be: from 8000005 on, after the ids of another request"
                     ),
                 ],
             ),
@@ -734,18 +733,18 @@ async fn a_natural_key_of_a_wrong_coupon_is_found() {
 #[tokio::test]
 async fn a_customer_with_coupons_of_exclusive_series_is_found() {
     assert_found(
-        "nobody has coupons of mutually exclusive series",
+        "no customer has coupons of mutually exclusive series",
         &[
             (
                 "update series set mutual_exclusive_series_ids = '{6}' where series_id = 9",
                 &[
-                    "org 1 series 6 customer a: a coupon of series 9 as well; must be: of one of the two",
-                    "org 1 series 6 customer b: a coupon of series 9 as well; must be: of one of the two",
+                    "org 1 series 6 customer a: also a coupon of series 9; must be: coupons of only one of the two",
+                    "org 1 series 6 customer b: also a coupon of series 9; must be: coupons of only one of the two",
                 ],
             ),
             (
                 "update coupon set series_id = 8 where series_id = 5 and customer_id = 'a'",
-                &["org 1 series 7 customer a: a coupon of series 8 as well; must be: of one of the two"],
+                &["org 1 series 7 customer a: also a coupon of series 8; must be: coupons of only one of the two"],
             ),
             // One of the two was revoked.
             (
@@ -782,7 +781,9 @@ const ALL_DAMAGES: &str = "
 async fn verify_of_one_organisation_reports_no_other() {
     let app = busy().await;
     let other = "[[orgs]]\nid = 2\nname = \"Other\"\n";
-    provisioning::apply_text(&app.connect, &format!("{other}{}", series(2, "max_create = 5"))).await.unwrap();
+    provisioning::apply_text(&app.connect, &format!("{other}{}", repeatable_series(2, "max_create = 5")))
+        .await
+        .unwrap();
     execute(&app.connect, ALL_DAMAGES).await;
     let (all, one) = (report(&app.connect, None).await, report(&app.connect, Some(1)).await);
     assert!(one.findings.iter().all(|finding| finding.wrong > 0), "{one}");
@@ -821,7 +822,7 @@ async fn the_exit_code_is_1_if_anything_is_wrong() {
     execute(&app.connect, "update series set max_create = 5 where series_id = 2").await;
     let (code, printed, error) = run(&url, &[]);
     assert_eq!((code, printed.lines().last()), (1, Some("drift: 1 row")));
-    assert_eq!(error, "coupon-issuer: not everything is as it must be\n");
+    assert_eq!(error, "coupon-issuer: some invariants are violated\n");
 
     let unknown = "coupon-issuer: --org 9: there is no such organisation\n";
     assert_eq!(run(&url, &["--org", "9"]), (1, String::new(), unknown.to_owned()));

@@ -1,6 +1,3 @@
-//! A writer task's own connection: how it is made, and how one that broke is made sure to be over.
-//! Not from a pool: its session has settings that the batches rely on.
-
 use std::time::Duration;
 
 use jiff_sqlx::Timestamp;
@@ -8,29 +5,28 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::Instant;
 
-use crate::db::{LOOK_UPS_ONLY, READ_COMMITTED};
-use crate::telemetry::metrics::{Held, Level};
+use crate::db::session::{KEY_LOOKUP_OPTIONS, READ_COMMITTED};
+use crate::telemetry::metrics::{ActiveCount, ActiveGuard};
 
-/// Makes connections for one task.
+/// Opens the connections of one task. They do not come from a pool: batches rely on the settings of the session.
 pub(super) struct Connector {
     options: PgConnectOptions,
     statement_timeout: Duration,
-    up: Level,
+    connections: ActiveCount,
 }
 
-/// A connection, and what is needed to speak of it from another one.
+/// A connection, and what another connection needs to end its server process.
 pub(super) struct WriterConnection {
     pub(super) connection: PgConnection,
-    /// The level of `synchronous_commit` at which an answer counts as durable: the server's own, or `on` where that
-    /// is off.
+    /// The `synchronous_commit` of the flush: the server's own setting, or `on` if the server has it off.
     pub(super) durability: String,
     pub(super) backend: Backend,
-    /// Before it was: whatever is visible over it was so without a crash in between, or was flushed.
-    pub(super) made_at: Instant,
-    _up: Held,
+    /// The database did not crash since: a crash would have broken the connection.
+    pub(super) connected_at: Instant,
+    _counted: ActiveGuard,
 }
 
-/// A server process: its number alone may be another's by now.
+/// A server process. Both fields together identify it: the system reuses process ids.
 #[derive(Debug, Clone)]
 pub(super) struct Backend {
     pid: i32,
@@ -38,13 +34,13 @@ pub(super) struct Backend {
 }
 
 impl Connector {
-    /// Connections that are made count as up for as long as they are kept.
-    pub(super) fn new(options: PgConnectOptions, statement_timeout: Duration, up: Level) -> Self {
-        Self { options: options.options(LOOK_UPS_ONLY), statement_timeout, up }
+    /// `connections` counts the open connections.
+    pub(super) fn new(options: PgConnectOptions, statement_timeout: Duration, connections: ActiveCount) -> Self {
+        Self { options: options.options(KEY_LOOKUP_OPTIONS), statement_timeout, connections }
     }
 
-    /// How long to wait for an answer before the connection counts as broken.
-    pub(super) fn patience(&self) -> Duration {
+    /// After this time without an answer the connection counts as broken. Postgres cancels the statement one second earlier.
+    pub(super) fn answer_timeout(&self) -> Duration {
         self.statement_timeout + Duration::from_secs(1)
     }
 
@@ -59,7 +55,7 @@ impl Connector {
         let durability: String = row.try_get("durability")?;
         let backend = Backend { pid: row.try_get("pid")?, started: row.try_get("started")? };
 
-        // The commits within a batch share the flush of its last transaction (migrations/0002, "DURABILITY").
+        // All commits of a batch share the flush of its last transaction (migrations/0002, "DURABILITY").
         sqlx::query(
             "select set_config('synchronous_commit', 'off', false), set_config('statement_timeout', $1, false),
                     set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false)",
@@ -69,22 +65,28 @@ impl Connector {
         .await?;
         sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
-        Ok(WriterConnection { connection, durability, backend, made_at: Instant::now(), _up: self.up.hold() })
+        Ok(WriterConnection {
+            connection,
+            durability,
+            backend,
+            connected_at: Instant::now(),
+            _counted: self.connections.enter(),
+        })
     }
 }
 
 impl WriterConnection {
-    /// Ends the server process of a connection that broke: it may still be writing what it was sent, and only what it
-    /// has left behind at its end can be counted.
-    pub(super) async fn end(&mut self, broken: &Backend) -> Result<(), sqlx::Error> {
-        let still_there: Option<bool> = sqlx::query_scalar(
+    /// Ends the server process of a broken connection. It may still be writing its batch: only after its end is it clear which
+    /// coupons are stored.
+    pub(super) async fn terminate(&mut self, broken: &Backend) -> Result<(), sqlx::Error> {
+        let is_terminated: Option<bool> = sqlx::query_scalar(
             "select pg_terminate_backend(pid, 2000) from pg_stat_activity where pid = $1 and backend_start = $2",
         )
         .bind(broken.pid)
         .bind(broken.started)
         .fetch_optional(&mut self.connection)
         .await?;
-        match still_there {
+        match is_terminated {
             None | Some(true) => Ok(()),
             Some(false) => Err(sqlx::Error::Protocol("a broken connection's server process does not end".to_owned())),
         }
@@ -92,7 +94,7 @@ impl WriterConnection {
 
     pub(super) async fn close(self) {
         if let Err(error) = self.connection.close().await {
-            tracing::debug!(%error, "closing a writer's connection");
+            tracing::debug!(%error, "cannot close a writer's connection");
         }
     }
 }

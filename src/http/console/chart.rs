@@ -1,5 +1,4 @@
-//! Charts as inline SVG: no script, no style of their own, and stretched to whatever room there is.
-//! What they show is said in words as well, by whoever puts them on the page.
+//! Charts as inline SVG, without script or style, stretched to the available space. The page also shows the numbers as text.
 
 use std::fmt::Write;
 
@@ -9,7 +8,7 @@ use crate::activity::HOUR;
 
 const HEIGHT: i64 = 100;
 
-/// Issued and refused in each minute, stacked; `top` is where the chart ends.
+/// Issued and refused coupons in each minute, stacked. `top` is the upper end of the axis.
 pub(super) fn hour(issued: &[i64; HOUR], refused: &[i64; HOUR], top: i64) -> Markup {
     let below = [0; HOUR];
     html! {
@@ -25,7 +24,7 @@ pub(super) fn hour(issued: &[i64; HOUR], refused: &[i64; HOUR], top: i64) -> Mar
     }
 }
 
-/// The course of one series, against its own highest minute.
+/// Issued coupons of one series in each minute, relative to its highest minute.
 pub(super) fn spark(per_minute: &[i64; HOUR]) -> Markup {
     let top = per_minute.iter().copied().max().unwrap_or(0).max(1);
     html! {
@@ -36,7 +35,7 @@ pub(super) fn spark(per_minute: &[i64; HOUR]) -> Markup {
     }
 }
 
-/// How much of a cap is used.
+/// The used share of a cap.
 pub(super) fn share(issued: i64, cap: i64) -> Markup {
     let used = if cap > 0 { i128::from(issued.clamp(0, cap)) * 100 / i128::from(cap) } else { 100 };
     html! {
@@ -47,22 +46,22 @@ pub(super) fn share(issued: i64, cap: i64) -> Markup {
     }
 }
 
-/// A round number that none of these is above, and that has a half.
+/// The upper end of an axis: a round, even number that is not below `highest`.
 pub(super) fn top(highest: i64) -> i64 {
     let digits = highest.max(1).ilog10();
     let step = 2 * 10_i64.pow(digits.saturating_sub(1));
     highest.max(1).div_euclid(step).saturating_add(i64::from(highest.max(1) % step > 0)).saturating_mul(step)
 }
 
-/// A path of bars on top of others.
+/// A path of bars, each on top of the one in `below`.
 fn bars(counts: &[i64; HOUR], below: &[i64; HOUR], top: i64) -> String {
     let mut path = String::new();
-    for (place, (count, below)) in counts.iter().zip(below).enumerate().filter(|(_, (count, _))| **count > 0) {
+    for (minute, (count, below)) in counts.iter().zip(below).enumerate().filter(|(_, (count, _))| **count > 0) {
         let foot = HEIGHT - scaled(*below, top);
-        // Whatever is there is to be seen.
+        // Even a single coupon is visible.
         let height = scaled(*count, top).max(1);
-        // A string takes all that is written to it.
-        let _ = write!(path, "M{place}.1 {foot}v-{height}h.8v{height}z");
+        // Writing to a string cannot fail.
+        let _ = write!(path, "M{minute}.1 {foot}v-{height}h.8v{height}z");
     }
     path
 }

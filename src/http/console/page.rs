@@ -1,17 +1,21 @@
-//! The page itself. Whatever comes from outside is put in as a value, and so escaped; nothing is put in as markup.
-//! What of it is asked for again while it is open is below `live`.
+//! `maud` escapes every value. The script refreshes the part below `#live`.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::words::{cut, day, instant, minute, number, reason, second, several};
-use super::{Asked, PATH, SCRIPT, STYLE, chart, told};
-use crate::activity::{HOUR, Overview, PAGE, Place, SeriesActivity, ToldFailure};
+use super::chart;
+use super::filter::{Filter, format_cursor};
+use super::format::{day, instant, minute, number, reason, second, several, truncate};
+use crate::activity::{HOUR, Overview, PAGE, RecentFailure, SeriesActivity, SeriesCursor};
+use crate::http::paths::CONSOLE;
 use crate::issuance::Refusal;
 
-/// A sheet with a hole at its side, in place of a file that the browser would ask for.
+pub(super) const STYLE: &str = include_str!("console.css");
+pub(super) const SCRIPT: &str = include_str!("console.js");
+
+/// A ticket. Without it the browser would request `/favicon.ico`.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath fill='%230a5cc2' d='M1 3h14v3a2 2 0 000 4v3H1v-3a2 2 0 000-4z'/%3E%3C/svg%3E";
 
-pub(super) fn page(overview: &Overview, asked: &Asked) -> Markup {
+pub(super) fn page(overview: &Overview, filter: &Filter) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -20,7 +24,7 @@ pub(super) fn page(overview: &Overview, asked: &Asked) -> Markup {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="robots" content="noindex";
-                title { "Coupons · " (cut(&overview.organisation)) }
+                title { "Coupons · " (truncate(&overview.organisation)) }
                 link rel="icon" href=(ICON);
                 style { (PreEscaped(STYLE)) }
             }
@@ -29,21 +33,21 @@ pub(super) fn page(overview: &Overview, asked: &Asked) -> Markup {
                 header {
                     div {
                         p class="what" { "Coupon console" }
-                        h1 { bdi { (cut(&overview.organisation)) } }
+                        h1 { bdi { (truncate(&overview.organisation)) } }
                     }
                     div class="updates" {
                         p id="state" role="status" {}
                         button id="pause" type="button" hidden { "Pause updates" }
                     }
                 }
-                (search(asked))
+                (search(filter))
                 main id="live" tabindex="-1" {
                     (moment(overview))
                     (tiles(overview))
                     (last_hour(overview))
-                    (series(overview, asked))
+                    (series(overview, filter))
                     (refusals(overview))
-                    (failures(overview, asked))
+                    (failures(overview, filter))
                 }
                 (foot(overview))
                 script { (PreEscaped(SCRIPT)) }
@@ -52,25 +56,25 @@ pub(super) fn page(overview: &Overview, asked: &Asked) -> Markup {
     }
 }
 
-fn search(asked: &Asked) -> Markup {
+fn search(filter: &Filter) -> Markup {
     html! {
         search {
-            form action=(PATH) method="get" aria-label="Find" {
+            form action=(CONSOLE) method="get" aria-label="Find" {
                 div {
                     label for="series" { "Series id" }
-                    input id="series" name="series" inputmode="numeric" autocomplete="off" placeholder="101, 102" value=(asked.series)
-                        aria-invalid=[asked.mistake.as_ref().map(|_| "true")] aria-describedby=[asked.mistake.as_ref().map(|_| "mistake")];
+                    input id="series" name="series" inputmode="numeric" autocomplete="off" placeholder="101, 102" value=(filter.series)
+                        aria-invalid=[filter.mistake.as_ref().map(|_| "true")] aria-describedby=[filter.mistake.as_ref().map(|_| "mistake")];
                 }
                 div {
                     label for="request" { "Request id of a failure" }
-                    input id="request" name="request" autocomplete="off" value=(asked.request);
+                    input id="request" name="request" autocomplete="off" value=(filter.request);
                 }
                 button type="submit" { "Find" }
-                @if asked.is_narrow() || asked.mistake.is_some() || asked.place != Place::First {
-                    a href=(PATH) { "Show all" }
+                @if filter.is_active() || filter.mistake.is_some() || filter.cursor != SeriesCursor::First {
+                    a href=(CONSOLE) { "Show all" }
                 }
             }
-            @if let Some(mistake) = &asked.mistake {
+            @if let Some(mistake) = &filter.mistake {
                 p id="mistake" class="mistake" role="alert" { (mistake) }
             }
         }
@@ -88,7 +92,10 @@ fn moment(overview: &Overview) -> Markup {
 }
 
 fn tiles(overview: &Overview) -> Markup {
-    let of = |name: &str| overview.outcomes.iter().find(|one| one.outcome == name).map_or(0, |one| one.last_hour);
+    let last_hour = |name: &str| {
+        let count = overview.outcomes.iter().find(|count| count.outcome == name);
+        count.map_or(0, |count| count.last_hour)
+    };
     let refused: i64 = overview.refused.iter().sum();
     let tile = |name: &str, count: i64, note: &str| {
         html! { div { dt { (name) } dd { span class="big" { (number(count)) } span class="note" { (note) } } } }
@@ -97,11 +104,11 @@ fn tiles(overview: &Overview) -> Markup {
         section aria-labelledby="tiles" {
             h2 id="tiles" class="unseen" { "The last hour in numbers" }
             dl class="tiles" {
-                (tile("Issued", of("issued"), "in the last hour"))
+                (tile("Issued", last_hour("issued"), "in the last hour"))
                 (tile("Issued", overview.issued[HOUR - 2], "in the last full minute"))
                 (tile("Refused", refused, "in the last hour"))
-                (tile("Resent", of("resent"), "held already, shown again"))
-                (tile("Replayed", of("replayed"), "the same request again"))
+                (tile("Resent", last_hour("resent"), "held already, shown again"))
+                (tile("Replayed", last_hour("replayed"), "the same request again"))
             }
         }
     }
@@ -110,8 +117,8 @@ fn tiles(overview: &Overview) -> Markup {
 fn last_hour(overview: &Overview) -> Markup {
     let all = overview.issued.iter().zip(&overview.refused).map(|(issued, refused)| issued + refused);
     let top = chart::top(all.max().unwrap_or(0));
-    let at = |place: usize| {
-        let minutes = jiff::SignedDuration::from_mins(i64::try_from(place).unwrap_or(0));
+    let at = |index: usize| {
+        let minutes = jiff::SignedDuration::from_mins(i64::try_from(index).unwrap_or(0));
         minute(overview.first_minute.saturating_add(minutes).unwrap_or(overview.first_minute), &overview.zone)
     };
     html! {
@@ -132,19 +139,25 @@ fn last_hour(overview: &Overview) -> Markup {
                     }
                 }
             }
-            details id="minutes" {
-                summary { "The same as a table" }
-                div class="scroll" role="region" tabindex="0" aria-label="Table of the last hour" {
-                    table {
-                        caption class="unseen" { "Coupons issued and refused in each minute of the last hour" }
-                        thead { tr { th scope="col" { "Minute" } th scope="col" { "Issued" } th scope="col" { "Refused" } } }
-                        tbody {
-                            @for place in (0..HOUR).rev() {
-                                tr {
-                                    th scope="row" { (at(place)) }
-                                    td { (number(overview.issued[place])) }
-                                    td { (number(overview.refused[place])) }
-                                }
+            (minute_table(overview, &at))
+        }
+    }
+}
+
+fn minute_table(overview: &Overview, at: &dyn Fn(usize) -> String) -> Markup {
+    html! {
+        details id="minutes" {
+            summary { "The same as a table" }
+            div class="scroll" role="region" tabindex="0" aria-label="Table of the last hour" {
+                table {
+                    caption class="unseen" { "Coupons issued and refused in each minute of the last hour" }
+                    thead { tr { th scope="col" { "Minute" } th scope="col" { "Issued" } th scope="col" { "Refused" } } }
+                    tbody {
+                        @for index in (0..HOUR).rev() {
+                            tr {
+                                th scope="row" { (at(index)) }
+                                td { (number(overview.issued[index])) }
+                                td { (number(overview.refused[index])) }
                             }
                         }
                     }
@@ -154,7 +167,7 @@ fn last_hour(overview: &Overview) -> Markup {
     }
 }
 
-/// What the chart shows, for those who do not see it and for those who do.
+/// The chart in words.
 fn chart_words(overview: &Overview, at: &dyn Fn(usize) -> String) -> String {
     let issued: i64 = overview.issued.iter().sum();
     let refused: i64 = overview.refused.iter().sum();
@@ -163,15 +176,15 @@ fn chart_words(overview: &Overview, at: &dyn Fn(usize) -> String) -> String {
     }
     let highest = overview.issued.iter().enumerate().rev().max_by_key(|(_, count)| **count);
     let highest = highest.filter(|(_, count)| **count > 0);
-    let most = highest.map(|(place, count)| format!(", most of them at {} ({})", at(place), number(*count)));
-    format!("{} issued{}; {} refused.", several(issued, "coupon"), most.unwrap_or_default(), number(refused))
+    let peak = highest.map(|(index, count)| format!(", most of them at {} ({})", at(index), number(*count)));
+    format!("{} issued{}; {} refused.", several(issued, "coupon"), peak.unwrap_or_default(), number(refused))
 }
 
-fn series(overview: &Overview, asked: &Asked) -> Markup {
-    let order = if asked.series_ids.is_empty() {
-        format!("Those asked for lately first, {PAGE} at a time.")
+fn series(overview: &Overview, filter: &Filter) -> Markup {
+    let order = if filter.series_ids.is_empty() {
+        format!("The most recently requested first, {PAGE} per page.")
     } else {
-        "Those asked for.".to_owned()
+        "The series that you asked for.".to_owned()
     };
     html! {
         section class="card" aria-labelledby="all-series" {
@@ -180,7 +193,7 @@ fn series(overview: &Overview, asked: &Asked) -> Markup {
                 p class="mistake" { "There is no series " (id.0) "." }
             }
             @if overview.series.is_empty() {
-                p { @if asked.place == Place::First { "No series to show." } @else { "No more series." } }
+                p { @if filter.cursor == SeriesCursor::First { "No series to show." } @else { "No more series." } }
             } @else {
                 table class="cards" role="table" {
                     caption { (order) }
@@ -191,64 +204,64 @@ fn series(overview: &Overview, asked: &Asked) -> Markup {
                             }
                         }
                     }
-                    tbody role="rowgroup" { @for one in &overview.series { (one_series(one, overview)) } }
+                    tbody role="rowgroup" { @for series in &overview.series { (series_row(series, overview)) } }
                 }
             }
-            @if asked.place != Place::First || overview.next.is_some() {
+            @if filter.cursor != SeriesCursor::First || overview.next.is_some() {
                 nav class="pages" aria-label="Pages of series" {
-                    @if asked.place != Place::First { a id="first" href=(PATH) { "First page" } }
-                    @if let Some(next) = overview.next { a id="next" href={ (PATH) "?after=" (told(next)) } { "Next page" } }
+                    @if filter.cursor != SeriesCursor::First { a id="first" href=(CONSOLE) { "First page" } }
+                    @if let Some(next) = overview.next { a id="next" href={ (CONSOLE) "?after=" (format_cursor(next)) } { "Next page" } }
                 }
             }
         }
     }
 }
 
-fn one_series(one: &SeriesActivity, overview: &Overview) -> Markup {
-    let in_the_hour: i64 = one.per_minute.iter().sum();
-    let is_expired = overview.now.to_zoned(overview.zone.clone()).date() > one.valid_till_date;
+fn series_row(series: &SeriesActivity, overview: &Overview) -> Markup {
+    let last_hour: i64 = series.per_minute.iter().sum();
+    let is_expired = overview.now.to_zoned(overview.zone.clone()).date() > series.valid_till_date;
     html! {
         tr role="row" {
             th scope="row" role="rowheader" {
-                a id={ "series-" (one.id.0) } href={ (PATH) "?series=" (one.id.0) } { (one.id.0) }
-                " " bdi class="description" { (cut(&one.description)) }
-                @if is_expired { " " span class="badge" { "expired " (one.valid_till_date) } }
-                @if one.externally_managed { " " span class="badge" { "issued by another system" } }
+                a id={ "series-" (series.id.0) } href={ (CONSOLE) "?series=" (series.id.0) } { (series.id.0) }
+                " " bdi class="description" { (truncate(&series.description)) }
+                @if is_expired { " " span class="badge" { "expired " (series.valid_till_date) } }
+                @if series.externally_managed { " " span class="badge" { "issued by another system" } }
             }
             td role="cell" data-label="Issued" {
                 div {
-                    (number(one.issued))
-                    @if let Some(cap) = one.cap {
+                    (number(series.issued))
+                    @if let Some(cap) = series.cap {
                         span class="note" { "of " (number(cap)) }
-                        (chart::share(one.issued, cap))
-                    } @else if let Some(since) = one.since {
+                        (chart::share(series.issued, cap))
+                    } @else if let Some(since) = series.since {
                         span class="note" { "since " (day(since, &overview.zone)) }
                     }
                 }
             }
-            td role="cell" data-label="Remaining" { div { (remaining(one)) } }
+            td role="cell" data-label="Remaining" { div { (remaining(series)) } }
             td role="cell" data-label="Resent" {
                 div {
-                    (number(one.resent))
-                    @if one.replayed > 0 { span class="note" { "and " (number(one.replayed)) " replayed" } }
+                    (number(series.resent))
+                    @if series.replayed > 0 { span class="note" { "and " (number(series.replayed)) " replayed" } }
                 }
             }
-            td role="cell" data-label="Issued last hour" { div { (number(in_the_hour)) (chart::spark(&one.per_minute)) } }
-            td role="cell" data-label="Refused" { div { (refused(one)) } }
+            td role="cell" data-label="Issued last hour" { div { (number(last_hour)) (chart::spark(&series.per_minute)) } }
+            td role="cell" data-label="Refused" { div { (refused(series)) } }
         }
     }
 }
 
-fn remaining(one: &SeriesActivity) -> Markup {
-    let Some(left) = one.remaining() else { return html! { span class="note" { "no limit" } } };
+fn remaining(series: &SeriesActivity) -> Markup {
+    let Some(remaining) = series.remaining() else { return html! { span class="note" { "no limit" } } };
     html! {
-        @if left == 0 {
+        @if remaining == 0 {
             strong class="none" { "none left" }
         } @else {
-            @if one.remaining_is_about() { "about " }
-            (number(left))
+            @if series.remaining_is_about() { "about " }
+            (number(remaining))
         }
-        @if let Some(pool) = &one.pool {
+        @if let Some(pool) = &series.pool {
             span class="note" {
                 @if pool.remaining_for_one > 0 {
                     "uploaded codes, " @if pool.are_more_for_one { "over " } (number(pool.remaining_for_one)) " for one customer each"
@@ -260,15 +273,15 @@ fn remaining(one: &SeriesActivity) -> Markup {
     }
 }
 
-fn refused(one: &SeriesActivity) -> Markup {
-    let total: i64 = one.refused.iter().map(|(_, count)| count).sum();
+fn refused(series: &SeriesActivity) -> Markup {
+    let total: i64 = series.refused.iter().map(|(_, count)| count).sum();
     html! {
         (number(total))
         @if total > 0 {
             ul class="reasons" {
-                @for (name, count) in &one.refused {
-                    @let why = reason(name);
-                    li { b { (why.code) } " " (why.meaning) " " span class="times" { "× " (number(*count)) } }
+                @for (name, count) in &series.refused {
+                    @let reason = reason(name);
+                    li { b { (reason.code) } " " (reason.meaning) " " span class="times" { "× " (number(*count)) } }
                 }
             }
         }
@@ -276,7 +289,8 @@ fn refused(one: &SeriesActivity) -> Markup {
 }
 
 fn refusals(overview: &Overview) -> Markup {
-    let refusals = || overview.outcomes.iter().filter(|one| !["issued", "resent", "replayed"].contains(&&*one.outcome));
+    let refusals =
+        || overview.outcomes.iter().filter(|count| !["issued", "resent", "replayed"].contains(&&*count.outcome));
     html! {
         section class="card" aria-labelledby="refusals" {
             h2 id="refusals" { "Refusals by reason" }
@@ -284,23 +298,23 @@ fn refusals(overview: &Overview) -> Markup {
                 p { "Nothing was refused." }
             } @else {
                 table class="cards" role="table" {
-                    caption { "Of the whole organisation; the reason that is most frequent lately first." }
+                    caption { "For the whole organisation, the most frequent of the last hour first." }
                     thead role="rowgroup" {
                         tr role="row" {
-                            @for head in ["Code", "Meaning", "Message to the caller", "Last hour", "In all"] {
+                            @for head in ["Code", "Meaning", "Message to the caller", "Last hour", "Total"] {
                                 th scope="col" role="columnheader" { (head) }
                             }
                         }
                     }
                     tbody role="rowgroup" {
-                        @for one in refusals() {
-                            @let why = reason(&one.outcome);
+                        @for count in refusals() {
+                            @let reason = reason(&count.outcome);
                             tr role="row" {
-                                th scope="row" role="rowheader" { (why.code) }
-                                td role="cell" class="text" data-label="Meaning" { div { (why.meaning) } }
-                                td role="cell" class="text" data-label="Message" { div { (why.message) } }
-                                td role="cell" data-label="Last hour" { div { (number(one.last_hour)) } }
-                                td role="cell" data-label="In all" { div { (number(one.total)) } }
+                                th scope="row" role="rowheader" { (reason.code) }
+                                td role="cell" class="text" data-label="Meaning" { div { (reason.meaning) } }
+                                td role="cell" class="text" data-label="Message" { div { (reason.message) } }
+                                td role="cell" data-label="Last hour" { div { (number(count.last_hour)) } }
+                                td role="cell" data-label="Total" { div { (number(count.total)) } }
                             }
                         }
                     }
@@ -310,17 +324,17 @@ fn refusals(overview: &Overview) -> Markup {
     }
 }
 
-/// Together what one request was refused together.
-fn failures(overview: &Overview, asked: &Asked) -> Markup {
-    let requests = overview.failures.chunk_by(|one, next| (one.at, &one.request_id) == (next.at, &next.request_id));
+/// The failures, grouped by request.
+fn failures(overview: &Overview, filter: &Filter) -> Markup {
+    let requests = overview.failures.chunk_by(|a, b| (a.at, &a.request_id) == (b.at, &b.request_id));
     html! {
         section class="card" aria-labelledby="failures" {
             h2 id="failures" { "Recent failures" }
             @if overview.failures.is_empty() {
-                p { @if asked.is_narrow() { "None that is kept here; the log has all of them." } @else { "None." } }
+                p { @if filter.is_active() { "None in the list of recent failures; the log has all failures." } @else { "None." } }
             } @else {
                 table class="cards" role="table" {
-                    caption { "The newest " (overview.failures.len()) @if asked.is_narrow() { " of those asked for" } ", by request id." }
+                    caption { "The newest " (overview.failures.len()) @if filter.is_active() { " that match" } ", by request." }
                     thead role="rowgroup" {
                         tr role="row" {
                             @for head in ["Time", "Request id", "Caller", "Series, code and message to the caller"] {
@@ -328,14 +342,14 @@ fn failures(overview: &Overview, asked: &Asked) -> Markup {
                             }
                         }
                     }
-                    tbody role="rowgroup" { @for request in requests { (one_request(request, overview)) } }
+                    tbody role="rowgroup" { @for request in requests { (request_row(request, overview)) } }
                 }
             }
         }
     }
 }
 
-fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
+fn request_row(failures: &[RecentFailure], overview: &Overview) -> Markup {
     let Some(first) = failures.first() else { return Markup::default() };
     html! {
         tr role="row" {
@@ -346,10 +360,10 @@ fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
             td role="cell" class="text" data-label="Caller" { div { (caller(first)) } }
             td role="cell" {
                 ul class="reasons" {
-                    // The newest came first.
-                    @for one in failures.iter().rev() {
-                        @let why = reason(&one.outcome);
-                        li { (one.series_id.0) " " b { (why.code) } " " (why.message) }
+                    // `failures` has the newest first.
+                    @for failure in failures.iter().rev() {
+                        @let reason = reason(&failure.outcome);
+                        li { (failure.series_id.0) " " b { (reason.code) } " " (reason.message) }
                     }
                 }
             }
@@ -357,8 +371,8 @@ fn one_request(failures: &[ToldFailure], overview: &Overview) -> Markup {
     }
 }
 
-/// The client, where one made the request, and the till or store that the request was for.
-fn caller(failure: &ToldFailure) -> String {
+/// The OAuth client, the till and the store of a failed request.
+fn caller(failure: &RecentFailure) -> String {
     let client = failure.client_key.as_ref().map(|key| format!("client {key}"));
     let till = failure.till_id.as_ref().map(|id| format!("till {id}"));
     let store = Some(format!("store {}", failure.store_id.0));
@@ -370,15 +384,15 @@ fn foot(overview: &Overview) -> Markup {
     html! {
         footer {
             p {
-                "What a series with a cap has issued and has left, and what a pool has left, is the database's own count (of a pool with \
-                 more than a thousand codes, about). All else is counted by each replica and added every few seconds: it may be some \
-                 seconds old, and a crash takes back the last seconds of it. No coupon depends on it."
+                "The issued and remaining coupons of a series with a cap, and the remaining codes of a pool, are the database's own count \
+                 (approximate for a pool with more than a thousand codes). Each replica counts everything else and adds it every few \
+                 seconds: these numbers may be some seconds old, and a crash loses the last seconds. No coupon depends on them."
                 @if let Some(since) = overview.since { " Counted since " (second(since, &overview.zone)) "." }
             }
             p {
-                "Series that do not exist (" (missing.code()) ") count only for the organisation. Failures: the newest thousand or so, of \
-                 the last hours; at most 20 a second of each replica are listed, 10 of one organisation, while all are counted. Requests \
-                 refused as a whole (400, 401, 403, 429, 503) are in the log and the metrics."
+                "Series that do not exist (" (missing.code()) ") count only for the organisation. The list of failures has about the \
+                 newest thousand of the last hours: each replica adds at most 20 a second, and 10 of one organisation, but counts all. \
+                 Requests that fail as a whole (400, 401, 403, 429, 503) are in the log and the metrics."
             }
         }
     }

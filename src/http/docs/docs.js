@@ -1,5 +1,5 @@
-// Shows openapi.json, which lies beside this page. Whatever is tried out goes to where the page comes from, under whatever
-// name that was reached: the page may connect to nothing else.
+// Shows openapi.json from beside this page. The requests that a user tries out go to the host and path that served the page, as the
+// content security policy allows no other.
 "use strict";
 
 (async () => {

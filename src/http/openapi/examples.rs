@@ -1,5 +1,4 @@
-//! The examples of the OpenAPI document: the contract's, and one of each refusal.
-//! A test holds each against its schema.
+//! The examples of the OpenAPI document. A test validates each against its schema.
 
 use axum::http::StatusCode;
 use jiff::Timestamp;
@@ -10,16 +9,15 @@ use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::{OpenApi, RefOr};
 
 use crate::http::issue::IssueAnswer;
+use crate::http::paths;
 use crate::issuance::{Entity, Refusal, ShownInstant};
 use crate::model::SeriesId;
 
-/// A request of the contract.
-pub(in crate::http) fn by_id() -> Value {
+pub(in crate::http) fn request_by_id() -> Value {
     json!({"seriesIds": [101, 999], "customer": {"id": "566881933"}})
 }
 
-/// One with a mobile and metadata.
-pub(in crate::http) fn by_mobile() -> Value {
+pub(in crate::http) fn request_by_mobile() -> Value {
     json!({
         "seriesIds": [101, 102],
         "customer": {"mobile": "+91 99000 00001"},
@@ -45,19 +43,18 @@ fn unknown() -> Value {
     json!({"entityId": 999, "errors": [error], "warnings": []})
 }
 
-/// The answer to [`by_id`].
+/// The response to [`request_by_id`].
 pub(in crate::http) fn answer() -> Value {
     json!({"response": [issued(), unknown()], "totalCount": 2, "failureCount": 1})
 }
 
-/// An answer that shows a coupon again.
+/// A response with a coupon that the customer already has.
 pub(in crate::http) fn resent() -> Value {
     let warning = json!({"status": false, "code": 700, "message": "Coupon resent successfully"});
     let entity = json!({"entityId": 101, "result": coupon(), "errors": [], "warnings": [warning]});
     json!({"response": [entity], "totalCount": 1, "failureCount": 0})
 }
 
-/// A receipt.
 pub(in crate::http) fn receipt() -> Value {
     json!({
         "response": [issued(), unknown()], "totalCount": 2, "failureCount": 1, "state": "ANSWERED",
@@ -65,27 +62,22 @@ pub(in crate::http) fn receipt() -> Value {
     })
 }
 
-/// A request for a token, as the contract has it.
 pub(in crate::http) fn contract_token_request() -> Value {
     json!({"key": "crm", "secret": "crm-secret"})
 }
 
-/// Its answer.
 pub(in crate::http) fn contract_token() -> Value {
     json!({"data": {"accessToken": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJSUzI1NiIs…", "ttlSeconds": 3600}, "errors": null})
 }
 
-/// Its answer to a wrong secret.
 pub(in crate::http) fn contract_token_refused() -> Value {
     json!({"data": null, "errors": [{"code": 320_001, "message": "Invalid client key and secret"}]})
 }
 
-/// A request for a token, as of RFC 6749.
 pub(in crate::http) fn token_request() -> Value {
     json!({"grant_type": "client_credentials", "client_id": "crm", "client_secret": "crm-secret"})
 }
 
-/// Its answer.
 pub(in crate::http) fn token() -> Value {
     json!({
         "access_token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJSUzI1NiIs…", "token_type": "Bearer", "expires_in": 3600,
@@ -93,12 +85,10 @@ pub(in crate::http) fn token() -> Value {
     })
 }
 
-/// Why there is none.
 pub(in crate::http) fn token_refused(error: &str, description: &str) -> Value {
     json!({"error": error, "error_description": description})
 }
 
-/// The metadata of a service that callers reach by this name.
 pub(in crate::http) fn metadata() -> Value {
     json!({
         "grant_types_supported": ["client_credentials"], "issuer": "https://coupons.example.com",
@@ -108,29 +98,29 @@ pub(in crate::http) fn metadata() -> Value {
     })
 }
 
-/// Every refusal that a caller can tell from the others, in the contract's order.
+/// Every refusal with a code of its own, in the contract's order. Callers get the same code for `InDoubt` as for another.
 pub(super) fn refusals() -> impl Iterator<Item = Refusal> {
     // 2026-12-01T00:00:00Z
     let instant = Timestamp::constant(1_796_083_200, 0);
     let next_eligible_at = ShownInstant { instant, offset: Offset::UTC };
-    let is_told_apart = |refusal: &Refusal| !matches!(refusal, Refusal::InDoubt);
-    Refusal::iter().filter(is_told_apart).map(move |refusal| match refusal {
+    let has_own_code = |refusal: &Refusal| !matches!(refusal, Refusal::InDoubt);
+    Refusal::iter().filter(has_own_code).map(move |refusal| match refusal {
         Refusal::Gap { .. } => Refusal::Gap { next_eligible_at },
         other => other,
     })
 }
 
-/// Adds an answer with each refusal to those that an issue may get.
+/// Adds an example of each refusal to the responses of `issueCoupons`.
 pub(super) fn add_refusals(document: &mut OpenApi) {
-    let issue = document.paths.paths.get_mut("/v2/coupon/bulk/issue").and_then(|path| path.post.as_mut());
-    let answer = issue.and_then(|issue| issue.responses.responses.get_mut(StatusCode::OK.as_str()));
-    let Some(RefOr::T(answer)) = answer else { return };
-    let Some(RefOr::T(content)) = answer.content.get_mut("application/json") else { return };
+    let issue = document.paths.paths.get_mut(paths::ISSUE).and_then(|path| path.post.as_mut());
+    let response = issue.and_then(|issue| issue.responses.responses.get_mut(StatusCode::OK.as_str()));
+    let Some(RefOr::T(response)) = response else { return };
+    let Some(RefOr::T(content)) = response.content.get_mut("application/json") else { return };
     for refusal in refusals() {
         let entity = Entity { series_id: SeriesId(101), outcome: Err(refusal) };
-        let shown = serde_json::to_value(IssueAnswer::of(&[entity])).ok();
+        let answer = serde_json::to_value(IssueAnswer::of(&[entity])).ok();
         let summary = format!("{}: {}", refusal.code(), refusal.message());
-        let example = ExampleBuilder::new().summary(summary).value(shown).build();
+        let example = ExampleBuilder::new().summary(summary).value(answer).build();
         content.examples.insert(refusal.name().to_owned(), example.into());
     }
 }

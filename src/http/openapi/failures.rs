@@ -1,5 +1,5 @@
-//! The failures of whole requests in the OpenAPI document: made of the errors themselves, so that status, code, message and
-//! headers are those that callers get. Which handler may fail how is said here; status policy is in `http::errors`.
+//! The failures of whole requests in the OpenAPI document. They come from [`ApiError`], so that status, code, message and headers
+//! are those that callers get. This file lists which operation may fail how.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,89 +17,90 @@ use utoipa::openapi::{Components, ContentBuilder, Ref, RefOr, Required};
 use crate::config::HttpSettings;
 use crate::http::errors::ApiError;
 
-type Named = (&'static str, ApiError);
+/// An error under the name of its example.
+type NamedError = (&'static str, ApiError);
 type Responses = BTreeMap<String, RefOr<Response>>;
 
-/// The headers that a caller may name its request by.
+/// The headers in which a caller may send a request id.
 pub(super) const REQUEST_IDS: [&str; 3] = ["X-CAP-REQUEST-ID", "X-Request-Id", "X-Cap-RequestID"];
 
-/// The headers of answers: name, meaning, and whether every answer that is said to have it does.
-const HEADERS: [(&str, &str, Kind); 14] = [
-    ("X-CAP-REQUEST-ID", "The request's id: the caller's, or a new one", Kind::Always),
-    ("X-Request-Id", "The same", Kind::Always),
-    ("X-Cap-RequestID", "The same", Kind::Always),
-    ("Cache-Control", "`no-store`, but for what may be kept: keys, this document and its page", Kind::Always),
-    ("Content-Security-Policy", "An answer of the API may load nothing, and stand in no page", Kind::Always),
-    ("Referrer-Policy", "`no-referrer`", Kind::Always),
-    ("X-Content-Type-Options", "`nosniff`", Kind::Always),
-    ("X-Frame-Options", "`DENY`", Kind::Always),
-    ("Strict-Transport-Security", "Where callers reach the service by https", Kind::Sometimes),
-    ("WWW-Authenticate", "A challenge for each scheme", Kind::Always),
-    ("Retry-After", "In so many seconds the request may be tried again", Kind::Seconds),
-    ("RateLimit", "What is left of the limit, and until when: `\"requests\";r=0;t=1`", Kind::Sometimes),
-    ("RateLimit-Policy", "The limit, and for how many seconds: `\"requests\";q=1000;w=60`", Kind::Sometimes),
-    ("Accept-Encoding", "`identity`: a compressed body is not taken", Kind::Sometimes),
+/// The headers of responses: name, description, kind.
+const HEADERS: [(&str, &str, HeaderKind); 14] = [
+    ("X-CAP-REQUEST-ID", "The request's id: the caller's, or a new one", HeaderKind::Always),
+    ("X-Request-Id", "The same", HeaderKind::Always),
+    ("X-Cap-RequestID", "The same", HeaderKind::Always),
+    ("Cache-Control", "`no-store`, but for what may be kept: keys, this document and its page", HeaderKind::Always),
+    ("Content-Security-Policy", "An answer of the API may load nothing, and stand in no page", HeaderKind::Always),
+    ("Referrer-Policy", "`no-referrer`", HeaderKind::Always),
+    ("X-Content-Type-Options", "`nosniff`", HeaderKind::Always),
+    ("X-Frame-Options", "`DENY`", HeaderKind::Always),
+    ("Strict-Transport-Security", "Where callers reach the service by https", HeaderKind::Sometimes),
+    ("WWW-Authenticate", "A challenge for each scheme", HeaderKind::Always),
+    ("Retry-After", "In so many seconds the request may be tried again", HeaderKind::Seconds),
+    ("RateLimit", "What is left of the limit, and until when: `\"requests\";r=0;t=1`", HeaderKind::Sometimes),
+    ("RateLimit-Policy", "The limit, and for how many seconds: `\"requests\";q=1000;w=60`", HeaderKind::Sometimes),
+    ("Accept-Encoding", "`identity`: a compressed body is not taken", HeaderKind::Sometimes),
 ];
 
-/// Those that every answer has.
-const OF_ALL: usize = 8;
+/// How many of [`HEADERS`] every response has: the first ones.
+const COMMON_HEADER_COUNT: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum HeaderKind {
     Always,
     Sometimes,
     Seconds,
 }
 
-/// Every failure of a request as a whole, by status, under a name for its example.
-pub(super) fn all() -> Vec<Named> {
-    let of_issue = ISSUE_ONLY.iter().flat_map(|failures| failures());
-    let mut all: Vec<Named> = of_issue.chain(SHARED.iter().flat_map(|shared| (shared.failures)())).collect();
+/// Every failure of a request as a whole, sorted by status.
+pub(super) fn all() -> Vec<NamedError> {
+    let own = ISSUE_ONLY.iter().flat_map(|failures| failures());
+    let mut all: Vec<NamedError> = own.chain(SHARED.iter().flat_map(|shared| (shared.failures)())).collect();
     all.sort_by_key(|(_, failure)| failure.body().0);
     all.dedup_by_key(|(name, _)| *name);
     all
 }
 
-const ISSUE_ONLY: [fn() -> Vec<Named>; 4] = [bad_issue, running, reused, no_such_request];
+const ISSUE_ONLY: [fn() -> Vec<NamedError>; 4] = [bad_issue, running, reused, no_such_request];
 
-fn bad_issue() -> Vec<Named> {
+fn bad_issue() -> Vec<NamedError> {
     let message = "customer.mobile: must have 1 to 20 digits, and no letters";
     vec![
         ("bad_request", ApiError::BadRequest(message.to_owned())),
         unknown_target(),
-        ("too_many_ids", ApiError::TooManyIds { given: 101, most: 100 }),
+        ("too_many_ids", ApiError::TooManyIds { given: 101, max: 100 }),
         ("no_customer", ApiError::NoCustomer),
         ("unknown_customer", ApiError::UnknownCustomer),
         ("conflicting_customer", ApiError::ConflictingCustomer),
     ]
 }
 
-fn unknown_target() -> Named {
+fn unknown_target() -> NamedError {
     let message = "X-CAP-API-ATTRIBUTION-ENTITY-CODE: names no till or store of the organisation (as TILL)";
     ("unknown_target", ApiError::BadRequest(message.to_owned()))
 }
 
-fn bad_receipt() -> Vec<Named> {
-    vec![("bad_key", crate::http::idempotency::bad()), unknown_target()]
+fn bad_receipt() -> Vec<NamedError> {
+    vec![("bad_key", crate::http::idempotency::malformed()), unknown_target()]
 }
 
-fn bad_body() -> Vec<Named> {
+fn bad_body() -> Vec<NamedError> {
     vec![("bad_request", ApiError::BadRequest("missing field `secret`".to_owned()))]
 }
 
-fn bad_host() -> Vec<Named> {
+fn bad_host() -> Vec<NamedError> {
     vec![("bad_host", ApiError::BadRequest("the Host header is missing or no host".to_owned()))]
 }
 
-fn running() -> Vec<Named> {
+fn running() -> Vec<NamedError> {
     vec![("still_running", ApiError::StillRunning)]
 }
 
-fn reused() -> Vec<Named> {
+fn reused() -> Vec<NamedError> {
     vec![("key_reused", ApiError::KeyReused)]
 }
 
-fn no_such_request() -> Vec<Named> {
+fn no_such_request() -> Vec<NamedError> {
     vec![("no_such_request", ApiError::NoSuchRequest)]
 }
 
@@ -107,7 +108,7 @@ fn no_such_request() -> Vec<Named> {
 struct Shared {
     name: &'static str,
     description: &'static str,
-    failures: fn() -> Vec<Named>,
+    failures: fn() -> Vec<NamedError>,
 }
 
 const SHARED: [Shared; 11] = [
@@ -139,7 +140,7 @@ const SHARED: [Shared; 11] = [
     Shared {
         name: "BodyTooLarge",
         description: "The body is too large",
-        failures: || vec![("body_too_large", ApiError::BodyTooLarge { most: 1_048_576 })],
+        failures: || vec![("body_too_large", ApiError::BodyTooLarge { max_bytes: 1_048_576 })],
     },
     Shared { name: "NotJson", description: "The body is not said to be JSON, or is compressed", failures: not_json },
     Shared {
@@ -160,7 +161,7 @@ const SHARED: [Shared; 11] = [
     },
 ];
 
-fn unauthorized() -> Vec<Named> {
+fn unauthorized() -> Vec<NamedError> {
     vec![
         ("no_credentials", ApiError::NoCredentials),
         ("bad_credentials", ApiError::BadCredentials("")),
@@ -168,28 +169,28 @@ fn unauthorized() -> Vec<Named> {
     ]
 }
 
-fn not_json() -> Vec<Named> {
+fn not_json() -> Vec<NamedError> {
     vec![("not_json", ApiError::NotJson), ("encoded_body", ApiError::EncodedBody)]
 }
 
-fn too_many() -> Vec<Named> {
+fn too_many() -> Vec<NamedError> {
     let retry_after = Duration::from_secs(1);
     vec![("too_many_requests", ApiError::TooManyRequests { limit: 1000, retry_after }), too_many_failures()]
 }
 
-const fn too_many_failures() -> Named {
+const fn too_many_failures() -> NamedError {
     ("too_many_failures", ApiError::TooManyFailures { retry_after: Duration::from_secs(6) })
 }
 
-fn unavailable() -> Vec<Named> {
+fn unavailable() -> Vec<NamedError> {
     vec![
         ("database_away", ApiError::Unavailable(String::new())),
-        ("issuer_away", ApiError::IssuerAway),
+        ("issuer_away", ApiError::IssuerUnreachable),
         ("overloaded", ApiError::Overloaded),
     ]
 }
 
-/// How the operation of each name may fail.
+/// Defines a type for the failures of each operation.
 macro_rules! failures_of {
     ($($doc:literal $name:ident: [$($shared:literal),*] $(, $description:literal => $own:expr)*;)*) => {$(
         #[doc = $doc]
@@ -207,21 +208,21 @@ macro_rules! failures_of {
 }
 
 failures_of! {
-    "Of `issueCoupons`." Issue:
+    "The failures of `issueCoupons`." Issue:
         ["Unauthorized", "Forbidden", "BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyRequests", "InternalError", "Unavailable"],
         "The request is not one that can be processed; the message names the field" => bad_issue(),
         "Another attempt at the same keyed request is at work" => running(),
         "The `Idempotency-Key` was used for another request" => reused();
-    "Of `getReceipt`." Receipt: ["Unauthorized", "Forbidden", "TooManyRequests", "InternalError", "Unavailable"],
+    "The failures of `getReceipt`." Receipt: ["Unauthorized", "Forbidden", "TooManyRequests", "InternalError", "Unavailable"],
         "What is in the path can be no key, or the request is attributed to nothing known" => bad_receipt(),
         "The organisation knows no such request" => no_such_request();
-    "Of `generateToken`." ContractToken:
+    "The failures of `generateToken`." ContractToken:
         ["BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyFailures", "InternalError", "Unavailable"],
         "The body is no such request; the message names the field" => bad_body();
-    "Of `token`." Token: ["BodyTooSlow", "BodyTooLarge", "TooManyFailures", "InternalError", "Unavailable"];
-    "Of `authorizationServer`." Metadata: ["InternalError"], "The request names no host" => bad_host();
-    "Of `docsFile`." File: ["NotFound", "InternalError"];
-    "Of every operation." Any: ["InternalError"];
+    "The failures of `token`." Token: ["BodyTooSlow", "BodyTooLarge", "TooManyFailures", "InternalError", "Unavailable"];
+    "The failures of `authorizationServer`." Metadata: ["InternalError"], "The request names no host" => bad_host();
+    "The failures of `docsFile`." File: ["NotFound", "InternalError"];
+    "The failures of every operation." Any: ["InternalError"];
 }
 
 fn add_shared_ref(responses: &mut Responses, name: &str) {
@@ -231,26 +232,25 @@ fn add_shared_ref(responses: &mut Responses, name: &str) {
     }
 }
 
-fn add(responses: &mut Responses, description: &str, failures: &[Named]) {
+fn add(responses: &mut Responses, description: &str, failures: &[NamedError]) {
     if let Some((_, failure)) = failures.first() {
         responses.insert(failure.body().0.as_str().to_owned(), response(description, failures).into());
     }
 }
 
-/// What is answered to these failures, which have one status.
-fn response(description: &str, failures: &[Named]) -> Response {
+/// The response for failures with the same status.
+fn response(description: &str, failures: &[NamedError]) -> Response {
     let examples = failures.iter().map(|(name, failure)| {
         let (_, body) = failure.body();
-        let (code, message, _) = body.told();
-        let value = serde_json::to_value(&body).ok();
-        (*name, ExampleBuilder::new().summary(format!("{code}: {message}")).value(value).build())
+        let summary = format!("{}: {}", body.error().code, body.error().message);
+        (*name, ExampleBuilder::new().summary(summary).value(serde_json::to_value(&body).ok()).build())
     });
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Failure"))).examples_from_iter(examples);
     let mut response =
         ResponseBuilder::new().description(description).content("application/json", content.build()).build();
-    let given = failures.iter().flat_map(|(_, failure)| failure.headers());
-    let given: BTreeSet<String> = given.filter_map(|(name, _)| Some(name?.as_str().to_owned())).collect();
-    for (name, ..) in HEADERS.iter().filter(|(name, ..)| given.contains(&name.to_ascii_lowercase())) {
+    let headers = failures.iter().flat_map(|(_, failure)| failure.headers());
+    let headers: BTreeSet<String> = headers.filter_map(|(name, _)| Some(name?.as_str().to_owned())).collect();
+    for (name, ..) in HEADERS.iter().filter(|(name, ..)| headers.contains(&name.to_ascii_lowercase())) {
         response.headers.insert((*name).to_owned(), header_ref(name));
     }
     response
@@ -260,14 +260,14 @@ fn header_ref(name: &str) -> RefOr<Header> {
     RefOr::Ref(Ref::new(format!("#/components/headers/{name}")))
 }
 
-/// Adds the headers that every answer has.
-pub(super) fn add_headers_of_all(response: &mut Response) {
-    for (name, ..) in &HEADERS[..OF_ALL] {
+/// Adds the headers that every response has.
+pub(super) fn add_common_headers(response: &mut Response) {
+    for (name, ..) in &HEADERS[..COMMON_HEADER_COUNT] {
         response.headers.insert((*name).to_owned(), header_ref(name));
     }
 }
 
-/// Adds what operations refer to.
+/// Adds the headers, parameters and responses that operations refer to.
 pub(super) fn add_shared(components: &mut Components, settings: &HttpSettings) {
     for (name, description, kind) in HEADERS {
         components.headers.insert(name.to_owned(), header(description, kind).into());
@@ -278,23 +278,23 @@ pub(super) fn add_shared(components: &mut Components, settings: &HttpSettings) {
     for Shared { name, description, failures } in SHARED {
         let mut failures = failures();
         for (_, failure) in &mut failures {
-            if let ApiError::BodyTooLarge { most } = failure {
-                *most = settings.max_body_bytes;
+            if let ApiError::BodyTooLarge { max_bytes } = failure {
+                *max_bytes = settings.max_body_bytes;
             }
         }
         let mut response = response(description, &failures);
-        add_headers_of_all(&mut response);
+        add_common_headers(&mut response);
         components.responses.insert(name.to_owned(), response.into());
     }
 }
 
-fn header(description: &str, kind: Kind) -> Header {
-    let schema = if kind == Kind::Seconds {
+fn header(description: &str, kind: HeaderKind) -> Header {
+    let schema = if kind == HeaderKind::Seconds {
         ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0))
     } else {
         ObjectBuilder::new().schema_type(Type::String)
     };
-    let required: [(&str, Value); 1] = [("required", json!(kind != Kind::Sometimes))];
+    let required: [(&str, Value); 1] = [("required", json!(kind != HeaderKind::Sometimes))];
     HeaderBuilder::new()
         .description(Some(description))
         .schema(Some(schema))

@@ -1,5 +1,5 @@
-//! The forms of values that their Rust types do not tell: lengths, characters, bounds, and what a customer must have.
-//! Each says what the handler checks, no more and no less.
+//! Schemas with constraints that Rust types do not have: lengths, patterns, bounds, and that a customer needs an identifier.
+//! Each has exactly the constraints that the handler checks.
 
 use std::ops::RangeInclusive;
 
@@ -11,25 +11,24 @@ use utoipa::openapi::schema::{
 use utoipa::openapi::{Components, RefOr, Schema};
 use utoipa::{Number, PartialSchema, ToSchema};
 
-use super::object;
-use crate::auth::{LONGEST_NAME, SCOPE};
+use crate::auth::{MAX_NAME_LENGTH, SCOPE};
 use crate::config::HttpSettings;
 use crate::model::{MOBILE_MARKS, Source, TargetType};
 
-/// Whatever Unicode calls white space.
+/// White space in Unicode.
 const BLANK: &str = r"[\u0009-\u000D\u0020\u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]";
-/// What separates scopes.
+/// The separators between scopes.
 const SPACE: &str = r"[\u0009\u000A\u000C\u000D ]";
 const NO_NUL: &str = r"^[^\u0000]*$";
 
-/// A key as it is in a header: in quotes, where only a quote and a backslash are escaped, or as it is.
+/// An idempotency key in a header: an RFC 8941 string, or without quotes.
 const KEY: &str = r#"^(?:"(?:[ !#-\[\]-~]|\\["\\]){1,255}"|[!#-~](?:[ -~]{0,253}[!-~])?|"(?:[ -~]{0,253}[!#-~])?)$"#;
 
-fn string(description: &str, longest: usize, pattern: &str) -> ObjectBuilder {
+fn string(description: &str, max_length: usize, pattern: &str) -> ObjectBuilder {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some(description))
-        .max_length(Some(longest))
+        .max_length(Some(max_length))
         .pattern(Some(pattern))
 }
 
@@ -37,7 +36,7 @@ fn nullable(builder: ObjectBuilder) -> ObjectBuilder {
     builder.schema_type(SchemaType::from_iter([Type::String, Type::Null]))
 }
 
-/// `seriesIds`; the most that there may be is set by [`bound`].
+/// `seriesIds`; [`set_limits`] adds the maximum.
 pub(in crate::http) fn series_ids() -> Array {
     let id = ObjectBuilder::new()
         .schema_type(SchemaType::from_iter([Type::Integer, Type::String]))
@@ -53,7 +52,6 @@ pub(in crate::http) fn series_ids() -> Array {
         .build()
 }
 
-/// `customer.id`.
 pub(in crate::http) fn customer_id() -> Object {
     string("A string or an integer: `\"566881933\"` and `566881933` are the same.", 255, NO_NUL)
         .schema_type(SchemaType::from_iter([Type::String, Type::Integer, Type::Null]))
@@ -63,7 +61,6 @@ pub(in crate::http) fn customer_id() -> Object {
         .build()
 }
 
-/// `customer.mobile`.
 pub(in crate::http) fn mobile() -> Object {
     let range = |marks: &RangeInclusive<char>| {
         format!(r"\u{:04X}-\u{:04X}", u32::from(*marks.start()), u32::from(*marks.end()))
@@ -78,37 +75,31 @@ pub(in crate::http) fn mobile() -> Object {
         .build()
 }
 
-/// `customer.email`.
 pub(in crate::http) fn email() -> Object {
     nullable(string("Compared without regard to case.", 254, NO_NUL)).examples([json!("someone@example.com")]).build()
 }
 
-/// `customer.externalId`.
 pub(in crate::http) fn external_id() -> Object {
     nullable(string("The customer's id in another system.", 255, NO_NUL)).build()
 }
 
-/// `source`.
 pub(in crate::http) fn source() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .description(Some("Where the customer was; stored with the coupon. Empty: as if left out."))
-        .enum_values(Some(Source::ALL.map(Source::name).into_iter().chain([""])))
+        .enum_values(Some(Source::NAMES.iter().copied().chain([""])))
         .default(Some(json!(Source::default().name())))
         .build()
 }
 
-/// `accountId`.
 pub(in crate::http) fn account_id() -> Object {
     string("Stored with the coupon.", 255, NO_NUL).build()
 }
 
-/// `grant_type`.
 pub(in crate::http) fn grant_type() -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["client_credentials"])).build()
 }
 
-/// `scope`.
 pub(in crate::http) fn scope() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
@@ -118,7 +109,7 @@ pub(in crate::http) fn scope() -> Object {
         .build()
 }
 
-/// A value that is described here and has no type of its own.
+/// A schema of a value that has no Rust type.
 macro_rules! described {
     ($name:ident, $doc:literal, $schema:expr) => {
         #[doc = $doc]
@@ -149,13 +140,13 @@ described!(
     "The header `X-CAP-API-ATTRIBUTION-ENTITY-TYPE`, in any case.",
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .enum_values(Some(TargetType::ALL.map(TargetType::name).into_iter().chain([""])))
+        .enum_values(Some(TargetType::NAMES.iter().copied().chain([""])))
         .default(Some(json!(TargetType::Till.name())))
 );
 described!(
     EntityCode,
     "The header `X-CAP-API-ATTRIBUTION-ENTITY-CODE`, or the older `X-CAP-API-ATTRIBUTION-TILL-CODE`.",
-    ObjectBuilder::new().schema_type(Type::String).max_length(Some(LONGEST_NAME)).examples([json!("kiosk")])
+    ObjectBuilder::new().schema_type(Type::String).max_length(Some(MAX_NAME_LENGTH)).examples([json!("kiosk")])
 );
 described!(
     DocsFile,
@@ -182,8 +173,8 @@ described!(
     )
 );
 
-/// Sets the bounds of this service, and what a customer must have.
-pub(super) fn bound(components: &mut Components, settings: &HttpSettings) {
+/// Sets the limits that depend on the settings, and that a customer needs an identifier.
+pub(super) fn set_limits(components: &mut Components, settings: &HttpSettings) {
     let request = object(components, "IssueRequest");
     if let Some(RefOr::T(Schema::Array(ids))) = request.and_then(|request| request.properties.get_mut("seriesIds")) {
         ids.max_items = Some(settings.max_series_ids);
@@ -192,5 +183,12 @@ pub(super) fn bound(components: &mut Components, settings: &HttpSettings) {
         let blank: Value = json!({"type": ["string", "null"], "pattern": format!("^{BLANK}*$")});
         let all_blank = json!({"properties": {"id": blank, "mobile": blank, "externalId": blank, "email": blank}});
         customer.extensions = Some(Extensions::from_iter([("not", all_blank)]));
+    }
+}
+
+fn object<'c>(components: &'c mut Components, name: &str) -> Option<&'c mut Object> {
+    match components.schemas.get_mut(name) {
+        Some(RefOr::T(Schema::Object(object))) => Some(object),
+        _ => None,
     }
 }

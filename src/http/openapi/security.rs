@@ -1,19 +1,17 @@
-//! How callers authenticate, as the OpenAPI document tells it (contract 5).
-//! Who may what is decided in `http::authenticate`.
-
 use utoipa::openapi::Components;
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, ClientCredentials, Flow, HttpAuthScheme, HttpBuilder, OAuth2, Scopes, SecurityScheme,
 };
 
 use crate::auth::SCOPE;
+use crate::http::paths;
 
-/// Adds the schemes; tokens come from `{base}/oauth/token`.
+/// Adds the ways to authenticate (contract 5). Clients get their tokens from `{base}/oauth/token`.
 pub(super) fn add_schemes(components: &mut Components, base: &str) {
     let http = |scheme, description| HttpBuilder::new().scheme(scheme).description(Some(description));
     let basic = |description| SecurityScheme::Http(http(HttpAuthScheme::Basic, description).build());
     let bearer = http(HttpAuthScheme::Bearer, "A token of this service, or of an outside issuer that is trusted.");
-    let flow = ClientCredentials::new(format!("{base}/oauth/token"), Scopes::one(SCOPE, "issue coupons"));
+    let flow = ClientCredentials::new(format!("{base}{}", paths::TOKEN), Scopes::one(SCOPE, "issue coupons"));
     let schemes = [
         ("basic", basic("A till and its password, or the md5 of that in hex.")),
         ("oauthClient", basic("An OAuth client's key and secret, form-encoded as RFC 6749, 2.3.1, says.")),

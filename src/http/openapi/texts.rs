@@ -1,15 +1,11 @@
-//! What the OpenAPI document tells in words. Its tables of errors are made of the errors themselves.
-//! README, "The contract", has the whole of it.
+//! The descriptions in the OpenAPI document. Its tables of errors come from the errors themselves. docs/contract.md says more.
 
 use std::fmt::Write;
 
 use super::{examples, failures};
 
-/// The tag of what is about coupons.
 pub(in crate::http) const ISSUING: &str = "Issuing";
-/// The tag of what is about tokens.
 pub(in crate::http) const TOKENS: &str = "Tokens";
-/// The tag of what is about the service.
 pub(in crate::http) const SERVICE: &str = "Service";
 
 const ISSUE: &str = "\
@@ -24,16 +20,16 @@ work, with 409.
 An OAuth client that acts for many tills or stores names one of its organisation in `X-CAP-API-ATTRIBUTION-ENTITY-CODE`. The coupons \
 are stored under it, its store decides 735, and it needs write access, too.";
 
-/// Of `getReceipt`.
+/// The description of `getReceipt`.
 pub(in crate::http) const RECEIPT: &str = "\
 For a till that lost its answer and wants to know what it was. Nothing is issued. Read access is enough.";
 
-/// Of `token`.
+/// The description of `token`.
 pub(in crate::http) const TOKEN: &str = "\
 RFC 6749, client credentials. The client authenticates by Basic (`client_secret_basic`), or by `client_id` and `client_secret` \
 in the form (`client_secret_post`), not by both. The token goes into `Authorization: Bearer`.";
 
-/// Of the whole document.
+/// The description of the whole document.
 pub(super) const ABOUT: &str = "\
 Issues coupons: one of each series to one customer, each in its own transaction.
 
@@ -43,15 +39,16 @@ from `/oauth/token` or `/v3/oauth/token/generate`. Where a request has both, the
 Every answer has `X-CAP-REQUEST-ID`, `X-Request-Id` and `X-Cap-RequestID`, all the same: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
 new one. The service's log has it too. Unknown fields of a request are ignored; answers may get new ones.";
 
-/// Of `issueCoupons`: the errors that callers meet, too.
-pub(in crate::http) fn issue() -> String {
+/// The description of `issueCoupons`, with all errors.
+pub(in crate::http) fn issue_description() -> String {
     let mut text = format!(
         "{ISSUE}\n\n### Requests that fail as a whole\n\n| HTTP | code | message | may succeed later |\n|---|---|---|---|\n"
     );
     for (_, failure) in failures::all() {
         let (status, body) = failure.body();
-        let (code, message, later) = body.told();
-        let _ = writeln!(text, "| {} | {code} | {message} | {} |", status.as_u16(), if later { "yes" } else { "" });
+        let error = body.error();
+        let later = if error.retryable == Some(true) { "yes" } else { "" };
+        let _ = writeln!(text, "| {} | {} | {} | {later} |", status.as_u16(), error.code, error.message);
     }
     text.push_str("\n### Entities that fail\n\n| code | message | may succeed later |\n|---|---|---|\n");
     for refusal in examples::refusals() {

@@ -1,0 +1,84 @@
+use sqlx::Row;
+
+use super::columns::{access, rate_limit};
+use super::transaction::Provisioning;
+use crate::db::error::{DbError, unknown_value};
+use crate::model::{Access, CustomerPolicy, OrgId, OrganisationPlan, RateLimit};
+
+/// The settings of the organisation itself, without its stores, tills, clients, customers and series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganisationSettings {
+    /// The name, for people.
+    pub name: String,
+    /// The IANA name of the time zone.
+    pub time_zone: String,
+    /// Who may receive coupons.
+    pub customer_policy: CustomerPolicy,
+    /// The access of a store that has none of its own.
+    pub default_access: Access,
+    /// The limit of each till and client that has none of its own; `None`: the service's default.
+    pub rate_limit: Option<RateLimit>,
+    /// Whether the natural key identifies an issuance: see column `organisation.natural_key`.
+    pub natural_key: bool,
+}
+
+impl From<&OrganisationPlan> for OrganisationSettings {
+    fn from(plan: &OrganisationPlan) -> Self {
+        Self {
+            name: plan.name.clone(),
+            time_zone: plan.time_zone.clone(),
+            customer_policy: plan.customer_policy,
+            default_access: plan.default_access,
+            rate_limit: plan.rate_limit,
+            natural_key: plan.natural_key,
+        }
+    }
+}
+
+impl Provisioning {
+    pub(super) async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, DbError> {
+        let row = sqlx::query(
+            "select name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key
+               from organisation where org_id = $1",
+        )
+        .bind(org_id.0)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(OrganisationSettings {
+            name: row.try_get("name")?,
+            time_zone: row.try_get("time_zone")?,
+            customer_policy: CustomerPolicy::parse(row.try_get("customer_policy")?)
+                .ok_or_else(|| unknown_value("customer_policy"))?,
+            default_access: access(row.try_get("default_access")?)?,
+            rate_limit: rate_limit(&row)?,
+            natural_key: row.try_get("natural_key")?,
+        }))
+    }
+
+    /// Writes the organisation's own settings and increments its revision: decisions under the earlier one become stale.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), DbError> {
+        sqlx::query(
+            "insert into organisation as o (
+                 org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key)
+             values ($1, $2, $3, $4, $5, $6, $7)
+             on conflict (org_id) do update
+                set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
+                    default_access = excluded.default_access, rate_limit_per_minute = excluded.rate_limit_per_minute,
+                    natural_key = excluded.natural_key, revision = o.revision + 1",
+        )
+        .bind(id.0)
+        .bind(&settings.name)
+        .bind(&settings.time_zone)
+        .bind(settings.customer_policy.name())
+        .bind(settings.default_access.name())
+        .bind(settings.rate_limit.map(RateLimit::stored))
+        .bind(settings.natural_key)
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+pub mod activity;
+pub mod overview;
+pub mod remaining;
+pub mod verify;

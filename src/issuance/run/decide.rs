@@ -1,0 +1,167 @@
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+
+use super::plan::Plan;
+use super::precedence::Precedence;
+use super::state::IssueRun;
+use super::view::{View, Views};
+use crate::db::writer::{Code, NewCoupon, Work};
+use crate::issuance::codes;
+use crate::issuance::entity::EntityState;
+use crate::issuance::error::IssueError;
+use crate::issuance::outcome::{Granted, Resend};
+use crate::issuance::refusal::Refusal;
+use crate::issuance::rules::{self, Decision, DecisionContext};
+use crate::model::{ClientHandling, EntropyError, HeldCoupon};
+
+/// The answer of an entity if the write succeeds, and the write.
+type Draft = (Granted, Work);
+
+impl IssueRun<'_> {
+    /// Decides the open entities that need not wait, and returns the plan of the write.
+    pub(super) fn decide(&mut self, views: &Views, origin_id: i32) -> Plan {
+        let mut plan = Plan::default();
+        let mut precedence = Precedence::default();
+        let certainty = self.certainty();
+        for index in 0..self.entities.len() {
+            let series_id = match &self.entities[index].state {
+                EntityState::Found(granted) => {
+                    let answer = Granted::clone(granted);
+                    self.entities[index].send(answer);
+                    plan.add(index, Work::FlushBarrier(self.read_since));
+                    continue;
+                }
+                EntityState::Failed(refusal) => {
+                    self.entities[index].state = EntityState::Done(Err(certainty.qualify(*refusal)));
+                    continue;
+                }
+                EntityState::Open(_) => self.entities[index].series_id,
+                EntityState::InFlight(_)
+                | EntityState::Unreached(_)
+                | EntityState::SameAs(_)
+                | EntityState::Done(_) => continue,
+            };
+            let Some(view) = views.get(&series_id) else {
+                self.entities[index].state = EntityState::Done(Err(Refusal::UnknownSeries));
+                continue;
+            };
+            if precedence.must_wait(series_id, &view.at) {
+                continue;
+            }
+            match self.decide_series(view, origin_id) {
+                Ok(Some((answer, work))) => {
+                    self.entities[index].send(answer);
+                    plan.add(index, work);
+                    precedence.add_sent(series_id, &view.at);
+                }
+                Ok(None) => self.entities[index].require_history(),
+                Err(refusal) => {
+                    self.entities[index].state = EntityState::Done(Err(certainty.qualify(refusal)));
+                }
+            }
+        }
+        plan
+    }
+
+    /// `None`: the cached settings lead to a refusal, which is final only with the history.
+    fn decide_series(&self, view: &View, origin_id: i32) -> Result<Option<Draft>, Refusal> {
+        let series = &view.at.series;
+        let now = self.resources.clock.now();
+        let context =
+            DecisionContext { now, zone: &self.organisation.time_zone, store_id: self.request.caller.store_id };
+        let decision = match &view.history {
+            Some(history) => rules::decide(series, history, &context),
+            None => match rules::may_issue(series, &context) {
+                Ok(expires_on) => Decision::Issue { expires_on, ordinal: None },
+                Err(_) => return Ok(None),
+            },
+        };
+        match decision {
+            Decision::Refuse(refusal) => Err(refusal),
+            Decision::Resend(held) => Ok(Some(self.draft_resend(view, held))),
+            Decision::Issue { expires_on, ordinal } => {
+                self.draft_coupon(view, origin_id, now, expires_on, ordinal).map(Some)
+            }
+        }
+    }
+
+    fn draft_resend(&self, view: &View, held: HeldCoupon) -> Draft {
+        let resend = Resend {
+            coupon_id: held.coupon_id,
+            series_version: (held.series_version != view.at.version).then_some(view.at.version),
+            redemption_count: held.redemption_count,
+        };
+        (granted(view, held.code, held.expires_on, Some(resend)), Work::FlushBarrier(self.read_since))
+    }
+
+    fn draft_coupon(
+        &self,
+        view: &View,
+        origin_id: i32,
+        now: Timestamp,
+        expires_on: Date,
+        ordinal: Option<i32>,
+    ) -> Result<Draft, Refusal> {
+        let series = &view.at.series;
+        let code = self.new_code(&series.client_handling)?;
+        let code_in_answer = match &code {
+            Code::Unique(code) | Code::Generic(code) => code.clone(),
+            // The writer reports it.
+            Code::FromPool => String::new(),
+        };
+        let coupon = NewCoupon {
+            org_id: self.organisation.id,
+            series_id: series.id,
+            series_version: view.at.version,
+            origin_id,
+            customer_id: self.customer_id().map_err(|error| missing_customer(&error))?.clone(),
+            ordinal,
+            code,
+            expires_on,
+            issued_at: now,
+            account_id: self.request.account_id.clone(),
+            metadata: self.request.metadata.clone(),
+            request_id: Arc::clone(&self.request.request_id),
+            scope: self.idempotency.scope(),
+            revision: view.at.revision,
+            max_create: series.max_create,
+            is_exclusive: view.at.is_exclusive,
+            may_collide: codes::may_collide(&series.client_handling),
+        };
+        Ok((granted(view, code_in_answer, expires_on, None), Work::Issue(Box::new(coupon))))
+    }
+
+    fn new_code(&self, handling: &ClientHandling) -> Result<Code, Refusal> {
+        match handling {
+            ClientHandling::Generated(shape) => {
+                codes::generate(shape, &*self.resources.entropy).map(Code::Unique).map_err(no_entropy)
+            }
+            ClientHandling::Generic(code) => Ok(Code::Generic(code.clone())),
+            ClientHandling::Pool => Ok(Code::FromPool),
+        }
+    }
+}
+
+fn granted(view: &View, code: String, expires_on: Date, resent: Option<Resend>) -> Granted {
+    Granted {
+        snapshot: Arc::clone(&view.at.series.snapshot),
+        zone: view.at.zone.clone(),
+        code,
+        expires_on,
+        redemption_count: resent.map_or(0, |resend| resend.redemption_count),
+        resent,
+        replayed: false,
+    }
+}
+
+fn no_entropy(error: EntropyError) -> Refusal {
+    tracing::error!(%error, "cannot generate a code");
+    Refusal::Failed
+}
+
+fn missing_customer(error: &IssueError) -> Refusal {
+    tracing::error!(%error, "internal error: a coupon without a customer");
+    Refusal::Failed
+}
