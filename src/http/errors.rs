@@ -26,19 +26,19 @@ use crate::telemetry::throttle::Throttle;
 pub(super) struct Problem {
     /// Always false.
     pub(super) status: bool,
-    /// One of those that the description of `issueCoupons` lists; a later version may have more.
+    /// A code from the description of `issueCoupons`; a later version may have more.
     pub(super) code: u16,
     /// For people.
     pub(super) message: String,
-    /// Of an error: whether the same request may succeed later, unchanged.
+    /// For an error: whether the same request may succeed later.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) retryable: Option<bool>,
-    /// When the customer may receive another coupon of the series, where that is known.
+    /// When the customer may receive another coupon of the series, if known.
     #[schema(nullable = false, format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) next_eligible_at: Option<String>,
-    /// How many coupons the series has left, where that is why there is none.
+    /// The remaining coupons of the series, if that is why there is none.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) remaining: Option<u64>,

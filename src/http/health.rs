@@ -13,8 +13,8 @@ use super::state::Http;
     path = "/healthz",
     operation_id = "healthz",
     tag = SERVICE,
-    summary = "Whether the process runs",
-    responses((status = 200, description = "It does", body = String, example = json!("ok\n")), failures::Any),
+    summary = "Liveness: the process runs",
+    responses((status = 200, description = "The process runs", body = String, example = json!("ok\n")), failures::Any),
     security(),
 )]
 pub(super) async fn healthz() -> &'static str {
@@ -26,10 +26,10 @@ pub(super) async fn healthz() -> &'static str {
     path = "/readyz",
     operation_id = "readyz",
     tag = SERVICE,
-    summary = "Whether it can serve",
+    summary = "Readiness: the service can serve",
     responses(
-        (status = 200, description = "It can", body = String, example = json!("ready\n")),
-        (status = 503, description = "The database is away, its schema is none that this version can work on, or a stop has begun",
+        (status = 200, description = "The service can serve", body = String, example = json!("ready\n")),
+        (status = 503, description = "The database is unavailable, this version cannot work on its schema, or the service is stopping",
             body = String, example = json!("stopping\n")),
         failures::Any,
     ),

@@ -59,17 +59,17 @@ impl Source {
 /// Data that the caller stores with the coupon (contract 1, `metadata`), unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "What is to be remembered with the coupons.")]
+#[schema(description = "What to store with the coupons.")]
 pub struct Metadata {
-    /// The kind of thing that caused the issue; up to 50 characters.
+    /// What kind of thing caused the issue; up to 50 characters.
     #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_type: Option<String>,
-    /// That thing's id; up to 50 characters.
+    /// The id of that thing; up to 50 characters.
     #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_id: Option<String>,
-    /// What it did; up to 50 characters.
+    /// The action; up to 50 characters.
     #[schema(max_length = 50, pattern = r"^[^\u0000]*$")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_activity: Option<String>,

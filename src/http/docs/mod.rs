@@ -58,7 +58,7 @@ pub(super) async fn openapi_json(State(http): State<Arc<Http>>) -> Response {
     path = paths::DOCS,
     operation_id = "docs",
     tag = SERVICE,
-    summary = "This document as a page to try it out on",
+    summary = "A page of this document, from which you can send requests",
     responses((status = 200, description = "A page", body = String, content_type = "text/html; charset=utf-8"), failures::Any),
     security(),
 )]
@@ -74,7 +74,7 @@ pub(super) async fn page(State(http): State<Arc<Http>>) -> Result<Response, ApiE
     path = "/docs/{file}",
     operation_id = "docsFile",
     tag = SERVICE,
-    summary = "What that page needs",
+    summary = "A file of that page",
     params(("file" = inline(schemas::DocsFile), Path, description = "The name of a file")),
     responses(
         (status = 200, description = "The file", content((String = "text/javascript"), (String = "text/css"), (Vec<u8> = "image/png"))),

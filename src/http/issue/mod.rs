@@ -32,23 +32,23 @@ use crate::model::Caller;
         IssueQuery,
         ("Idempotency-Key" = inline(schemas::RequestKey), Header, description = "Names the request; see above"),
         ("X-CAP-API-ATTRIBUTION-ENTITY-TYPE" = inline(schemas::EntityType), Header,
-            description = "What `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is, in any case; ignored with Basic"),
+            description = "The kind of name in `X-CAP-API-ATTRIBUTION-ENTITY-CODE`, in upper or lower case; ignored with Basic"),
         ("X-CAP-API-ATTRIBUTION-ENTITY-CODE" = inline(schemas::EntityCode), Header,
             description = "The till or store of its organisation that an OAuth client acts for; ignored with Basic"),
         ("X-CAP-API-ATTRIBUTION-TILL-CODE" = inline(schemas::EntityCode), Header,
-            description = "The older way to name a till, used where there is no `X-CAP-API-ATTRIBUTION-ENTITY-CODE`"),
+            description = "The older header for a till; used if `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is absent"),
     ),
     request_body(content = IssueBody, examples(
         ("Two series" = (summary = "Two series, one of which does not exist", value = json!(examples::request_by_id()))),
-        ("With metadata" = (summary = "With what caused it", value = json!(examples::request_by_mobile())))
+        ("With metadata" = (summary = "With the cause of the issue", value = json!(examples::request_by_mobile())))
     )),
     responses(
         (status = 200, description = "The request was processed, even if every entity failed", body = IssueAnswer,
-            headers(("Idempotent-Replayed" = inline(schemas::Replayed), description = "Something in the answer was issued before, under the same key")),
+            headers(("Idempotent-Replayed" = inline(schemas::Replayed), description = "An earlier attempt under the same key issued a coupon of this answer")),
             links(("receipt" = (
                 operation_id = "getReceipt",
                 parameters(("key" = "$request.header.Idempotency-Key")),
-                description = "The same again later, if the request had an Idempotency-Key"
+                description = "The same request later, if it had an Idempotency-Key"
             ))),
             examples(
                 ("Issued" = (summary = "One issued, one refused", value = json!(examples::answer()))),
@@ -76,19 +76,19 @@ pub(super) async fn issue_coupons(
     path = "/v2/coupon/bulk/issue/{key}",
     operation_id = "getReceipt",
     tag = ISSUING,
-    summary = "What became of a keyed request",
+    summary = "The outcome of a keyed request",
     description = RECEIPT,
     params(
         ("key" = inline(schemas::PathKey), Path, description = "The `Idempotency-Key`, without quotes around it"),
         ("X-CAP-API-ATTRIBUTION-ENTITY-TYPE" = inline(schemas::EntityType), Header,
-            description = "What `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is, in any case; ignored with Basic"),
+            description = "The kind of name in `X-CAP-API-ATTRIBUTION-ENTITY-CODE`, in upper or lower case; ignored with Basic"),
         ("X-CAP-API-ATTRIBUTION-ENTITY-CODE" = inline(schemas::EntityCode), Header,
             description = "The till or store of its organisation that an OAuth client acts for; ignored with Basic"),
         ("X-CAP-API-ATTRIBUTION-TILL-CODE" = inline(schemas::EntityCode), Header,
-            description = "The older way to name a till, used where there is no `X-CAP-API-ATTRIBUTION-ENTITY-CODE`"),
+            description = "The older header for a till; used if `X-CAP-API-ATTRIBUTION-ENTITY-CODE` is absent"),
     ),
     responses(
-        (status = 200, description = "What is known of it", body = ReceiptBody, example = json!(examples::receipt())),
+        (status = 200, description = "The outcome so far", body = ReceiptBody, example = json!(examples::receipt())),
         failures::Receipt,
     ),
     security(("basic" = []), ("oauth2" = []), ("bearer" = []), ("capToken" = [])),

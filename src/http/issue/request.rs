@@ -35,7 +35,7 @@ pub(super) struct IssueBody {
     metadata: Option<Object<Metadata>>,
 }
 
-/// Who is to receive the coupons: at least one identifier that is not blank. Several: id, then mobile, externalId, email
+/// The customer who receives the coupons: at least one identifier that is not blank. Several: id, then mobile, externalId, email
 /// decide; two that name different customers are refused with 721.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

@@ -16,18 +16,18 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The log line of a request has its first failures one by one. The metrics have all of them.
 const MAX_LOGGED_REFUSALS: usize = 10;
 
-/// What became of each series that was asked for, in that order.
+/// The outcome of each series of the request, in the same order.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct IssueAnswer {
     response: Vec<EntityBody>,
-    /// How many entities there are.
+    /// The number of entities.
     total_count: usize,
-    /// How many of them have an error.
+    /// The number of entities with an error.
     failure_count: usize,
 }
 
-/// What is known of a keyed request. An entity of which nothing is known is told as 748.
+/// What is known of a keyed request. An entity whose outcome is unknown is answered 748.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Receipt)]
@@ -40,7 +40,7 @@ pub(super) struct ReceiptBody {
     received_at: String,
 }
 
-/// How far a keyed request has come. `INTERRUPTED`: try it again to finish it.
+/// The state of a keyed request. `INTERRUPTED`: retry it to finish it.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[schema(as = RequestState)]
@@ -50,7 +50,7 @@ enum ReceiptState {
     Interrupted,
 }
 
-/// What became of one series.
+/// The outcome of one series.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Entity)]
@@ -61,9 +61,9 @@ struct EntityBody {
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<ResultBody>,
-    /// Why there is no coupon. Empty where there is one.
+    /// The reason if there is no coupon; otherwise empty.
     errors: Vec<Problem>,
-    /// 700: a coupon that the customer has is shown again.
+    /// 700: the answer shows a coupon that the customer already has.
     warnings: Vec<Problem>,
 }
 
@@ -77,9 +77,9 @@ struct ResultBody {
     #[schema(value_type = i64)]
     series_id: SeriesId,
     description: String,
-    /// `NO_VALUE` where the series has none.
+    /// `NO_VALUE` if the series has none.
     discount_code: String,
-    /// The last day, at its beginning.
+    /// The start of the last day.
     #[schema(format = DateTime)]
     valid_till: String,
     #[schema(value_type = DiscountType)]
@@ -89,7 +89,7 @@ struct ResultBody {
     /// Always `BILL`.
     discount_on: &'static str,
     detailed_info: String,
-    /// How often it was redeemed.
+    /// The number of redemptions.
     redemption_count: i32,
     /// Zero in every published sample.
     id: u8,

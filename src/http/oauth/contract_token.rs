@@ -34,7 +34,7 @@ struct TokenRequest {
 struct TokenData<'a> {
     /// A JWT.
     access_token: &'a str,
-    /// How long it is good.
+    /// The lifetime of the token.
     ttl_seconds: i64,
 }
 
@@ -65,7 +65,7 @@ struct TokenAnswer<'a> {
     request_body(content = TokenRequest, example = json!(examples::contract_token_request())),
     responses(
         (status = 200, description = "A token", body = TokenAnswer, example = json!(examples::contract_token())),
-        (status = 401, description = "No such client, or another secret", body = TokenAnswer,
+        (status = 401, description = "Unknown client, or wrong secret", body = TokenAnswer,
             headers(("WWW-Authenticate" = String, description = "A challenge for each scheme")),
             example = json!(examples::contract_token_refused())),
         failures::ContractToken,

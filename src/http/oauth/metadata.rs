@@ -35,9 +35,9 @@ struct Metadata {
     path = paths::OAUTH_METADATA,
     operation_id = "authorizationServer",
     tag = TOKENS,
-    summary = "The metadata that OAuth 2 clients configure themselves by",
+    summary = "The metadata from which OAuth 2 clients configure themselves",
     responses(
-        (status = 200, description = "As RFC 8414; under `http.public_url`, or else the host that was asked", body = Metadata,
+        (status = 200, description = "As RFC 8414; under `http.public_url`, otherwise under the host of the request", body = Metadata,
             example = json!(examples::metadata())),
         failures::Metadata,
     ),

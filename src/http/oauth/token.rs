@@ -29,7 +29,7 @@ struct TokenAnswer<'a> {
     token_type: &'static str,
     /// In seconds.
     expires_in: i64,
-    /// Absent where the client has no write access.
+    /// Absent if the client has no write access.
     #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'static str>,
@@ -82,9 +82,9 @@ struct Form {
     request_body(content = Form, content_type = "application/x-www-form-urlencoded", example = json!(examples::token_request())),
     responses(
         (status = 200, description = "A token", body = TokenAnswer, example = json!(examples::token())),
-        (status = 400, description = "The request is none for a token, or not for this client", body = ErrorAnswer,
+        (status = 400, description = "The request is not a token request, or not allowed for this client", body = ErrorAnswer,
             example = json!(examples::token_refused("invalid_request", "grant_type is missing"))),
-        (status = 401, description = "No such client, or another secret", body = ErrorAnswer,
+        (status = 401, description = "Unknown client, or wrong secret", body = ErrorAnswer,
             headers(("WWW-Authenticate" = String, description = "A challenge for Basic")),
             example = json!(examples::token_refused("invalid_client", "the client or its secret is not valid"))),
         failures::Token,

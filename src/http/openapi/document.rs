@@ -14,7 +14,7 @@ use crate::http::{errors, paths};
 #[openapi(
     info(title = "Coupon issuer", license(name = "Apache-2.0", identifier = "Apache-2.0")),
     tags(
-        (name = ISSUING, description = "Coupons, and what became of a request for them"),
+        (name = ISSUING, description = "Coupons, and the outcome of a request for them"),
         (name = TOKENS, description = "Tokens for OAuth clients"),
         (name = SERVICE, description = "The service itself"),
     ),

@@ -26,20 +26,20 @@ pub(super) const REQUEST_IDS: [&str; 3] = ["X-CAP-REQUEST-ID", "X-Request-Id", "
 
 /// The headers of responses: name, description, kind.
 const HEADERS: [(&str, &str, HeaderKind); 14] = [
-    ("X-CAP-REQUEST-ID", "The request's id: the caller's, or a new one", HeaderKind::Always),
+    ("X-CAP-REQUEST-ID", "The id of the request: the caller's, or a new one", HeaderKind::Always),
     ("X-Request-Id", "The same", HeaderKind::Always),
     ("X-Cap-RequestID", "The same", HeaderKind::Always),
-    ("Cache-Control", "`no-store`, but for what may be kept: keys, this document and its page", HeaderKind::Always),
-    ("Content-Security-Policy", "An answer of the API may load nothing, and stand in no page", HeaderKind::Always),
+    ("Cache-Control", "`no-store`, except for keys, this document and its page", HeaderKind::Always),
+    ("Content-Security-Policy", "An answer of the API may load nothing, and must not be framed", HeaderKind::Always),
     ("Referrer-Policy", "`no-referrer`", HeaderKind::Always),
     ("X-Content-Type-Options", "`nosniff`", HeaderKind::Always),
     ("X-Frame-Options", "`DENY`", HeaderKind::Always),
-    ("Strict-Transport-Security", "Where callers reach the service by https", HeaderKind::Sometimes),
+    ("Strict-Transport-Security", "Present if callers reach the service by https", HeaderKind::Sometimes),
     ("WWW-Authenticate", "A challenge for each scheme", HeaderKind::Always),
-    ("Retry-After", "In so many seconds the request may be tried again", HeaderKind::Seconds),
-    ("RateLimit", "What is left of the limit, and until when: `\"requests\";r=0;t=1`", HeaderKind::Sometimes),
+    ("Retry-After", "Seconds until the request may be retried", HeaderKind::Seconds),
+    ("RateLimit", "How much of the limit remains, and until when: `\"requests\";r=0;t=1`", HeaderKind::Sometimes),
     ("RateLimit-Policy", "The limit, and for how many seconds: `\"requests\";q=1000;w=60`", HeaderKind::Sometimes),
-    ("Accept-Encoding", "`identity`: a compressed body is not taken", HeaderKind::Sometimes),
+    ("Accept-Encoding", "`identity`: a compressed body is not accepted", HeaderKind::Sometimes),
 ];
 
 /// How many of [`HEADERS`] every response has: the first ones.
@@ -114,12 +114,12 @@ struct Shared {
 const SHARED: [Shared; 11] = [
     Shared {
         name: "Unauthorized",
-        description: "No or bad credentials, or a token that has expired",
+        description: "Missing or invalid credentials, or an expired token",
         failures: unauthorized,
     },
     Shared {
         name: "Forbidden",
-        description: "The access of the caller is too low, or of what the request is attributed to",
+        description: "The access of the caller, or of the till or store that the request is attributed to, is too low",
         failures: || vec![("forbidden", ApiError::Forbidden(""))],
     },
     Shared {
@@ -129,7 +129,7 @@ const SHARED: [Shared; 11] = [
     },
     Shared {
         name: "MethodNotAllowed",
-        description: "The path has other methods; `Allow` says which",
+        description: "The path has other methods; `Allow` lists them",
         failures: || vec![("method_not_allowed", ApiError::MethodNotAllowed)],
     },
     Shared {
@@ -142,21 +142,25 @@ const SHARED: [Shared; 11] = [
         description: "The body is too large",
         failures: || vec![("body_too_large", ApiError::BodyTooLarge { max_bytes: 1_048_576 })],
     },
-    Shared { name: "NotJson", description: "The body is not said to be JSON, or is compressed", failures: not_json },
+    Shared {
+        name: "NotJson",
+        description: "`Content-Type` is not JSON, or the body is compressed",
+        failures: not_json,
+    },
     Shared {
         name: "TooManyRequests",
-        description: "Too many requests of this credential, or too many wrong secrets",
+        description: "Too many requests from this credential, or too many wrong secrets",
         failures: too_many,
     },
     Shared { name: "TooManyFailures", description: "Too many wrong secrets", failures: || vec![too_many_failures()] },
     Shared {
         name: "InternalError",
-        description: "Our fault",
+        description: "An internal error",
         failures: || vec![("internal", ApiError::Internal(String::new()))],
     },
     Shared {
         name: "Unavailable",
-        description: "The database or a token's issuer is away, or the service is overloaded",
+        description: "The database or a token's issuer is unavailable, or the service is overloaded",
         failures: unavailable,
     },
 ];
@@ -210,15 +214,15 @@ macro_rules! failures_of {
 failures_of! {
     "The failures of `issueCoupons`." Issue:
         ["Unauthorized", "Forbidden", "BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyRequests", "InternalError", "Unavailable"],
-        "The request is not one that can be processed; the message names the field" => bad_issue(),
+        "The request cannot be processed; the message names the field" => bad_issue(),
         "Another attempt at the same keyed request is at work" => running(),
         "The `Idempotency-Key` was used for another request" => reused();
     "The failures of `getReceipt`." Receipt: ["Unauthorized", "Forbidden", "TooManyRequests", "InternalError", "Unavailable"],
-        "What is in the path can be no key, or the request is attributed to nothing known" => bad_receipt(),
-        "The organisation knows no such request" => no_such_request();
+        "The key in the path is not valid, or the attribution headers name nothing that is known" => bad_receipt(),
+        "The organisation has no request under this key" => no_such_request();
     "The failures of `generateToken`." ContractToken:
         ["BodyTooSlow", "BodyTooLarge", "NotJson", "TooManyFailures", "InternalError", "Unavailable"],
-        "The body is no such request; the message names the field" => bad_body();
+        "The body is not a token request; the message names the field" => bad_body();
     "The failures of `token`." Token: ["BodyTooSlow", "BodyTooLarge", "TooManyFailures", "InternalError", "Unavailable"];
     "The failures of `authorizationServer`." Metadata: ["InternalError"], "The request names no host" => bad_host();
     "The failures of `docsFile`." File: ["NotFound", "InternalError"];
@@ -307,7 +311,7 @@ fn request_id(name: &str) -> Parameter {
         .name(name)
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
-        .description(Some("Names the request in its answer and in the log; one that is not well formed is ignored"))
+        .description(Some("The id of the request in the answer and in the log; ignored if it is malformed"))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build()
 }

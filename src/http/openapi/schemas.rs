@@ -47,7 +47,7 @@ pub(in crate::http) fn series_ids() -> Array {
     ArrayBuilder::new()
         .items(id)
         .min_items(Some(1))
-        .description(Some("Integers, or strings of their digits. One listed again is processed again, in order."))
+        .description(Some("Integers, or strings of their digits. A repeated id is processed again, in order."))
         .examples([json!([101, 102])])
         .build()
 }
@@ -67,7 +67,7 @@ pub(in crate::http) fn mobile() -> Object {
     };
     let marks: String = MOBILE_MARKS.iter().map(range).collect();
     let pattern = format!(r"^(?:{BLANK}*|(?:[{marks}]*[0-9]){{1,20}}[{marks}]*)$");
-    string("Compared as its digits: a string, or a number.", 255, &pattern)
+    string("A string or a number. Its digits are compared.", 255, &pattern)
         .schema_type(SchemaType::from_iter([Type::String, Type::Integer, Type::Null]))
         .minimum(Some(Number::Int(0)))
         .maximum(Some(Number::UInt(usize::MAX)))
@@ -76,7 +76,7 @@ pub(in crate::http) fn mobile() -> Object {
 }
 
 pub(in crate::http) fn email() -> Object {
-    nullable(string("Compared without regard to case.", 254, NO_NUL)).examples([json!("someone@example.com")]).build()
+    nullable(string("Compared case-insensitively.", 254, NO_NUL)).examples([json!("someone@example.com")]).build()
 }
 
 pub(in crate::http) fn external_id() -> Object {
@@ -86,7 +86,7 @@ pub(in crate::http) fn external_id() -> Object {
 pub(in crate::http) fn source() -> Object {
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .description(Some("Where the customer was; stored with the coupon. Empty: as if left out."))
+        .description(Some("Where the customer was; stored with the coupon. Empty: the same as absent."))
         .enum_values(Some(Source::NAMES.iter().copied().chain([""])))
         .default(Some(json!(Source::default().name())))
         .build()
@@ -105,7 +105,7 @@ pub(in crate::http) fn scope() -> Object {
         .schema_type(Type::String)
         .pattern(Some(format!("^{SPACE}*(?:{SCOPE}(?:{SPACE}+{SCOPE})*{SPACE}*)?$")))
         .examples([json!(SCOPE)])
-        .description(Some("Left out: what the client may have."))
+        .description(Some("Absent: everything that the client may have."))
         .build()
 }
 
@@ -127,7 +127,7 @@ macro_rules! described {
 
 described!(
     RequestKey,
-    "The header `Idempotency-Key`, which may be left out.",
+    "The header `Idempotency-Key`, which is optional.",
     ObjectBuilder::new().schema_type(Type::String).pattern(Some(KEY)).examples([json!("bill-4711")])
 );
 described!(

@@ -10,7 +10,7 @@ use crate::http::paths;
 pub(super) fn add_schemes(components: &mut Components, base: &str) {
     let http = |scheme, description| HttpBuilder::new().scheme(scheme).description(Some(description));
     let basic = |description| SecurityScheme::Http(http(HttpAuthScheme::Basic, description).build());
-    let bearer = http(HttpAuthScheme::Bearer, "A token of this service, or of an outside issuer that is trusted.");
+    let bearer = http(HttpAuthScheme::Bearer, "A token of this service, or of a trusted external issuer.");
     let flow = ClientCredentials::new(format!("{base}{}", paths::TOKEN), Scopes::one(SCOPE, "issue coupons"));
     let schemes = [
         ("basic", basic("A till and its password, or the md5 of that in hex.")),
@@ -19,7 +19,7 @@ pub(super) fn add_schemes(components: &mut Components, base: &str) {
             "oauth2",
             SecurityScheme::OAuth2(OAuth2::with_description(
                 [Flow::ClientCredentials(flow)],
-                "An OAuth client, by the token that its key and secret get.",
+                "An OAuth client, by a token that it got with its key and secret.",
             )),
         ),
         ("bearer", SecurityScheme::Http(bearer.bearer_format("JWT").build())),

@@ -22,7 +22,7 @@ are stored under it, its store decides 735, and it needs write access, too.";
 
 /// The description of `getReceipt`.
 pub(in crate::http) const RECEIPT: &str = "\
-For a till that lost its answer and wants to know what it was. Nothing is issued. Read access is enough.";
+For a till that lost the answer. Issues nothing. The caller needs read access.";
 
 /// The description of `token`.
 pub(in crate::http) const TOKEN: &str = "\
@@ -34,7 +34,7 @@ pub(super) const ABOUT: &str = "\
 Issues coupons: one of each series to one customer, each in its own transaction.
 
 Tills authenticate with Basic, with their password or its md5 (32 hex digits). OAuth clients do with a token, which they get \
-from `/oauth/token` or `/v3/oauth/token/generate`. Where a request has both, the token in `X-CAP-API-OAUTH-TOKEN` decides.
+from `/oauth/token` or `/v3/oauth/token/generate`. If a request has both, the token in `X-CAP-API-OAUTH-TOKEN` decides.
 
 Every answer has `X-CAP-REQUEST-ID`, `X-Request-Id` and `X-Cap-RequestID`, all the same: the caller's, if it is up to 128 letters, digits and `-_.:/+=`, else a \
 new one. The service's log has it too. Unknown fields of a request are ignored; answers may get new ones.";
