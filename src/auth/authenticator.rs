@@ -138,7 +138,7 @@ impl Authenticator {
                 // The cache may hold tokens of a key that was removed.
                 Ok(Ok(true)) => self.cache.invalidate_all(),
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) if error.is_away() => {
+                Ok(Err(error)) if error.is_unavailable() => {
                     tracing::warn!(%error, "cannot reload the signing keys while the database is unavailable");
                 }
                 Ok(Err(error)) => {

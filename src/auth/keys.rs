@@ -47,7 +47,7 @@ pub enum KeyError {
 impl KeyError {
     /// Whether the database is unavailable, so that a retry may succeed.
     #[must_use]
-    pub const fn is_away(&self) -> bool {
+    pub const fn is_unavailable(&self) -> bool {
         matches!(self, Self::Db(DbError::Unavailable(_) | DbError::TookTooLong(_) | DbError::ServerFault(_)))
     }
 }

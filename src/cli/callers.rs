@@ -4,51 +4,46 @@ use std::path::Path;
 use anyhow::{Context, anyhow, bail};
 use secrecy::SecretString;
 
-use super::args::{ClientArgs, ClientCommand, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand, require_schema};
+use super::args::{
+    ClientArgs, ClientCommand, Common, SetPasswordArgs, SetSecretArgs, TillArgs, TillCommand, require_schema,
+};
 use crate::model::{SystemClock, secret_in};
 use crate::provisioning::commands::{self, Holder, Invocation, Outcome};
 
-fn invocation() -> Invocation {
-    Invocation::now(&SystemClock)
-}
-
 pub(super) async fn till(command: TillCommand) -> anyhow::Result<Outcome> {
-    let set_disabled = async |TillArgs { till, common }: TillArgs, disabled| {
-        anyhow::Ok(
-            commands::set_disabled(&common.database().await?, &Holder::Till(till), disabled, invocation()).await?,
-        )
-    };
     match command {
-        TillCommand::Disable(args) => set_disabled(args, true).await,
-        TillCommand::Enable(args) => set_disabled(args, false).await,
+        TillCommand::Disable(TillArgs { till, common }) => set_disabled(Holder::Till(till), &common, true).await,
+        TillCommand::Enable(TillArgs { till, common }) => set_disabled(Holder::Till(till), &common, false).await,
         TillCommand::SetPassword(SetPasswordArgs { till: TillArgs { till, common }, password_file }) => {
-            let connect = common.connect_options()?;
-            let password = read_secret(password_file.as_deref(), "password")?;
-            require_schema(&connect).await?;
-            Ok(commands::set_secret(&connect, &Holder::Till(till), password, invocation()).await?)
+            set_secret(Holder::Till(till), &common, password_file.as_deref(), "password").await
         }
     }
 }
 
 pub(super) async fn client(command: ClientCommand) -> anyhow::Result<Outcome> {
-    let set_disabled = async |ClientArgs { key, common }: ClientArgs, disabled| {
-        anyhow::Ok(
-            commands::set_disabled(&common.database().await?, &Holder::Client(key), disabled, invocation()).await?,
-        )
-    };
     match command {
-        ClientCommand::Disable(args) => set_disabled(args, true).await,
-        ClientCommand::Enable(args) => set_disabled(args, false).await,
+        ClientCommand::Disable(ClientArgs { key, common }) => set_disabled(Holder::Client(key), &common, true).await,
+        ClientCommand::Enable(ClientArgs { key, common }) => set_disabled(Holder::Client(key), &common, false).await,
         ClientCommand::SetSecret(SetSecretArgs { client: ClientArgs { key, common }, secret_file }) => {
-            let connect = common.connect_options()?;
-            let secret = read_secret(secret_file.as_deref(), "secret")?;
-            require_schema(&connect).await?;
-            Ok(commands::set_secret(&connect, &Holder::Client(key), secret, invocation()).await?)
+            set_secret(Holder::Client(key), &common, secret_file.as_deref(), "secret").await
         }
         ClientCommand::RevokeTokens(ClientArgs { key, common }) => {
-            Ok(commands::revoke_tokens(&common.database().await?, &key, invocation()).await?)
+            Ok(commands::revoke_tokens(&common.database().await?, &key, Invocation::now(&SystemClock)).await?)
         }
     }
+}
+
+async fn set_disabled(holder: Holder, common: &Common, disabled: bool) -> anyhow::Result<Outcome> {
+    let connect = common.database().await?;
+    Ok(commands::set_disabled(&connect, &holder, disabled, Invocation::now(&SystemClock)).await?)
+}
+
+async fn set_secret(holder: Holder, common: &Common, file: Option<&Path>, what: &str) -> anyhow::Result<Outcome> {
+    let connect = common.connect_options()?;
+    // Before the database is asked: whoever types a secret is not kept waiting.
+    let secret = read_secret(file, what)?;
+    require_schema(&connect).await?;
+    Ok(commands::set_secret(&connect, &holder, secret, Invocation::now(&SystemClock)).await?)
 }
 
 /// Reads one line from a file or from standard input. On a terminal, asks twice and does not echo.

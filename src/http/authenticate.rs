@@ -33,14 +33,14 @@ enum Credentials {
 
 /// The state of [`authenticate`].
 #[derive(Clone)]
-pub(super) struct Guard {
+pub(super) struct AccessGuard {
     pub(super) http: Arc<Http>,
     pub(super) needed: Access,
 }
 
 /// The middleware of every route that is not public: authenticates the caller and checks its access (contract 5).
 pub(super) async fn authenticate(
-    State(Guard { http, needed }): State<Guard>,
+    State(AccessGuard { http, needed }): State<AccessGuard>,
     mut request: Request,
     next: Next,
 ) -> Response {

@@ -8,7 +8,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::authenticate::{Guard, authenticate};
+use super::authenticate::{AccessGuard, authenticate};
 use super::errors::{self, ApiError};
 use super::openapi::{self, Description};
 use super::request_log::request_log;
@@ -56,7 +56,7 @@ impl RouteTable {
 pub fn router(http: Arc<Http>) -> Router {
     metrics::register();
     let RouteTable { write, read, public } = RouteTable::new(&http.settings);
-    let guard = |needed| from_fn_with_state(Guard { http: Arc::clone(&http), needed }, authenticate);
+    let guard = |needed| from_fn_with_state(AccessGuard { http: Arc::clone(&http), needed }, authenticate);
     let routes = write.route_layer(guard(Access::Write)).merge(read.route_layer(guard(Access::Read))).merge(public);
     Router::from(routes)
         .fallback(docs::fallback)

@@ -71,9 +71,9 @@ impl Issuer {
         self.resources.writer.is_refused(timeout).await
     }
 
-    /// The number of running requests, and the use of the writer.
+    /// The number of running requests, and the usage of the writer.
     #[must_use]
-    pub fn use_now(&self) -> (usize, WriterUsage) {
+    pub fn usage(&self) -> (usize, WriterUsage) {
         (self.running.len(), self.resources.writer.usage())
     }
 

@@ -184,9 +184,9 @@ impl KeyClaim {
     }
 
     /// Lets the coupons of the next write claim the key, with these answers, if nothing was sent before.
-    pub(super) fn claim_with_coupons(self, answers: impl FnOnce() -> String) -> Self {
+    pub(super) fn claim_with_coupons(self, answers: String) -> Self {
         match self {
-            Self::Unclaimed(new) => Self::InFlight(new, answers().into()),
+            Self::Unclaimed(new) => Self::InFlight(new, answers.into()),
             other => other,
         }
     }

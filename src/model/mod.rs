@@ -27,8 +27,8 @@ pub use environment::Environment;
 pub use history::IssuanceHistory;
 pub use organisation::{OrgId, Organisation, Revision, StoreId};
 pub use plan::{
-    ClientProof, CustomerPlan, FilePosition, IdentifierPlan, OAuthClientPlan, OrganisationPlan, Settings, StorePlan,
-    TillPlan, TokenAlgorithm, TokenIssuerPlan,
+    ClientProof, CustomerPlan, FilePosition, IdentifierPlan, OAuthClientPlan, OrganisationPlan, OrganisationSettings,
+    Settings, StorePlan, TillPlan, TokenAlgorithm, TokenIssuerPlan,
 };
 pub use rate_limit::RateLimit;
 pub use secret::{SecretError, secret_in, secret_line};

@@ -15,18 +15,8 @@ use super::{
 pub struct OrganisationPlan {
     /// The id.
     pub id: OrgId,
-    /// The display name.
-    pub name: String,
-    /// The IANA name of the time zone.
-    pub time_zone: String,
-    /// Who may receive coupons.
-    pub customer_policy: CustomerPolicy,
-    /// The access level of the tills of a store without its own setting.
-    pub default_access: Access,
-    /// The rate limit of tills and clients without their own limit. `None`: the limit of the service.
-    pub rate_limit: Option<RateLimit>,
-    /// See [`Organisation::natural_key`](super::Organisation::natural_key).
-    pub natural_key: bool,
+    /// The settings of the organisation itself.
+    pub settings: OrganisationSettings,
     /// The stores.
     pub stores: Vec<StorePlan>,
     /// The tills.
@@ -43,6 +33,23 @@ pub struct OrganisationPlan {
     pub code_positions: BTreeMap<SeriesId, FilePosition>,
     /// The series that the file only names as mutually exclusive, with the position of the name.
     pub unlisted_series: Vec<(SeriesId, FilePosition)>,
+}
+
+/// The settings of the organisation itself, without its stores, tills, clients, customers and series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganisationSettings {
+    /// The display name.
+    pub name: String,
+    /// The IANA name of the time zone.
+    pub time_zone: String,
+    /// Who may receive coupons.
+    pub customer_policy: CustomerPolicy,
+    /// The access level of the tills of a store without its own setting.
+    pub default_access: Access,
+    /// The rate limit of tills and clients without their own limit. `None`: the limit of the service.
+    pub rate_limit: Option<RateLimit>,
+    /// See [`Organisation::natural_key`](super::Organisation::natural_key).
+    pub natural_key: bool,
 }
 
 /// A position in the file.

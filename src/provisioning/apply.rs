@@ -85,7 +85,7 @@ async fn with_stored<'a>(
 async fn write_parties(transaction: &mut Provisioning, changes: &Changes<'_>) -> Result<(), ApplyError> {
     let org_id = changes.plan.id;
     if changes.is_new {
-        transaction.put_organisation(org_id, &changes.settings).await?;
+        transaction.put_organisation(org_id, &changes.plan.settings).await?;
     }
     for store in &changes.stores {
         transaction.put_store(org_id, store).await?;
@@ -117,7 +117,7 @@ async fn write_settings(transaction: &mut Provisioning, changes: &Changes<'_>) -
     let org_id = changes.plan.id;
     transaction.pause_issuing(org_id).await?;
     ApplyError::if_any(code_conflicts::personal_code_conflicts(transaction, changes).await?)?;
-    transaction.put_organisation(org_id, &changes.settings).await?;
+    transaction.put_organisation(org_id, &changes.plan.settings).await?;
     for series in &changes.series {
         transaction.put_series(org_id, series).await?;
     }

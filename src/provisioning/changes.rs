@@ -10,16 +10,13 @@ use super::error::ApplyError;
 use super::report::Report;
 use super::stores::StoreCodes;
 use crate::auth::{hash_secret, till_password, verify_secret};
-use crate::db::provisioning::{
-    OrganisationSettings, StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings,
-};
+use crate::db::provisioning::{StoredClientSettings, StoredOrganisation, StoredProof, StoredTillSettings};
 use crate::model::{ClientProof, CustomerPlan, OrgId, OrganisationPlan, Series, StorePlan, TokenIssuerPlan};
 
 /// What `apply` must write of one organisation.
 pub(super) struct Changes<'a> {
     pub(super) plan: &'a OrganisationPlan,
     pub(super) is_new: bool,
-    pub(super) settings: OrganisationSettings,
     settings_differ: bool,
     pub(super) stores: Vec<&'a StorePlan>,
     pub(super) tills: Vec<(&'a str, StoredTillSettings)>,
@@ -60,8 +57,7 @@ pub(super) async fn compare<'a>(
         return Err(ApplyError::SharedCode(plan.id, shared));
     }
 
-    let settings = OrganisationSettings::from(plan);
-    let settings_differ = report.add_change(plan.id, "", Difference::between(stored.settings.as_ref(), &settings));
+    let settings_differ = report.add_change(plan.id, "", Difference::between(stored.settings.as_ref(), &plan.settings));
     let mut differs = |what: &str, difference| report.add_change(plan.id, what, difference);
     let series: Vec<&Series> = (plan.series.iter())
         .filter(|new| differs(&format!("series {}", new.id.0), Difference::between(stored.series.get(&new.id), *new)))
@@ -79,7 +75,6 @@ pub(super) async fn compare<'a>(
     Ok(Changes {
         plan,
         is_new: stored.settings.is_none(),
-        settings,
         settings_differ,
         stores: changed_stores,
         tills,

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
-use crate::db::provisioning::{OrganisationSettings, StoredClientSettings, StoredProof, StoredTillSettings};
-use crate::model::{Access, RateLimit, Settings};
+use crate::db::provisioning::{StoredClientSettings, StoredProof, StoredTillSettings};
+use crate::model::{Access, OrganisationSettings, RateLimit, Settings};
 
 /// The difference between what is stored and what the file wants.
 pub(super) enum Difference {

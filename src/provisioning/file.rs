@@ -17,7 +17,7 @@ use super::stores::{StoreCodes, store};
 use super::toml::{Mistake, Mistakes, Section};
 use super::unique_values::{GlobalNames, check_unique};
 use crate::auth::MAX_NAME_LENGTH;
-use crate::model::{Access, CustomerPolicy, OrgId, OrganisationPlan, text_in};
+use crate::model::{Access, CustomerPolicy, OrgId, OrganisationPlan, OrganisationSettings, text_in};
 
 /// Reads and checks a file.
 ///
@@ -87,12 +87,14 @@ fn organisation(section: &Section<'_>, secrets: &Secrets<'_>, names: &mut Global
     }
     Some(OrganisationPlan {
         id: OrgId(id?),
-        name: name?,
-        time_zone,
-        customer_policy: policy.unwrap_or(CustomerPolicy::Open),
-        default_access: access.unwrap_or(Access::None),
-        rate_limit,
-        natural_key,
+        settings: OrganisationSettings {
+            name: name?,
+            time_zone,
+            customer_policy: policy.unwrap_or(CustomerPolicy::Open),
+            default_access: access.unwrap_or(Access::None),
+            rate_limit,
+            natural_key,
+        },
         stores: stores?,
         tills: tills?,
         token_issuers: token_issuers?,

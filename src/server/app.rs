@@ -64,7 +64,7 @@ impl App {
         let load = async || {
             SigningKeys::load(db.clone(), KeySource::from_settings(&settings.auth), environment.clock.clone()).await
         };
-        let keys = retry_until(startup_timeout, KeyError::is_away, load).await?;
+        let keys = retry_until(startup_timeout, KeyError::is_unavailable, load).await?;
         let (writer, writer_tasks) = Writer::start(connect, settings.writer);
         let Environment { clock, entropy } = environment;
         let authenticator = Arc::new(Authenticator::new(
@@ -189,17 +189,17 @@ fn server(
     Ok(server)
 }
 
-/// Retries an operation once a second while it fails because the database is away, until the time-out.
+/// Retries an operation once a second while it fails because the database is unavailable, until the time-out.
 pub(crate) async fn retry_until<T, E: std::error::Error + Send + Sync + 'static>(
     timeout: Duration,
-    is_away: impl Fn(&E) -> bool,
+    is_unavailable: impl Fn(&E) -> bool,
     mut operation: impl AsyncFnMut() -> Result<T, E>,
 ) -> anyhow::Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
         match operation().await {
             Ok(done) => return Ok(done),
-            Err(error) if is_away(&error) && Instant::now() < deadline => {
+            Err(error) if is_unavailable(&error) && Instant::now() < deadline => {
                 tracing::warn!(%error, "waiting for the database");
                 sleep(Duration::from_secs(1)).await;
             }

@@ -44,7 +44,7 @@ impl Sampler {
             let (open, max) = self.connections.usage();
             set(metric::CONNECTIONS, open);
             set(metric::CONNECTIONS_MAX, max);
-            let (running, writer) = self.issuer.use_now();
+            let (running, writer) = self.issuer.usage();
             set(metric::REQUESTS_RUNNING, running);
             set(metric::QUEUE_COUPONS, writer.waiting);
             gauge!(metric::QUEUE_WAIT_ESTIMATE.name).set(writer.wait.as_secs_f64());

@@ -51,30 +51,34 @@ impl IssueRun<'_> {
 
     /// Claims the key, with the first coupon or by a statement. False: the key was used before; the next round loads its coupons.
     pub(super) async fn claim_for(&mut self, plan: &mut Plan) -> Result<bool, IssueError> {
-        let Idempotency::RequestKey(KeyClaim::Unclaimed(_)) = &self.idempotency else { return self.set_key(plan) };
+        let Idempotency::RequestKey(KeyClaim::Unclaimed(_)) = &self.idempotency else {
+            self.set_key(plan)?;
+            return Ok(true);
+        };
         let answers = self.answers_so_far();
         let is_coupon = |work: &Work| matches!(work, Work::Issue(_));
         // An exclusive coupon may wait for its customer's lock. If it carried the claim, a retry would wait too instead of getting 409.
         let is_quick = |work: &Work| !matches!(work, Work::Issue(coupon) if coupon.is_exclusive);
         let can_coupons_claim = plan.works.iter().any(is_coupon) && plan.works.iter().all(is_quick);
         if can_coupons_claim && !self.resources.writer.is_stalled() {
-            self.idempotency.update_claim(|claim| claim.claim_with_coupons(|| answers::join(answers)));
+            self.idempotency.update_claim(|claim| claim.claim_with_coupons(answers::join(answers)));
         } else if Box::pin(self.claim(answers)).await? == Some(Claimed::Resumed) {
             self.entities.iter_mut().for_each(EntityRun::reopen);
             return Ok(false);
         }
-        self.set_key(plan)
+        self.set_key(plan)?;
+        Ok(true)
     }
 
     /// Gives the coupons of a keyed request their key.
-    fn set_key(&self, plan: &mut Plan) -> Result<bool, IssueError> {
-        let Some(claim) = self.idempotency.claim() else { return Ok(true) };
+    fn set_key(&self, plan: &mut Plan) -> Result<(), IssueError> {
+        let Some(claim) = self.idempotency.claim() else { return Ok(()) };
         for (index, work) in plan.indices.iter().zip(&mut plan.works) {
             if let Work::Issue(coupon) = work {
                 let unclaimed = || IssueError::Internal("a coupon of a keyed request has no key".to_owned());
                 coupon.scope = Scope::Key(claim.keyed_entity(*index).ok_or_else(unclaimed)?);
             }
         }
-        Ok(true)
+        Ok(())
     }
 }

@@ -47,14 +47,14 @@ impl IssueRun<'_> {
                 self.entities[index].state = EntityState::Done(Err(Refusal::UnknownSeries));
                 continue;
             };
-            if precedence.must_wait(series_id, &view.at) {
+            if precedence.must_wait(series_id, &view.settings) {
                 continue;
             }
             match self.decide_series(view, origin_id) {
                 Ok(Some((answer, work))) => {
                     self.entities[index].send(answer);
                     plan.add(index, work);
-                    precedence.add_sent(series_id, &view.at);
+                    precedence.add_sent(series_id, &view.settings);
                 }
                 Ok(None) => self.entities[index].require_history(),
                 Err(refusal) => {
@@ -67,7 +67,7 @@ impl IssueRun<'_> {
 
     /// `None`: the cached settings lead to a refusal, which is final only with the history.
     fn decide_series(&self, view: &View, origin_id: i32) -> Result<Option<Draft>, Refusal> {
-        let series = &view.at.series;
+        let series = &view.settings.series;
         let now = self.resources.clock.now();
         let context =
             DecisionContext { now, zone: &self.organisation.time_zone, store_id: self.request.caller.store_id };
@@ -90,7 +90,7 @@ impl IssueRun<'_> {
     fn draft_resend(&self, view: &View, held: HeldCoupon) -> Draft {
         let resend = Resend {
             coupon_id: held.coupon_id,
-            series_version: (held.series_version != view.at.version).then_some(view.at.version),
+            series_version: (held.series_version != view.settings.version).then_some(view.settings.version),
             redemption_count: held.redemption_count,
         };
         (granted(view, held.code, held.expires_on, Some(resend)), Work::FlushBarrier(self.read_since))
@@ -104,17 +104,17 @@ impl IssueRun<'_> {
         expires_on: Date,
         ordinal: Option<i32>,
     ) -> Result<Draft, Refusal> {
-        let series = &view.at.series;
+        let series = &view.settings.series;
         let code = self.new_code(&series.client_handling)?;
         let code_in_answer = match &code {
             Code::Unique(code) | Code::Generic(code) => code.clone(),
-            // The writer reports it.
+            // The writer returns the code that it takes from the pool.
             Code::FromPool => String::new(),
         };
         let coupon = NewCoupon {
             org_id: self.organisation.id,
             series_id: series.id,
-            series_version: view.at.version,
+            series_version: view.settings.version,
             origin_id,
             customer_id: self.customer_id().map_err(|error| missing_customer(&error))?.clone(),
             ordinal,
@@ -125,9 +125,9 @@ impl IssueRun<'_> {
             metadata: self.request.metadata.clone(),
             request_id: Arc::clone(&self.request.request_id),
             scope: self.idempotency.scope(),
-            revision: view.at.revision,
+            revision: view.settings.revision,
             max_create: series.max_create,
-            is_exclusive: view.at.is_exclusive,
+            is_exclusive: view.settings.is_exclusive,
             may_collide: codes::may_collide(&series.client_handling),
         };
         Ok((granted(view, code_in_answer, expires_on, None), Work::Issue(Box::new(coupon))))
@@ -146,8 +146,8 @@ impl IssueRun<'_> {
 
 fn granted(view: &View, code: String, expires_on: Date, resent: Option<Resend>) -> Granted {
     Granted {
-        snapshot: Arc::clone(&view.at.series.snapshot),
-        zone: view.at.zone.clone(),
+        snapshot: Arc::clone(&view.settings.series.snapshot),
+        zone: view.settings.zone.clone(),
         code,
         expires_on,
         redemption_count: resent.map_or(0, |resend| resend.redemption_count),

@@ -51,7 +51,7 @@ impl Idempotency {
         };
     }
 
-    /// The scope of a new coupon. Once the `Idempotency-Key` is claimed, it replaces the scope.
+    /// The scope of a new coupon. `IssueRun::set_key` replaces it in a request with an `Idempotency-Key`.
     pub(super) const fn scope(&self) -> Scope {
         match self {
             Self::None | Self::RequestKey(_) => Scope::None,

@@ -76,7 +76,7 @@ impl IssueRun<'_> {
             found.values().filter_map(|fresh| fresh.issued_coupon_id).map(|coupon_id| (coupon_id, None)).collect();
         for (series_id, SeriesHistory { series, history, .. }) in found {
             resources.settings_cache.insert_series(self.organisation.id, &series).await;
-            views.insert(series_id, View { at: series, history: Some(history) });
+            views.insert(series_id, View { settings: series, history: Some(history) });
         }
         if !issued.is_empty() {
             Box::pin(self.load_issued_under_natural_key(&issued)).await?;
@@ -97,8 +97,8 @@ impl IssueRun<'_> {
                 _ => continue,
             };
             let cached = self.resources.settings_cache.series(&self.organisation, entity.series_id).await;
-            match cached.filter(|at| !is_natural && !open.needs_history && at.needs_no_history()) {
-                Some(at) => drop(views.insert(entity.series_id, View { at, history: None })),
+            match cached.filter(|settings| !is_natural && !open.needs_history && settings.needs_no_history()) {
+                Some(settings) => drop(views.insert(entity.series_id, View { settings, history: None })),
                 None => drop(missing.insert(entity.series_id)),
             }
         }

@@ -83,9 +83,9 @@ impl IssueRun<'_> {
     }
 
     /// Handles a failed round. Entities that are stored must still be answered.
-    fn stop_early(&mut self, error: IssueError, is_later_round: bool) -> Result<(), IssueError> {
-        if is_later_round && matches!(error, IssueError::TimedOut) {
-            // The database answers, but the deadline passed in a later round.
+    fn stop_early(&mut self, error: IssueError, after_idle_round: bool) -> Result<(), IssueError> {
+        if after_idle_round && matches!(error, IssueError::TimedOut) {
+            // The round before made no progress, so the database answers. Only the time is over.
             self.close(Refusal::TimedOut);
             return Ok(());
         }

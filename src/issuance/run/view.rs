@@ -5,7 +5,7 @@ use crate::model::{IssuanceHistory, SeriesId};
 
 /// A series in the current round.
 pub(super) struct View {
-    pub(super) at: SeriesAtRevision,
+    pub(super) settings: SeriesAtRevision,
     /// `None`: the settings come from the cache, and the history was not loaded.
     pub(super) history: Option<IssuanceHistory>,
 }

@@ -10,7 +10,6 @@ mod transaction;
 
 pub use callers::{StoredClientSettings, StoredProof, StoredTillSettings};
 pub use customers::is_overtaken;
-pub use organisation::OrganisationSettings;
 pub use series::PersonalCode;
 pub use stored::StoredOrganisation;
 pub use transaction::Provisioning;

@@ -3,37 +3,7 @@ use sqlx::Row;
 use super::columns::{access, rate_limit};
 use super::transaction::Provisioning;
 use crate::db::error::{DbError, unknown_value};
-use crate::model::{Access, CustomerPolicy, OrgId, OrganisationPlan, RateLimit};
-
-/// The settings of the organisation itself, without its stores, tills, clients, customers and series.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OrganisationSettings {
-    /// The name, for people.
-    pub name: String,
-    /// The IANA name of the time zone.
-    pub time_zone: String,
-    /// Who may receive coupons.
-    pub customer_policy: CustomerPolicy,
-    /// The access of a store that has none of its own.
-    pub default_access: Access,
-    /// The limit of each till and client that has none of its own; `None`: the service's default.
-    pub rate_limit: Option<RateLimit>,
-    /// Whether the natural key identifies an issuance: see column `organisation.natural_key`.
-    pub natural_key: bool,
-}
-
-impl From<&OrganisationPlan> for OrganisationSettings {
-    fn from(plan: &OrganisationPlan) -> Self {
-        Self {
-            name: plan.name.clone(),
-            time_zone: plan.time_zone.clone(),
-            customer_policy: plan.customer_policy,
-            default_access: plan.default_access,
-            rate_limit: plan.rate_limit,
-            natural_key: plan.natural_key,
-        }
-    }
-}
+use crate::model::{CustomerPolicy, OrgId, OrganisationSettings, RateLimit};
 
 impl Provisioning {
     pub(super) async fn settings(&mut self, org_id: OrgId) -> Result<Option<OrganisationSettings>, DbError> {

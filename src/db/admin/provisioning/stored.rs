@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
 use super::callers::{StoredClientSettings, StoredTillSettings};
-use super::organisation::OrganisationSettings;
 use super::transaction::Provisioning;
 use crate::db::customers::CustomerLookup;
 use crate::db::error::DbError;
-use crate::model::{CustomerId, OrganisationPlan, Series, SeriesId, StoreId, StorePlan, TokenIssuerPlan};
+use crate::model::{
+    CustomerId, OrganisationPlan, OrganisationSettings, Series, SeriesId, StoreId, StorePlan, TokenIssuerPlan,
+};
 
 /// A stored organisation.
 #[derive(Debug, Default)]
