@@ -38,7 +38,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ALPHANUMERIC: &[u8] = b"23456789ABCDEFGHJKMNPQRSTUVWXYZ";
 const DIGITS: &[u8] = b"0123456789";
-/// Attempts at a coupon whose code or number already exists.
+/// How often one coupon is tried, each time with another code and ordinal.
 const MAX_ATTEMPTS: usize = 10;
 
 struct App {

@@ -8,7 +8,7 @@ select indexrelid::regclass::text as name, pg_get_indexdef(indexrelid) as defini
   from pg_index where indrelid = 'coupon'::regclass and not indisprimary;
 select format('drop index %s', name) from index_of_coupon \gexec
 
--- As in issue.lua, whose customers end at 2^33.
+-- Spreads the customers over the indexes as issue.lua does. Their numbers begin at 2^33, where those of issue.lua end.
 create function pg_temp.mixed(v bigint) returns bigint immutable language sql as
     'select (v * 648395 % 1048576) * (v * 648395 % 1048576) / 1024';
 

@@ -106,12 +106,9 @@ impl Session {
         if count == 0 {
             return Ok(());
         }
-        let limit = self.statement_timeout();
-        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         let broken_connections = self.broken_connections.load(Ordering::Relaxed);
-        let leased = timeout(limit, lease.ensure(count, broken_connections, &mut writer.connection)).await;
-        self.drop_if_broken(leased.unwrap_or_else(|_| Err(no_answer()))).await
+        self.run(async |writer| lease.ensure(count, broken_connections, &mut writer.connection).await).await
     }
 
     /// Sends the coupons as one call, ordered by series, so that a hot series is locked once. After an error that leaves the state of
@@ -121,18 +118,17 @@ impl Session {
         coupons: &[NumberedCoupon<'_>],
         reported: Reported,
     ) -> Result<Vec<WriteOutcome>, sqlx::Error> {
-        let limit = self.statement_timeout();
-        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let mut order: Vec<usize> = (0..coupons.len()).collect();
         order.sort_by_key(|index| {
             let coupon = coupons[*index].coupon;
             (coupon.org_id.0, coupon.series_id.0)
         });
         let sorted: Vec<NumberedCoupon<'_>> = order.iter().map(|index| coupons[*index]).collect();
-        let query = issue_coupons(&sorted, reported, &writer.durability);
-        let called = timeout(limit, query.fetch_one(&mut writer.connection)).await;
-        let result = called.unwrap_or_else(|_| Err(no_answer())).and_then(|row| write_outcomes(&row, coupons, order));
-        self.drop_if_broken(result).await
+        self.run(async |WriterConnection { connection, durability, .. }| {
+            let row = issue_coupons(&sorted, reported, durability).fetch_one(connection).await?;
+            write_outcomes(&row, coupons, order)
+        })
+        .await
     }
 
     /// Finds what is stored under the ids of these coupons, by id: the coupon that was sent, or another one.
@@ -140,8 +136,6 @@ impl Session {
         &mut self,
         coupons: &[NumberedCoupon<'_>],
     ) -> Result<HashMap<i64, WriteOutcome>, sqlx::Error> {
-        let limit = self.statement_timeout();
-        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         let query = sqlx::query_as(
             "select c.coupon_id, c.series_id, c.customer_id, c.issued_at, c.code, coalesce(c.uploaded_code, c.code)
                from unnest($1::bigint[], $2::bigint[]) as sent (org_id, coupon_id)
@@ -149,8 +143,7 @@ impl Session {
         )
         .bind(coupons.iter().map(|numbered| numbered.coupon.org_id.0).collect::<Vec<_>>())
         .bind(coupons.iter().map(|numbered| numbered.coupon_id).collect::<Vec<_>>());
-        let found = timeout(limit, query.fetch_all(&mut writer.connection)).await;
-        let rows: Vec<CommittedRow> = self.drop_if_broken(found.unwrap_or_else(|_| Err(no_answer()))).await?;
+        let rows: Vec<CommittedRow> = self.run(async |writer| query.fetch_all(&mut writer.connection).await).await?;
         let mut rows: HashMap<i64, CommittedRow> = rows.into_iter().map(|row| (row.0, row)).collect();
         let outcome = |numbered: &NumberedCoupon<'_>| {
             let row = rows.remove(&numbered.coupon_id)?;
@@ -167,12 +160,9 @@ impl Session {
     /// Succeeds if the database takes writes.
     pub(super) async fn probe(&mut self) -> Result<(), sqlx::Error> {
         self.flush().await?;
-        let limit = self.statement_timeout();
-        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
         // An empty call also succeeds where transactions are read-only.
         let query = sqlx::query_scalar("select current_setting('transaction_read_only') = 'on'");
-        let is_read_only = timeout(limit, query.fetch_one(&mut writer.connection)).await;
-        match self.drop_if_broken(is_read_only.unwrap_or_else(|_| Err(no_answer()))).await {
+        match self.run(async |writer| query.fetch_one(&mut writer.connection).await).await {
             Ok(true) => Err(sqlx::Error::Protocol("transactions are read-only".to_owned())),
             Ok(false) => Ok(()),
             Err(error) => Err(error),
@@ -215,6 +205,17 @@ impl Session {
         };
         self.close().await;
         is_refused
+    }
+
+    /// Runs a statement within its time-out. An error may end the connection: see [`Session::drop_if_broken`].
+    async fn run<T>(
+        &mut self,
+        statement: impl AsyncFnOnce(&mut WriterConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let limit = self.statement_timeout();
+        let Some(writer) = &mut self.current else { return Err(sqlx::Error::PoolClosed) };
+        let result = timeout(limit, statement(writer)).await.unwrap_or_else(|_| Err(no_answer()));
+        self.drop_if_broken(result).await
     }
 
     /// After an error, disconnects unless only the statement failed. The server process is then ended before anything else is done.
