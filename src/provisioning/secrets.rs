@@ -32,7 +32,7 @@ impl Secrets<'_> {
 }
 
 fn from_file(path: &Path) -> Result<SecretString, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     secret_in(bytes).map_err(|error| error.to_string())
 }
 

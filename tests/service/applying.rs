@@ -567,7 +567,7 @@ password_env = "NO_SUCH"     #! orgs[1].tills[4].password_env: the environment h
 [[orgs.tills]]
 id = "till.5"
 store_id = 10
-password_file = "/no/such"   #! orgs[1].tills[5].password_file: No such file
+password_file = "/no/such"   #! orgs[1].tills[5].password_file: /no/such: No such file
 access = "all"               #! orgs[1].tills[5].access: must be one of none, read, write
 disabled = "no"              #! orgs[1].tills[5].disabled: must be true or false
 rate_limit_per_minute = 0    #! orgs[1].tills[5].rate_limit_per_minute: must not be 0: use disabled = true instead
