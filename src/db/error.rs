@@ -29,10 +29,12 @@ impl From<sqlx::Error> for DbError {
         let is_server_fault = code.as_deref().is_some_and(is_server_fault);
         let is_unavailable = match &error {
             // 25006, a read-only server: a standby that has not been promoted yet, or a primary that was demoted. A fatal error:
-            // too many connections, a shutdown or a start, or a session that could not be set up. An error that is not fatal
-            // concerns the statement alone, whatever its class: a trigger may talk to other servers.
+            // too many connections, a shutdown or a start, or a session that could not be set up, also because the password has
+            // changed (class 28) or the database is gone (3D000). An error that is not fatal concerns the statement alone,
+            // whatever its class: a trigger may talk to other servers.
             sqlx::Error::Database(database) => {
-                let is_down = |code: &str| is_server_fault || code.starts_with("57P0");
+                let is_down =
+                    |code: &str| is_server_fault || ["57P0", "28", "3D"].iter().any(|class| code.starts_with(class));
                 code.is_some_and(|code| code == "25006" || (is_fatal(&**database) && is_down(&code)))
             }
             sqlx::Error::Io(_)

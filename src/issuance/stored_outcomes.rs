@@ -6,6 +6,9 @@ use super::refusal::Refusal;
 use super::resources::Resources;
 use crate::db::{Claim, DbError, IssuedCoupon};
 use crate::model::{CustomerId, OrgId};
+use crate::telemetry::throttle::Throttle;
+
+static OTHER_SERIES: Throttle = Throttle::new();
 
 /// The stored answers of a keyed request, with their coupons.
 #[derive(Debug)]
@@ -59,7 +62,14 @@ impl StoredOutcomes {
             let is_same = coupon.series_id == entity.series_id;
             if !is_same {
                 let (coupon_id, series_id) = (coupon.coupon_id, entity.series_id.0);
-                tracing::error!(coupon_id, series_id, "a keyed request refers to a coupon of another series");
+                OTHER_SERIES.log(|suppressed| {
+                    tracing::error!(
+                        coupon_id,
+                        series_id,
+                        suppressed,
+                        "a keyed request refers to a coupon of another series"
+                    );
+                });
             }
             is_same
         };

@@ -146,7 +146,7 @@ impl App {
         if timeout(remaining, self.finish()).await.is_err() {
             tracing::warn!("stopped before all requests in flight were finished");
         }
-        tracing::info!(seconds = started.elapsed().as_secs_f32(), "stopped");
+        tracing::info!(ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX), "stopped");
         Ok(())
     }
 
