@@ -36,7 +36,7 @@ deny: tools cargo-deny ## Check the licences and sources of all dependencies (de
 advisories: tools cargo-deny ## Check the dependencies for known vulnerabilities (needs GitHub)
 	PATH="$(CARGO_DENY):$$PATH" cargo deny check advisories
 
-bench: tools postgres wrk ## Ten minutes of figures: throughput beside a bare insert and the baseline, latency, growth, cost
+bench: tools postgres wrk ## A quarter of an hour of figures: throughput and kinds of requests beside a bare insert, latency, growth, cost
 	cargo build --release --bin coupon-issuer --example baseline
 	benches/bench.sh $${CARGO_TARGET_DIR:-target}/release/coupon-issuer
 

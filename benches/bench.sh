@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs all benchmarks one after the other: throughput against a bare insert and the baseline, the cost of kinds of requests, latency,
-# growth, resources, and the bytes of keyed coupons. Prints the tables and keeps them in target/bench. Takes about ten minutes;
-# SECONDS_EACH and ROUNDS change that. GROWTH=10 also measures with ten million coupons stored. `make chart` draws the figures.
+# Runs all benchmarks one after the other: throughput against a bare insert and the baseline, the kinds of requests against a bare
+# insert, latency, growth, resources, and the bytes of keyed coupons. Prints the tables and keeps them in target/bench. Takes about a
+# quarter of an hour; SECONDS_EACH and ROUNDS change that. GROWTH=10 also measures with ten million coupons stored. `make chart` draws the
+# figures.
 #
 #   benches/bench.sh target/release/coupon-issuer        GROWTH=10
 set -euo pipefail

@@ -37,9 +37,7 @@ for count in "${millions[@]}"; do
     sizes+=("stored$count")
 done
 database many
-sql "$url" -f "$here/many.sql" > /dev/null
-sql "$url" -c "select 'Basic ' || encode(convert_to(till_id || ':8a16a6b70505eb1f1ff7cdc0cd5559a7', 'UTF8'), 'base64')
-                 from till where org_id > 1000" > "$data/tills"
+add_many 100000 1000
 add many
 sizes+=(series1000 series100000 organisations)
 for size in series1000 series100000 organisations; do

@@ -4,14 +4,16 @@
 --   SPREAD         instead of it: the number of series, of which each request has one, and the lowest id: 10 1001
 --   AUTHORIZATION  the header of that name
 --   CALLERS        instead of it: a file with one such header per line, which the requests use in turn
---   KEYED          if set, each request has an Idempotency-Key
+--   KEYED          if set, each request has an Idempotency-Key of its own
 --   FIRST          the number of the first customer: below 2^33, and not used before
 --   THINK          if set, the average pause in milliseconds before each request: a random time from zero to twice that
---   CUSTOMERS      if set, the number of customers, who return again and again
+--   CUSTOMERS      if set, the number of known customers, who return again and again
+--   KNOWN          with CUSTOMERS: only every KNOWNth request is for a known customer, the others are for new ones: 5
 --
 -- The last line of its output: requests, microseconds, failures of any kind, median and 99th percentile in microseconds.
 local number = tonumber(os.getenv("FIRST"))
 local customers = tonumber(os.getenv("CUSTOMERS"))
+local known = tonumber(os.getenv("KNOWN") or 1)
 local keyed = os.getenv("KEYED")
 local series = os.getenv("SERIES")
 local spread, lowest
@@ -56,12 +58,15 @@ end
 
 function request()
   number = number + 1
-  local id = string.format("%013.0f", scattered(customers and number % customers or number))
+  local customer = number
+  -- The known customers have the numbers from 0, which are below all numbers of new ones.
+  if customers and number % known == 0 then customer = number / known % customers end
+  local id = string.format("%013.0f", scattered(customer))
   local ids = series
   if spread then ids = lowest + scattered(number) % spread end
   local body = '{"seriesIds":[' .. ids .. '],"customer":{"id":"' .. id .. '"}}'
   local head = heads[number % #heads + 1]
-  if keyed then head = head .. "Idempotency-Key: bill-" .. id .. "\r\n" end
+  if keyed then head = head .. "Idempotency-Key: bill-" .. number .. "\r\n" end
   return head .. "Content-Length: " .. #body .. "\r\n\r\n" .. body
 end
 

@@ -38,6 +38,7 @@ fail() {
 # --- Postgres: that of the demo, which gets no load.
 
 start_postgres() { # sets server, a URL of it, and bin, where pgbench and psql are
+    rm -f "$data/demo.log" # of the start before, or it would be taken for this one's
     ${pin_service:-} "$binary" demo --listen "127.0.0.1:$((port + 99))" --data-dir "$data/demo" > "$data/demo.log" 2>&1 &
     demo=$!
     started+=("$demo")
@@ -125,7 +126,7 @@ fresh() { echo $((${EPOCHREALTIME/./} - began)); } # microseconds since the star
 # Runs wrk with issue.lua over CONNECTIONS (128) against TO (the service). Sets rate, in requests per second; p50 and p99, in
 # microseconds; requests. Any answer other than 200 ends the benchmark.
 load() { # seconds
-    local connections=${CONNECTIONS:-128} micros failures ids
+    local connections=${CONNECTIONS:-128} micros failures ids stored in_flight
     FIRST=$(fresh) ${pin_load:-} wrk -t1 -c"$connections" -d"$1s" --timeout 20s -s "$here/issue.lua" \
         "http://${TO:-$listen}" > "$data/wrk" || fail "wrk: $(cat "$data/wrk")"
     read -r requests micros failures p50 p99 < <(tail -n 1 "$data/wrk")
@@ -134,7 +135,15 @@ load() { # seconds
     ids=${SERIES:-}
     ids=${ids//[^,]/}
     # Requests that were not answered by the end may be stored as well.
-    [ -n "${UNTALLIED:-}" ] || tally $((requests * (${#ids} + 1))) $((connections * (${#ids} + 1)))
+    stored=$requests
+    in_flight=$connections
+    # With KNOWN, every KNOWNth of the requests sent is for a customer who has received everything before. It stores nothing. How many
+    # were sent is certain only up to those in flight, so the bounds have room for one more.
+    if [ -n "${KNOWN:-}" ]; then
+        stored=$((requests - (requests + connections) / KNOWN - 1))
+        in_flight=$((connections + 1))
+    fi
+    [ -n "${UNTALLIED:-}" ] || tally $((stored * (${#ids} + 1))) $((in_flight * (${#ids} + 1)))
     settle
 }
 complaints() { # the log lines of the services, without those of successful requests
@@ -208,6 +217,11 @@ keep_figures() { # at the end, for the chart: name, lowest, median, highest
 import_codes() { # series, number of codes, first number (0): into the database of url
     awk -v n="$2" -v from="${3:-0}" 'BEGIN { for (i = from; i < from + n; i++) printf "C%09d\n", i }' > "$data/codes"
     DATABASE_URL=$url "$binary" codes import --org 1 --series "$1" "$data/codes" > /dev/null
+}
+add_many() { # series, organisations: adds them to the database of url by many.sql, and writes the tills' credentials to $data/tills
+    sql "$url" -v series="$1" -v organisations="$2" -f "$here/many.sql" > /dev/null
+    sql "$url" -c "select 'Basic ' || encode(convert_to(till_id || ':8a16a6b70505eb1f1ff7cdc0cd5559a7', 'UTF8'), 'base64')
+                     from till where org_id > 1000" > "$data/tills"
 }
 access_token() {
     curl -sSf -u crm:crm-secret -d grant_type=client_credentials "http://$listen/oauth/token" \
