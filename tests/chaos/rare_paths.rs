@@ -94,6 +94,16 @@ impl RarePaths {
         Self { scrapers, tasks }
     }
 
+    /// How many coupons the database has refused so far.
+    pub async fn refused_coupons(&self) -> u64 {
+        let mut refused = 0;
+        for scraper in &self.scrapers {
+            scraper.scrape().await;
+            refused += scraper.sums.lock().await.total(r#"coupon_issuer_coupon_writes_total{outcome="refused"}"#);
+        }
+        refused
+    }
+
     /// How often each path was reached so far.
     pub async fn counts(&self) -> PathCounts {
         let mut times = [0; PATHS.len()];

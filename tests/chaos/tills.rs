@@ -17,7 +17,6 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue;
-use crate::faults::Fault;
 use crate::history::{Issue, Line, Recorder};
 use crate::sale::{Known, Sale, answers};
 
@@ -63,8 +62,6 @@ pub struct CallStats {
     pub undecided: BTreeMap<u64, u64>,
     /// Answers 500, by the phase in which the call began.
     pub internal_errors: BTreeMap<String, u64>,
-    /// Entities answered 786 after an error of Postgres itself, by the phase in which the call began.
-    pub denied_in_doubt: BTreeMap<String, u64>,
     /// The longest time to an answer, and the phase in which the call began.
     pub longest: (Duration, String),
 }
@@ -78,7 +75,7 @@ pub enum ViolationKind {
     InternalError,
     /// 786 ("not stored") was answered for a coupon that is stored.
     DeniedStored,
-    /// 786 ("not stored") was answered for a coupon that Postgres refused with an error of its own. Only 748 ("in doubt") is true.
+    /// The writer took an error of Postgres itself for a refusal, which is answered 786 ("not stored"). Only 748 ("in doubt") is true.
     DeniedInDoubt,
     /// A service reported that it is ready while the database accepted no writes.
     FalseReady,
@@ -218,14 +215,7 @@ impl Tills {
             sale.has_unanswered_call = true;
             return false;
         };
-        let denials_before = sale.denials.len();
-        let is_accepted = self.process_answer(sale, status, asked_at, &answer);
-        // During this fault, whatever is not stored was refused by an error of Postgres itself.
-        if phase.contains(Fault::CouponErrors.name()) && sale.denials.len() > denials_before {
-            let denied = (sale.denials.len() - denials_before) as u64;
-            *self.call_stats.lock().unwrap().denied_in_doubt.entry(phase).or_default() += denied;
-        }
-        is_accepted
+        self.process_answer(sale, status, asked_at, &answer)
     }
 
     fn count(
