@@ -8,14 +8,15 @@
 -- looked up for every coupon is compared by its bytes (collate "C"), which is faster than by the database's locale.
 
 create table organisation (
-    org_id                bigint  not null,
-    revision              bigint  not null default 1,
+    org_id                bigint   not null,
+    revision              bigint   not null default 1,
     rate_limit_per_minute integer,
-    natural_key           boolean not null default false,
-    name                  text    not null,
-    time_zone             text    not null,
-    customer_policy       text    not null,
-    default_access        text    not null,
+    natural_key           boolean  not null default false,
+    name                  text     not null,
+    time_zone             text     not null,
+    customer_policy       text     not null,
+    default_access        text     not null,
+    recent_revisions      bigint[] not null default '{1}',
     constraint organisation_pkey primary key (org_id),
     constraint organisation_customer_policy check (customer_policy in ('open', 'registered')),
     constraint organisation_default_access check (default_access in ('none', 'read', 'write')),
@@ -23,7 +24,8 @@ create table organisation (
 );
 comment on table organisation is 'The tenants.';
 comment on column organisation.org_id is 'The id of the organisation.';
-comment on column organisation.revision is 'Incremented by each change to settings that affect issuing. A coupon is written only if the revision is still that of its decision.';
+comment on column organisation.revision is 'Identifies the settings that affect issuing; each change increases it. A coupon is written only if the revision is still that of its decision. At least the time of the change, in milliseconds since 1970: if a failover or a restore loses a change, no other change gets its revision.';
+comment on column organisation.recent_revisions is 'The latest revisions, this one included. A replica that knows one of them learns from series.revision what changed since. Any other replica forgets what it knows.';
 comment on column organisation.rate_limit_per_minute is 'Requests a minute for each credential without a limit of its own. Null: the service''s limit; 0: unlimited.';
 comment on column organisation.natural_key is 'Whether customer, series, metadata.sourceType and metadata.sourceId identify an issuance.';
 comment on column organisation.name is 'The name, for people.';
@@ -64,7 +66,7 @@ comment on column store.external_id_2 is 'The third of these names.';
 comment on column store.effective_code is 'The code, or the id where there is no code.';
 
 create table till (
-    org_id                bigint  not null,
+    org_id                bigint   not null,
     store_id              bigint  not null,
     rate_limit_per_minute integer,
     disabled              boolean not null default false,
@@ -115,7 +117,7 @@ comment on column token_issuer.client_claim is 'The claim that holds the client 
 comment on column token_issuer.algorithms is 'The signature algorithms that are accepted.';
 
 create table oauth_client (
-    org_id                bigint  not null,
+    org_id                bigint   not null,
     tokens_from           timestamptz,
     token_ttl_seconds     integer not null,
     rate_limit_per_minute integer,
@@ -195,6 +197,7 @@ create table series (
     discount_value                        bigint      not null,
     discount_upto                         bigint      not null,
     max_create                            bigint,
+    revision                              bigint      not null default 1,
     limits_changed_at                     timestamptz not null default clock_timestamp(),
     version                               integer     not null default 0,
     valid_till_date                       date        not null,
@@ -225,12 +228,14 @@ create table series (
     constraint series_client_handling check (client_handling_type in ('DISC_CODE', 'GENERIC', 'DISC_CODE_PIN')),
     constraint series_generic_code check ((client_handling_type = 'GENERIC') = (generic_code is not null))
 );
+create index series_revision on series (org_id, revision);
 comment on table series is 'The coupon series with their settings, named as in the contract.';
 comment on column series.org_id is 'The organisation.';
 comment on column series.series_id is 'The id of the series, by which requests name it.';
 comment on column series.discount_value is 'discountValue: a percentage, or an amount in the organisation''s currency.';
 comment on column series.discount_upto is 'discountUpto: the largest discount; 0: unlimited.';
 comment on column series.max_create is 'maxCreate: the cap. Null: unlimited.';
+comment on column series.revision is 'The organisation''s revision of the last change of the series or its exclusions.';
 comment on column series.limits_changed_at is 'When its limits last changed, by the database''s clock: earlier coupons were issued under other limits.';
 comment on column series.version is 'The series_version that new coupons show. 0 only between an insert and the end of its transaction.';
 comment on column series.valid_till_date is 'validTillDate: its last day.';

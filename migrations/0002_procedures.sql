@@ -15,8 +15,9 @@
 --   10 key_not_claimed  the attempt does not hold the key: the key was used before, another attempt took over, or a crash of the
 --                       database lost the claim
 --   11 id_taken         another coupon has its id
+--   12 has_received     the customer has received coupons of the series, so that the history must decide. The key stays claimed
 --
--- Outcomes 2 to 11 store no coupon. A pool code that turns out to be useless is deleted all the same (5).
+-- Outcomes 2 to 12 store no coupon. A pool code that turns out to be useless is deleted all the same (5).
 --
 -- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. The last
 -- transaction of a batch writes something and commits with `durability`. This flushes the log, and with it every coupon of the
@@ -28,7 +29,7 @@
 --    incarnation   advisory (20193, incarnation), shared, of the session, until the batch ends, if the batch has keyed coupons. A
 --                  replica holds it while it lives, and is_alive_1 tries it exclusive for a moment
 --    organisation  advisory (20191, hashint8(org_id)), shared, of the session, until the batch ends. `apply` takes it exclusive. A
---                  batch only tries the lock, so that no coupon waits for `apply`
+--                  batch only tries the locks, those of all its organisations at its start, so that no coupon waits for `apply`
 --    series        advisory, hashint8extended(series_id, org_id), of the session, kept from coupon to coupon of the batch and
 --                  released before the flush. It serialises the coupons that count, or take codes of, a series
 --    key           the row of keyed_request: inserted by the coupon that claims the key, else locked `for key share` until the
@@ -47,9 +48,10 @@
 --    (20193, incarnation)                        a live replica
 --    hashint8extended(series_id, org_id)         the counter and the pool of a series
 --    hashtextextended(customer_id, org_id)       the exclusions of a customer
+--    hashtextextended(customer_id, -1 - series_id)   the next ordinal of a customer and a series: only tried, never waited for
 --    hashtextextended('org_id series_id', -1)    the upload into a pool: one at a time. (No org_id is negative.)
 --
--- Two names with the same hash share a lock. They wait for each other, which does no harm.
+-- Two names with the same hash share a lock. They wait for each other, or one is refused and decided again. Neither does harm.
 
 create function lock_organisation_1(of_org bigint) returns void language sql volatile as
     'select pg_advisory_xact_lock(20191, hashint8(of_org))';
@@ -126,36 +128,6 @@ end
 $$;
 comment on function holds_excluded_1(bigint, bigint, text) is 'Whether the customer holds a coupon of a series that excludes this one. Locks the customer.';
 
-create function take_pool_code_1(of_org bigint, of_series bigint, for_customer text, out code text, out uploaded_code text)
-language plpgsql as $$
-declare
-    last bigint;
-    next bigint;
-begin
-    delete from pool_code where ctid = (
-        select p.ctid from pool_code p
-         where p.org_id = of_org and p.series_id = of_series and p.customer_id = for_customer
-         limit 1)
-    returning pool_code.code, pool_code.uploaded_code into code, uploaded_code;
-    if code is not null then return; end if;
-
-    select g.position into last from pool_counter g
-     where g.org_id = of_org and g.series_id = of_series order by g.position desc limit 1;
-    last := coalesce(last, 0);
-    select p.position into next from pool_code p
-     where p.org_id = of_org and p.series_id = of_series and p.position > last order by p.position limit 1;
-    if next is null then return; end if;
-    delete from pool_code p where p.org_id = of_org and p.series_id = of_series and p.position = next
-    returning p.code, p.uploaded_code into code, uploaded_code;
-    insert into pool_counter (org_id, series_id, position) values (of_org, of_series, next);
-    if next / 100 > last / 100 then
-        delete from pool_counter g
-         where g.org_id = of_org and g.series_id = of_series and g.position between last / 100 * 100 and last;
-    end if;
-end
-$$;
-comment on function take_pool_code_1(bigint, bigint, text) is 'Takes a code out of the pool: one for this customer, else the next one for any customer. Null: there is none. The caller holds the lock on the series.';
-
 create type new_coupon_1 as (
     place          integer,
     org_id         bigint,
@@ -166,6 +138,7 @@ create type new_coupon_1 as (
     origin_id      integer,
     customer_id    text,
     ordinal        integer,
+    received_below integer,
     code           text,
     from_pool      boolean,
     expires_on     date,
@@ -177,12 +150,13 @@ create type new_coupon_1 as (
     cap            bigint,
     exclusive      boolean,
     unguarded      boolean,
-    cap_or_key     boolean,
+    simple         boolean,
     natural_key    uuid,
     key_hash       uuid,
     claim_id       bigint,
     attempt        integer,
     fingerprint    bigint,
+    claimed_by     integer,
     answers        text
 );
 comment on type new_coupon_1 is 'A decided coupon, with its guards.';
@@ -194,7 +168,8 @@ comment on column new_coupon_1.series_id is 'coupon.series_id.';
 comment on column new_coupon_1.series_version is 'coupon.series_version.';
 comment on column new_coupon_1.origin_id is 'coupon.origin_id.';
 comment on column new_coupon_1.customer_id is 'coupon.customer_id.';
-comment on column new_coupon_1.ordinal is 'coupon.ordinal.';
+comment on column new_coupon_1.ordinal is 'coupon.ordinal. It also guards a decision that rests on the history: nothing was issued since.';
+comment on column new_coupon_1.received_below is 'Guard: the customer must have received fewer coupons of the series. The coupon gets the next ordinal. Null: no such guard.';
 comment on column new_coupon_1.code is 'coupon.code. Null: the code comes from the pool or is generic.';
 comment on column new_coupon_1.from_pool is 'Whether the code comes from the pool.';
 comment on column new_coupon_1.expires_on is 'coupon.expires_on.';
@@ -206,27 +181,45 @@ comment on column new_coupon_1.request_uuid is 'coupon.request_uuid.';
 comment on column new_coupon_1.cap is 'Guard: the series must have issued fewer coupons. Null: it has no cap.';
 comment on column new_coupon_1.exclusive is 'Guard: the customer must hold no coupon of a mutually exclusive series.';
 comment on column new_coupon_1.unguarded is 'True: only a change of settings is reported as an outcome. Any other refusal raises an error; the coupons before it stay committed.';
-comment on column new_coupon_1.cap_or_key is 'As unguarded, but a refusal by the cap or the claim is reported as an outcome as well.';
+comment on column new_coupon_1.simple is 'As unguarded, but a refusal by the cap, the claim or received_below is reported as an outcome as well.';
 comment on column new_coupon_1.natural_key is 'The natural key under which the coupon is issued once. Null: none.';
 comment on column new_coupon_1.key_hash is 'keyed_request.key_hash of its request. Null: the request has no key.';
 comment on column new_coupon_1.claim_id is 'keyed_request.first_coupon_id of its attempt.';
 comment on column new_coupon_1.attempt is 'keyed_request.attempt of its attempt.';
 comment on column new_coupon_1.fingerprint is 'keyed_request.fingerprint, for the coupon that claims the key.';
-comment on column new_coupon_1.answers is 'keyed_request.answers, for the coupon that claims the key. Null: the key is claimed already, or by another coupon of the batch.';
+comment on column new_coupon_1.claimed_by is 'The place of the first coupon of its request in the batch. That coupon claims the key; if it is refused, the next one does. Null: the key is claimed already.';
+comment on column new_coupon_1.answers is 'keyed_request.answers, if a coupon of the batch claims the key. If the first one is refused, its claim is undone, and the next one claims the key. Null: the key is claimed already.';
 
 create procedure issue_coupons_1(
-    coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[], inout issued_codes text[])
+    coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
+    inout issued_codes text[])
 language plpgsql as $$
 declare
     item new_coupon_1;
     received constant timestamptz := date_trunc('second', statement_timestamp());
+    is_locked boolean[];                    -- of each organisation: whether its settings are locked against changes
+    revisions bigint[];                     -- of each organisation; null while its settings are being changed
+    org_index integer := 0;
     this_org bigint;
-    this_revision bigint;                   -- null while the settings of the organisation are being changed
+    this_revision bigint;
     series_key bigint;
     locked_key bigint;
     counted_series bigint;                  -- the series whose count so_far is known, since its lock was kept
     so_far bigint;
     is_claimed boolean;                     -- by this coupon
+    late constant timestamptz := statement_timestamp() + interval '2 seconds'; -- a lease may end, but not before this
+    has_received boolean;                   -- too many for a decision without the history
+    next_ordinal integer;
+    pool_series bigint;                     -- the series whose next codes are in these arrays, since its lock was kept
+    pool_has_personal boolean;              -- whether the pool has codes for one customer
+    pool_position bigint;                   -- the last position that was given out
+    pool_rows tid[];
+    pool_positions bigint[];
+    pool_codes text[];
+    pool_uploaded_codes text[];
+    pool_index integer;
+    next_position bigint;                   -- the position that this coupon gives out
+    pool_fetch integer;                     -- the number of codes to read at once
     given text;
     given_as text;                          -- the code as it was uploaded, if that differs
     outcome smallint;
@@ -237,10 +230,35 @@ begin
     if of_incarnation is not null then
         perform pg_advisory_lock_shared(20193, of_incarnation);
     end if;
+    -- Two statements: the second one sees what was committed before the locks.
+    select array_agg(pg_try_advisory_lock_shared(20191, hashint8(t.org_id)) order by t.n) into is_locked
+      from unnest(org_ids) with ordinality as t (org_id, n);
+    select array_agg(case when t.is_locked then (select o.revision from organisation o where o.org_id = t.org_id) end order by t.n)
+      into revisions
+      from unnest(org_ids, is_locked) with ordinality as t (org_id, is_locked, n);
 
-    -- The insert is written out three times: a call or a condition would cost each coupon about a microsecond.
+    -- The insert is written out four times: a call or a condition would cost each coupon about a microsecond, and `on conflict` five.
     foreach item in array coupons loop
-        if item.unguarded and item.org_id = this_org and item.revision = this_revision then
+        if item.org_id is distinct from this_org then
+            loop
+                org_index := org_index + 1;
+                exit when org_ids[org_index] = item.org_id;
+                if org_index > cardinality(org_ids) then
+                    raise exception 'org_ids does not list the organisations of the coupons in their order';
+                end if;
+            end loop;
+            this_org := item.org_id;
+            this_revision := revisions[org_index];
+            counted_series := null;
+            pool_series := null;
+        end if;
+        if item.revision is distinct from this_revision then
+            outcomes[item.place] := case when this_revision is null then 8 else 2 end;
+            rollback;
+            continue;
+        end if;
+
+        if item.unguarded then
             insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
                                 customer_id, code, request_id, account_id, metadata)
             values (item.org_id, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
@@ -249,29 +267,60 @@ begin
             continue;
         end if;
 
-        if item.cap_or_key and item.org_id = this_org and item.revision = this_revision
+        if item.simple and not item.from_pool
            -- A coupon without a cap may wait for its key, so it first releases the series lock, below.
            and ((item.cap is null and locked_key is null) or (item.series_id = counted_series and so_far < item.cap)) then
-            if item.answers is not null then
-                insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
-                values (item.org_id, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash,
-                        item.answers)
-                on conflict do nothing;
+            -- A key that this call has claimed cannot be taken over: its lease has just begun, and this replica is alive
+            -- (is_in_progress_1).
+            if item.key_hash is not null and (item.claimed_by = item.place or outcomes[item.claimed_by] not in (1, 12)
+                                              or item.claimed_by is null or clock_timestamp() > late) then
+                if item.claimed_by is distinct from item.place then
+                    perform from keyed_request r
+                      where r.org_id = item.org_id and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+                        and r.attempt = item.attempt
+                        for key share;
+                end if;
+                if item.claimed_by = item.place or (not found and item.claimed_by is not null) then
+                    insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash,
+                                               answers)
+                    values (item.org_id, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash,
+                            item.answers)
+                    on conflict do nothing;
+                end if;
                 if not found then
                     outcomes[item.place] := 10;
                     rollback;
                     continue;
                 end if;
-            elsif item.key_hash is not null then
-                perform from keyed_request r
-                  where r.org_id = item.org_id and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
-                    and r.attempt = item.attempt
-                    for key share;
-                if not found then
-                    outcomes[item.place] := 10;
+            end if;
+            next_ordinal := null;
+            if item.received_below is not null then
+                -- Of two coupons that would get the same ordinal, one is refused here: an error of the index would break the batch.
+                if not pg_try_advisory_xact_lock(hashtextextended(item.customer_id, -1 - item.series_id)) then
+                    outcomes[item.place] := 4;
                     rollback;
                     continue;
                 end if;
+            end if;
+            if item.received_below = 1 then
+                perform from coupon c
+                  where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
+                  limit 1;
+                has_received := found;
+                next_ordinal := 1;
+            elsif item.received_below is not null then
+                -- Looks at no more rows than it needs. Unnumbered coupons, of a time when the series had no limit, come first.
+                select count(*) > item.received_below or count(*) filter (where r.revoked_at is null) >= item.received_below,
+                       coalesce(max(r.ordinal), 0) + 1
+                  into has_received, next_ordinal
+                  from (select c.ordinal, c.revoked_at from coupon c
+                         where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
+                         order by c.ordinal desc limit item.received_below + 1::bigint) r;
+            end if;
+            if item.received_below is not null and has_received then
+                outcomes[item.place] := 12;
+                commit;
+                continue;
             end if;
             if item.cap is not null then
                 so_far := so_far + 1;
@@ -282,29 +331,17 @@ begin
                 end if;
             end if;
             insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
-                                customer_id, code, request_id, account_id, metadata)
+                                ordinal, customer_id, code, request_id, account_id, metadata)
             values (item.org_id, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
-                    item.origin_id, item.expires_on, item.customer_id, item.code, item.request_id, item.account_id, item.metadata);
+                    item.origin_id, item.expires_on, next_ordinal, item.customer_id, item.code, item.request_id, item.account_id,
+                    item.metadata);
             commit;
-            continue;
-        end if;
-
-        if item.org_id is distinct from this_org then
-            this_org := item.org_id;
-            this_revision := null;
-            counted_series := null;
-            if pg_try_advisory_lock_shared(20191, hashint8(this_org)) then
-                select o.revision into this_revision from organisation o where o.org_id = this_org;
-            end if;
-        end if;
-        if item.revision is distinct from this_revision then
-            outcomes[item.place] := case when this_revision is null then 8 else 2 end;
-            rollback;
             continue;
         end if;
 
         outcome := 1;
         series_key := null;
+        next_position := null;
         if item.cap is not null or item.from_pool then
             series_key := hashint8extended(item.series_id, this_org);
         end if;
@@ -312,6 +349,7 @@ begin
             perform pg_advisory_unlock(locked_key);
             locked_key := null;
             counted_series := null;
+            pool_series := null;
         end if;
         if series_key is not null and locked_key is null and not item.exclusive then
             if not pg_try_advisory_lock(series_key) then
@@ -334,22 +372,33 @@ begin
 
         -- The key is checked before the guards: for an entity that is issued already, a guard would report a refusal. A coupon that
         -- is sent again alone finds the claim that it stored itself.
-        is_claimed := false;
-        if item.answers is not null then
-            insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
-            values (this_org, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash, item.answers)
-            on conflict do nothing;
-            is_claimed := found;
-        end if;
-        if item.key_hash is not null and not is_claimed then
-            perform from keyed_request r
-              where r.org_id = this_org and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
-                and r.attempt = item.attempt
-                for key share;
-            if not found then
-                outcome := 10;
-            elsif exists (select from coupon c where c.org_id = this_org and c.coupon_id = item.coupon_id) then
-                outcome := 9;
+        if item.key_hash is not null then
+            is_claimed := false;
+            if item.claimed_by = item.place then
+                insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash, answers)
+                values (this_org, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash, item.answers)
+                on conflict do nothing;
+                is_claimed := found;
+            end if;
+            if not is_claimed then
+                perform from keyed_request r
+                  where r.org_id = this_org and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+                    and r.attempt = item.attempt
+                    for key share;
+                if found then
+                    if exists (select from coupon c where c.org_id = this_org and c.coupon_id = item.coupon_id) then
+                        outcome := 9;
+                    end if;
+                elsif item.claimed_by <> item.place then
+                    insert into keyed_request (org_id, first_coupon_id, fingerprint, received_at, incarnation, attempt, key_hash,
+                                               answers)
+                    values (this_org, item.claim_id, item.fingerprint, received, of_incarnation, item.attempt, item.key_hash,
+                            item.answers)
+                    on conflict do nothing;
+                    if not found then outcome := 10; end if;
+                else
+                    outcome := 10;
+                end if;
             end if;
         end if;
         if item.natural_key is not null then
@@ -357,6 +406,20 @@ begin
             values (this_org, item.series_id, item.coupon_id, item.issued_at, item.natural_key)
             on conflict do nothing;
             if not found then outcome := 9; end if;
+        end if;
+        next_ordinal := item.ordinal;
+        if outcome = 1 and (item.ordinal is not null or item.received_below is not null)
+           and not pg_try_advisory_xact_lock(hashtextextended(item.customer_id, -1 - item.series_id)) then
+            outcome := 4;
+        end if;
+        if outcome = 1 and item.received_below is not null then
+            select count(*) > item.received_below or count(*) filter (where r.revoked_at is null) >= item.received_below,
+                   coalesce(max(r.ordinal), 0) + 1
+              into has_received, next_ordinal
+              from (select c.ordinal, c.revoked_at from coupon c
+                     where c.org_id = this_org and c.customer_id = item.customer_id and c.series_id = item.series_id
+                     order by c.ordinal desc limit item.received_below + 1::bigint) r;
+            if has_received then outcome := 12; end if;
         end if;
         if outcome = 1 and item.exclusive then
             if holds_excluded_1(this_org, item.series_id, item.customer_id) then
@@ -385,39 +448,102 @@ begin
         given := item.code;
         given_as := null;
         if outcome = 1 and item.from_pool then
-            select p.code, p.uploaded_code into given, given_as from take_pool_code_1(this_org, item.series_id, item.customer_id) p;
+            if pool_series is distinct from item.series_id or item.exclusive then
+                pool_series := item.series_id;
+                pool_has_personal := exists (
+                    select from pool_code p where p.org_id = this_org and p.series_id = item.series_id and p.customer_id is not null);
+                select g.position into pool_position from pool_counter g
+                 where g.org_id = this_org and g.series_id = item.series_id order by g.position desc limit 1;
+                pool_position := coalesce(pool_position, 0);
+                pool_fetch := 2;
+                pool_index := 1;
+                pool_rows := null;
+            end if;
+            if pool_has_personal then
+                delete from pool_code where ctid = (
+                    select p.ctid from pool_code p
+                     where p.org_id = this_org and p.series_id = item.series_id and p.customer_id = item.customer_id
+                     limit 1)
+                returning pool_code.code, pool_code.uploaded_code into given, given_as;
+            end if;
+            if given is null then
+                if pool_rows[pool_index] is null then
+                    -- Few at first: most batches need few codes of a pool.
+                    pool_fetch := least(4 * pool_fetch, 128);
+                    pool_index := 1;
+                    select array_agg(n.ctid), array_agg(n.position), array_agg(n.code), array_agg(n.uploaded_code)
+                      into pool_rows, pool_positions, pool_codes, pool_uploaded_codes
+                      from (select p.ctid, p.position, p.code, p.uploaded_code from pool_code p
+                             where p.org_id = this_org and p.series_id = item.series_id and p.position > pool_position
+                             order by p.position limit pool_fetch) n;
+                end if;
+                given := pool_codes[pool_index];
+                given_as := pool_uploaded_codes[pool_index];
+                if given is not null then
+                    delete from pool_code p
+                     where p.ctid = pool_rows[pool_index] and p.org_id = this_org and p.code = given;
+                    if not found then
+                        raise exception 'a code of the pool of series % moved while the series was locked', item.series_id;
+                    end if;
+                    insert into pool_counter (org_id, series_id, position)
+                    values (this_org, item.series_id, pool_positions[pool_index]);
+                    if pool_positions[pool_index] / 100 > pool_position / 100 then
+                        delete from pool_counter g
+                         where g.org_id = this_org and g.series_id = item.series_id
+                           and g.position between pool_position / 100 * 100 and pool_position;
+                    end if;
+                    next_position := pool_positions[pool_index];
+                end if;
+            end if;
             issued_codes[item.place] := coalesce(given_as, given);
             if given is null then outcome := 7; end if;
         end if;
 
         if outcome = 1 then
-            insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
-                                ordinal, customer_id, code, uploaded_code, request_id, account_id, metadata)
-            values (this_org, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
-                    item.origin_id, item.expires_on, item.ordinal, item.customer_id, given,
-                    given_as, item.request_id, item.account_id, item.metadata)
-            on conflict do nothing;
+            if item.simple and item.received_below is null then
+                insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                    customer_id, code, uploaded_code, request_id, account_id, metadata)
+                values (this_org, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                        item.origin_id, item.expires_on, item.customer_id, given, given_as, item.request_id, item.account_id,
+                        item.metadata);
+            else
+                insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                    ordinal, customer_id, code, uploaded_code, request_id, account_id, metadata)
+                values (this_org, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                        item.origin_id, item.expires_on, next_ordinal, item.customer_id, given, given_as, item.request_id,
+                        item.account_id, item.metadata)
+                on conflict do nothing;
+            end if;
             if found then
                 commit;
                 if locked_key is not null and item.cap is not null then counted_series := item.series_id; end if;
+                if next_position is not null then
+                    pool_position := next_position;
+                    pool_index := pool_index + 1;
+                end if;
                 continue;
             end if;
             outcome := case
                 when exists (
                     select from coupon c
                      where c.org_id = this_org and c.customer_id = item.customer_id and c.series_id = item.series_id
-                       and c.ordinal = item.ordinal) then 4
+                       and c.ordinal = next_ordinal) then 4
                 when exists (select from coupon c where c.org_id = this_org and c.code = given) then 5
                 else 11 end;
         end if;
 
         outcomes[item.place] := outcome;
+        if outcome = 12 then
+            commit; -- The key stays claimed.
+            continue;
+        end if;
         rollback;
         if outcome = 5 and item.from_pool then
             -- A coupon has this uploaded code already, so the pool can never give it out. `apply` and uploads prevent this; a change by
             -- hand does not.
             delete from pool_code p where p.org_id = this_org and p.code = given;
             commit;
+            pool_series := null;
         end if;
     end loop;
     if locked_key is not null then
@@ -434,8 +560,8 @@ begin
     ignored := pg_advisory_unlock_all();
 end
 $$;
-comment on procedure issue_coupons_1(new_coupon_1[], integer, text, smallint[], text[]) is
-    'Writes a batch of coupons, each in a transaction of its own, and returns their outcomes. The caller orders the batch by organisation and series, so that a hot series is locked once. After a failed call the session still holds its locks: the caller releases them with pg_advisory_unlock_all. of_incarnation: the incarnation of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
+comment on procedure issue_coupons_1(new_coupon_1[], bigint[], integer, text, smallint[], text[]) is
+    'Writes a batch of coupons, each in a transaction of its own, and returns their outcomes. The caller orders the batch by organisation and series, so that a hot series is locked once; org_ids are the organisations in this order. After a failed call the session still holds its locks: the caller releases them with pg_advisory_unlock_all. of_incarnation: the incarnation of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
 
 create function is_in_progress_1(of_request keyed_request, lease_seconds integer) returns boolean language plpgsql as $$
 begin
@@ -530,16 +656,26 @@ $$;
 comment on function claim_keys_1(bigint[], uuid[], bigint[], text[], bigint[], integer, integer) is
     'Claims keys for attempts. The first reserved coupon id identifies each claim. Outcomes (Rust: ClaimOutcome and Resumption in src/db/claims.rs): 1 acquired: the key is new; 2 incomplete: the key was used before, entities remain, and the earlier attempts have ended; 3 in_progress: another attempt is at work; 4 fingerprint_mismatch: the key belongs to another request; 5 taken_over: entities remain, and an attempt of another replica has not ended, but that replica is dead or the lease has run out; 6 complete: each entity has its final answer. claim_id, attempt and answers are those of the stored request. Not flushed.';
 
-create function end_attempt_1(of_org bigint, of_key uuid, of_claim bigint, of_attempt integer, of_answers text) returns boolean
+create function end_attempts_1(org_ids bigint[], key_hashes uuid[], claim_ids bigint[], attempts integer[], new_answers text[])
+returns boolean[]
 language plpgsql as $$
+declare
+    item record;
+    has_ended boolean[] := array_fill(false, array[cardinality(org_ids)]);
 begin
-    -- A resend is final and must not be lost after it was answered, so it is flushed.
-    if of_answers is null or of_answers not like '%=%' then
-        perform set_config('synchronous_commit', 'off', true);
-    end if;
-    update keyed_request r set incarnation = 0, answers = coalesce(of_answers, r.answers)
-     where r.org_id = of_org and r.key_hash = of_key and r.first_coupon_id = of_claim and r.attempt = of_attempt;
-    return found;
+    perform set_config('synchronous_commit', 'off', true);
+    -- Ordered by key, like claims, which rules out deadlocks.
+    for item in
+        select t.* from unnest(org_ids, key_hashes, claim_ids, attempts, new_answers)
+                          with ordinality as t (org_id, key_hash, claim_id, attempt, answers, place)
+         order by t.org_id, t.key_hash
+    loop
+        update keyed_request r set incarnation = 0, answers = coalesce(item.answers, r.answers)
+         where r.org_id = item.org_id and r.key_hash = item.key_hash and r.first_coupon_id = item.claim_id
+           and r.attempt = item.attempt;
+        has_ended[item.place] := found;
+    end loop;
+    return has_ended;
 end
 $$;
-comment on function end_attempt_1(bigint, uuid, bigint, integer, text) is 'Ends an attempt and stores its answers (null: the stored answers stay). False: another attempt has taken over, and nothing is stored. Flushed only if the answers contain a resend.';
+comment on function end_attempts_1(bigint[], uuid[], bigint[], integer[], text[]) is 'Ends attempts and stores their answers (null: the stored answers stay). False: another attempt has taken over, and nothing is stored. Not flushed.';

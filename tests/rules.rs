@@ -259,6 +259,21 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// A customer with few coupons gets one whatever else the history of the series says, so the write can decide on the number alone.
+    #[test]
+    fn below_this_number_the_history_does_not_matter(series in any_series(), history in any_history()) {
+        let history = IssuanceHistory { holds_excluded: false, issued: 0, pool_has_code: true, ..history };
+        let series = Series { max_create: None, ..series };
+        let first = IssuanceHistory { received: 0, last_issued_at: None, longest_valid: None, ..history.clone() };
+        prop_assert_eq!(series.issues_below().is_some(), series.depends_on_history());
+        if series.issues_below().is_none_or(|below| history.received < below) {
+            prop_assert_eq!(decided(&series, &history), decided(&series, &first));
+        }
+        if series.issues_below() == Some(0) {
+            prop_assert!(matches!(decided(&series, &first), Decision::Refuse(_)));
+        }
+    }
+
     /// For all settings and histories, an issued coupon exceeds no limit and no expiry, and a resent coupon is valid.
     #[test]
     fn no_decision_exceeds_a_limit(

@@ -37,7 +37,7 @@ pub const RANGES: [(&str, f64, f64); 32] = [
     ("issuing.timeout_seconds", MIN_TIMEOUT, HOUR),
     ("issuing.max_running", 1.0, 1_000_000.0),
     ("issuing.max_wait_seconds", 0.0, HOUR),
-    ("issuing.settings_cache_seconds", 0.0, DAY),
+    ("issuing.settings_cache_bytes", 0.0, 100.0 * 1024.0 * MEBIBYTE),
     ("issuing.keep_requests_hours", 24.0, YEAR_HOURS),
     ("activity.flush_seconds", 0.0, HOUR),
     ("activity.keep_hours", 2.0, YEAR_HOURS),

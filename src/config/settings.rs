@@ -121,8 +121,7 @@ pub struct IssuingSettings {
     pub max_running: usize,
     #[serde(rename = "max_wait_seconds", deserialize_with = "seconds")]
     pub max_wait: Duration,
-    #[serde(rename = "settings_cache_seconds", deserialize_with = "seconds")]
-    pub settings_cache: Duration,
+    pub settings_cache_bytes: u64,
     #[serde(rename = "keep_requests_hours", deserialize_with = "hours")]
     pub keep_requests: Duration,
 }

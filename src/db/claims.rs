@@ -3,7 +3,7 @@
 //! statement took effect.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::ConnectOptions;
@@ -36,6 +36,8 @@ pub struct NewClaim {
     pub incarnation: i32,
     /// The seconds after which the attempt ends in any case.
     pub lease_seconds: i32,
+    /// Set by a call that broke: the claim that its coupons may have stored, even if none of them is stored.
+    pub possible_claim: OnceLock<Claim>,
 }
 
 /// The outcome of a claim.
@@ -145,7 +147,7 @@ async fn run(connect: PgConnectOptions, mut jobs: mpsc::Receiver<Job>) {
 /// Ends an attempt whose request is gone. If that fails, the attempt ends with its lease.
 async fn release(connection: &mut PgConnection, new: &NewClaim, outcome: ClaimOutcome) {
     let (ClaimOutcome::Acquired(claim) | ClaimOutcome::Resumed { claim, .. }) = outcome else { return };
-    let ended = timeout(BATCH_TIMEOUT, end_attempt(connection, new.request, claim, None)).await;
+    let ended = timeout(BATCH_TIMEOUT, end_attempt(connection, new.request, claim)).await;
     if let Err(error) = ended.unwrap_or_else(|_elapsed| Err(no_answer())) {
         tracing::debug!(%error, "cannot end the attempt of a request that is gone");
     }

@@ -1,45 +1,62 @@
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use jiff::tz::TimeZone;
 use sqlx::Row;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::connection::Db;
-use super::error::DbError;
+use super::error::{DbError, unknown_value};
 use super::keyed_requests::{Claim, RequestName};
-use super::settings_rows::{OrganisationRow, series_if_any, zone_from};
-use crate::model::{CustomerId, HeldCoupon, IssuanceHistory, OrgId, Organisation, Revision, Series, SeriesId};
+use super::series_settings::SeriesAtRevision;
+use crate::model::{ClientHandling, CustomerId, HeldCoupon, IssuanceHistory, OrgId, Revision, SeriesId};
 
-/// The settings of a series, and the revision of the organisation at which they were read.
+/// A question about the history of one customer.
 #[derive(Debug, Clone)]
-pub struct SeriesAtRevision {
-    /// The settings of the series.
-    pub series: Arc<Series>,
-    /// The organisation's revision.
-    pub revision: Revision,
-    /// The version of the series that a new coupon shows.
-    pub version: i32,
-    /// The time zone of that version.
-    pub zone: TimeZone,
-    /// Whether the series excludes another, or another excludes it.
-    pub is_exclusive: bool,
+pub struct HistoryLookup {
+    /// The organisation.
+    pub org_id: OrgId,
+    /// The customer.
+    pub customer_id: CustomerId,
+    /// The series, each once.
+    pub series: Vec<SeriesRules>,
+    /// If given, the coupons that were issued under this natural key are looked up as well.
+    pub natural_key: Option<Uuid>,
+    /// If given, the answer says whether the claim still holds its key.
+    pub claim: Option<(RequestName, Claim)>,
 }
 
-impl SeriesAtRevision {
-    /// Whether the settings suffice to decide: the write guards the rest.
-    #[must_use]
-    pub fn needs_no_history(&self) -> bool {
-        !self.is_exclusive && !self.series.depends_on_history()
+/// What the rules of a series need to know.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each saves a look-up of its own")]
+pub struct SeriesRules {
+    series_id: SeriesId,
+    /// More coupons than this need not be counted.
+    max_count: i32,
+    is_exclusive: bool,
+    has_cap: bool,
+    has_pool: bool,
+    has_gap: bool,
+    may_resend: bool,
+}
+
+impl From<&SeriesAtRevision> for SeriesRules {
+    fn from(at: &SeriesAtRevision) -> Self {
+        let series = &at.series;
+        Self {
+            series_id: series.id,
+            // One is enough to tell a first coupon from another one.
+            max_count: series.max_vouchers_per_user.unwrap_or(1).max(1),
+            is_exclusive: at.is_exclusive,
+            has_cap: series.max_create.is_some(),
+            has_pool: series.client_handling == ClientHandling::Pool,
+            has_gap: series.min_days_between_vouchers.is_some(),
+            may_resend: !series.do_not_resend_existing_voucher,
+        }
     }
 }
 
-/// Everything that decides on one series for one customer, from one database snapshot.
+/// The history of a customer and a series.
 #[derive(Debug, Clone)]
 pub struct SeriesHistory {
-    /// The settings.
-    pub series: SeriesAtRevision,
     /// What the customer and the series have received.
     pub history: IssuanceHistory,
     /// The coupon that was issued under the request's natural key. It comes from the same snapshot as the rest, so that a request is
@@ -47,7 +64,7 @@ pub struct SeriesHistory {
     pub issued_coupon_id: Option<i64>,
 }
 
-/// Everything that decides on the series of a request, from one database snapshot.
+/// The answer to a [`HistoryLookup`], from one database snapshot.
 #[derive(Debug)]
 pub struct HistorySnapshot {
     /// The organisation's revision.
@@ -55,127 +72,116 @@ pub struct HistorySnapshot {
     /// Whether the claim still holds its key. It comes from the same snapshot as the rest: if another attempt has taken over, the
     /// customer's newest coupon may be the one that this request asks for.
     pub holds_claim: bool,
-    /// The series that exist.
+    /// Whether everything in the snapshot was flushed already. If not, a coupon in it may be shown only after a flush.
+    pub is_flushed: bool,
+    /// The history of each series.
     pub series: HashMap<SeriesId, SeriesHistory>,
 }
 
-impl Db {
-    /// The organisation's settings; `None` if there is none with this key.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn organisation(&self, org_id: OrgId) -> Result<Option<Organisation>, DbError> {
-        let row: Option<OrganisationRow> = sqlx::query_as(
-            "select org_id, revision, time_zone, customer_policy, natural_key from organisation where org_id = $1",
-        )
-        .bind(org_id.0)
-        .fetch_optional(&mut *self.connection().await?)
-        .await?;
-        row.map(Organisation::try_from).transpose()
-    }
-
-    /// The history of each of these series. With a natural key, also the coupons issued under it; with a claim, also whether the claim
-    /// still holds its key.
-    ///
-    /// # Errors
-    /// When the database cannot be asked.
-    pub async fn history(
-        &self,
-        org_id: OrgId,
-        customer_id: &CustomerId,
-        series_ids: &[SeriesId],
-        natural_key: Option<Uuid>,
-        claim: Option<(RequestName, Claim)>,
-    ) -> Result<HistorySnapshot, DbError> {
-        let ids: Vec<i64> = series_ids.iter().map(|id| id.0).collect();
-        let rows = sqlx::query(HISTORY)
-            .bind(org_id.0)
-            .bind(&customer_id.0)
-            .bind(ids)
-            .bind(natural_key)
-            .bind(claim.map(|(request, _)| request.key_hash))
-            .bind(claim.map(|(_, claim)| claim.first_coupon_id))
-            .bind(claim.map(|(_, claim)| claim.attempt))
-            .fetch_all(&mut *self.connection().await?)
-            .await?;
-        let mut histories = HashMap::with_capacity(rows.len());
-        let (mut revision, mut holds_claim) = (Revision(0), true);
-        for row in rows {
+/// Answers the look-ups in one statement, in the same order.
+pub(super) async fn read_histories(
+    connection: &mut PgConnection,
+    lookups: &[&HistoryLookup],
+) -> Result<Vec<HistorySnapshot>, DbError> {
+    let rows = query(lookups).fetch_all(connection).await?;
+    let mut rows = rows.iter();
+    let snapshot = |lookup: &&HistoryLookup| {
+        let (mut revision, mut holds_claim, mut is_flushed) = (Revision(0), true, true);
+        let mut series = HashMap::with_capacity(lookup.series.len());
+        for (rules, row) in lookup.series.iter().zip(rows.by_ref()) {
             revision = Revision(row.try_get("revision")?);
             holds_claim = row.try_get("holds_claim")?;
-            if let Some(series) = series_if_any(&row)? {
-                let id = series.id;
-                let at_revision = SeriesAtRevision {
-                    series: Arc::new(series),
-                    revision,
-                    version: row.try_get("version")?,
-                    zone: zone_from(&row)?,
-                    is_exclusive: row.try_get("is_exclusive")?,
-                };
-                let issued_coupon_id = row.try_get("issued_coupon_id")?;
-                let history = history_from(&row)?;
-                histories.insert(id, SeriesHistory { series: at_revision, history, issued_coupon_id });
-            }
+            is_flushed = row.try_get("is_flushed")?;
+            let history =
+                SeriesHistory { history: history_from(row)?, issued_coupon_id: row.try_get("issued_coupon_id")? };
+            series.insert(rules.series_id, history);
         }
-        Ok(HistorySnapshot { revision, holds_claim, series: histories })
-    }
+        if series.len() < lookup.series.len() {
+            return Err(unknown_value("history"));
+        }
+        Ok(HistorySnapshot { revision, holds_claim, is_flushed, series })
+    };
+    lookups.iter().map(snapshot).collect()
 }
 
-// Names each column: a prepared `select *` fails once the migration of a newer replica adds a column.
+fn query(lookups: &[&HistoryLookup]) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    let wanted = || lookups.iter().flat_map(|lookup| lookup.series.iter().map(move |rules| (*lookup, rules)));
+    let claim = |lookup: &HistoryLookup| lookup.claim.map(|(_, claim)| claim);
+    sqlx::query(HISTORY)
+        .bind(wanted().map(|(lookup, _)| lookup.org_id.0).collect::<Vec<_>>())
+        .bind(wanted().map(|(lookup, _)| lookup.customer_id.0.clone()).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.series_id.0).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.max_count).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.is_exclusive).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.has_cap).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.has_pool).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.has_gap).collect::<Vec<_>>())
+        .bind(wanted().map(|(_, rules)| rules.may_resend).collect::<Vec<_>>())
+        .bind(wanted().map(|(lookup, _)| lookup.natural_key).collect::<Vec<_>>())
+        .bind(wanted().map(|(lookup, _)| lookup.claim.map(|(request, _)| request.key_hash)).collect::<Vec<_>>())
+        .bind(wanted().map(|(lookup, _)| claim(lookup).map(|claim| claim.first_coupon_id)).collect::<Vec<_>>())
+        .bind(wanted().map(|(lookup, _)| claim(lookup).map(|claim| claim.attempt)).collect::<Vec<_>>())
+}
+
+// Scalar subqueries instead of joins: each is an index look-up for each row, whatever the planner thinks of the tables.
 const HISTORY: &str = "
-    select s.series_id, s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
-           s.valid_till_date, s.expiry_strategy_type, s.expiry_strategy_value, s.redemption_valid_from,
-           s.client_handling_type, s.alpha_numeric, s.random_code_length, s.coupon_prefix, s.coupon_suffix,
-           s.generic_code, s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
-           s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids, s.store_ids,
-           s.externally_managed, s.version, o.time_zone, o.revision,
-           exists (select from series_exclusion x
-                    where x.org_id = s.org_id and x.series_id = s.series_id) as is_exclusive,
-           exists (select from series_exclusion x
-                     join coupon c on c.org_id = x.org_id and c.customer_id = $2 and c.series_id = x.excluded_series_id
-                    where x.org_id = s.org_id and x.series_id = s.series_id and c.revoked_at is null) as holds_excluded,
-           coalesce(n.issued, 0) as issued,
-           s.client_handling_type = 'DISC_CODE_PIN' and (
-               exists (select from pool_code p
-                        where p.org_id = s.org_id and p.series_id = s.series_id and p.customer_id = $2)
-            or exists (select from pool_code p
-                        where p.org_id = s.org_id and p.series_id = s.series_id
-                          and p.position > coalesce((select g.position from pool_counter g
-                                                      where g.org_id = s.org_id and g.series_id = s.series_id
-                                                      order by g.position desc limit 1), 0))) as pool_has_code,
-           received.count, received.last_ordinal, received.last_issued_at,
-           held.coupon_id, held.series_version, held.code, held.expires_on, held.redemption_count,
-           (select i.coupon_id from natural_issuance i
-             where i.org_id = s.org_id and i.natural_key = $4 and i.series_id = s.series_id) as issued_coupon_id,
-           $5::uuid is null or exists (
+    select coalesce((select o.revision from organisation o where o.org_id = w.org_id), 0) as revision,
+           w.key_hash is null or exists (
                select from keyed_request r
-                where r.org_id = $1 and r.key_hash = $5 and r.first_coupon_id = $6::bigint and r.attempt = $7::integer) as holds_claim
-      from organisation o
-      -- An outer join: the revision is returned even if none of the series exists.
-      left join series s on s.org_id = o.org_id and s.series_id = any ($3)
-      left join lateral (
-           select n.issued from series_counter n
-            where n.org_id = s.org_id and n.series_id = s.series_id
-            order by n.issued desc limit 1) n on true
-     cross join lateral (
+                where r.org_id = w.org_id and r.key_hash = w.key_hash and r.first_coupon_id = w.claim_id
+                  and r.attempt = w.attempt) as holds_claim,
+           -- Read after the snapshot was taken, so all of the snapshot lies before it. A standby may still lack what is flushed here.
+           case when pg_is_in_recovery() or current_setting('synchronous_standby_names') <> '' then false
+                else pg_current_wal_insert_lsn() <= pg_current_wal_flush_lsn() end as is_flushed,
+           w.is_exclusive and exists (
+               select from series_exclusion x
+                 join coupon c on c.org_id = x.org_id and c.customer_id = w.customer_id and c.series_id = x.excluded_series_id
+                where x.org_id = w.org_id and x.series_id = w.series_id and c.revoked_at is null) as holds_excluded,
+           case when w.has_cap then coalesce((select n.issued from series_counter n
+                                               where n.org_id = w.org_id and n.series_id = w.series_id
+                                               order by n.issued desc limit 1), 0) else 0 end as issued,
+           w.has_pool and (
+               exists (select from pool_code p
+                        where p.org_id = w.org_id and p.series_id = w.series_id and p.customer_id = w.customer_id)
+            or exists (select from pool_code p
+                        where p.org_id = w.org_id and p.series_id = w.series_id
+                          and p.position > coalesce((select g.position from pool_counter g
+                                                      where g.org_id = w.org_id and g.series_id = w.series_id
+                                                      order by g.position desc limit 1), 0))) as pool_has_code,
            -- Revoked coupons count only towards the next ordinal.
-           select count(*) filter (where c.revoked_at is null)::integer as count, coalesce(max(c.ordinal), 0) as last_ordinal,
-                  max(c.issued_at) filter (where c.revoked_at is null) as last_issued_at
-             from coupon c
-            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id) received
+           (select count(*)::integer
+              from (select from coupon c
+                     where c.org_id = w.org_id and c.customer_id = w.customer_id and c.series_id = w.series_id
+                       and c.revoked_at is null
+                     limit w.max_count) c) as received,
+           coalesce((select max(c.ordinal) from coupon c
+                      where c.org_id = w.org_id and c.customer_id = w.customer_id and c.series_id = w.series_id), 0) as last_ordinal,
+           case when w.has_gap then (select max(c.issued_at) from coupon c
+                                      where c.org_id = w.org_id and c.customer_id = w.customer_id
+                                        and c.series_id = w.series_id and c.revoked_at is null) end as last_issued_at,
+           held.coupon_id, held.series_version, held.code, held.expires_on, held.redemption_count,
+           case when w.natural_key is not null then (
+               select i.coupon_id from natural_issuance i
+                where i.org_id = w.org_id and i.natural_key = w.natural_key and i.series_id = w.series_id) end as issued_coupon_id
+      from unnest($1::bigint[], $2::text[], $3::bigint[], $4::integer[], $5::boolean[], $6::boolean[], $7::boolean[],
+                  $8::boolean[], $9::boolean[], $10::uuid[], $11::uuid[], $12::bigint[], $13::integer[]) with ordinality
+           as w (org_id, customer_id, series_id, max_count, is_exclusive, has_cap, has_pool, has_gap, may_resend, natural_key,
+                 key_hash, claim_id, attempt, position)
       left join lateral (
-           select c.coupon_id, c.series_version, coalesce(c.uploaded_code, c.code, v.generic_code) as code, c.expires_on,
-                  coalesce(c.redemption_count, 0) as redemption_count
+           select c.coupon_id, c.series_version, c.expires_on, coalesce(c.redemption_count, 0) as redemption_count,
+                  coalesce(c.uploaded_code, c.code, (
+                      select v.generic_code from series_version v
+                       where v.org_id = c.org_id and v.series_id = c.series_id and v.version = c.series_version)) as code
              from coupon c
-             join series_version v on v.org_id = c.org_id and v.series_id = c.series_id and v.version = c.series_version
-            where c.org_id = s.org_id and c.customer_id = $2 and c.series_id = s.series_id and c.revoked_at is null
+            where w.may_resend and c.org_id = w.org_id and c.customer_id = w.customer_id and c.series_id = w.series_id
+              and c.revoked_at is null
             order by c.expires_on desc, c.issued_at desc
             limit 1) held on true
-     where o.org_id = $1";
+     order by w.position";
 
 fn history_from(row: &PgRow) -> Result<IssuanceHistory, DbError> {
     Ok(IssuanceHistory {
-        received: row.try_get("count")?,
+        received: row.try_get("received")?,
         last_ordinal: row.try_get("last_ordinal")?,
         last_issued_at: row
             .try_get::<Option<jiff_sqlx::Timestamp>, _>("last_issued_at")?

@@ -83,18 +83,12 @@ pub enum Purge {
 }
 
 impl Db {
-    /// Ends an attempt and stores its answers; `None`: the stored answers stay. False: another attempt has taken over, and nothing is
-    /// stored.
+    /// Ends an attempt that stored no answers. False: another attempt has taken over.
     ///
     /// # Errors
     /// When the database cannot be asked. The attempt then ends with its lease.
-    pub async fn end_attempt(
-        &self,
-        request: RequestName,
-        claim: Claim,
-        answers: Option<&str>,
-    ) -> Result<bool, DbError> {
-        Ok(end_attempt(&mut *self.connection().await?, request, claim, answers).await?)
+    pub async fn end_attempt(&self, request: RequestName, claim: Claim) -> Result<bool, DbError> {
+        Ok(end_attempt(&mut *self.connection().await?, request, claim).await?)
     }
 
     /// The existing ones among these coupons, each with a version of its series; `None`: the version with which it was issued. They are
@@ -182,14 +176,12 @@ pub(super) async fn end_attempt(
     connection: &mut PgConnection,
     request: RequestName,
     claim: Claim,
-    answers: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select end_attempt_1($1, $2, $3, $4, $5)")
+    sqlx::query_scalar("select (end_attempts_1(array[$1], array[$2], array[$3], array[$4], array[null]))[1]")
         .bind(request.org_id.0)
         .bind(request.key_hash)
         .bind(claim.first_coupon_id)
         .bind(claim.attempt)
-        .bind(answers)
         .fetch_one(connection)
         .await
 }

@@ -115,6 +115,10 @@ impl EntityRun {
         matches!(self.state, EntityState::Open(_))
     }
 
+    pub(super) const fn is_found(&self) -> bool {
+        matches!(self.state, EntityState::Found(_))
+    }
+
     /// Whether another round is needed.
     pub(super) const fn is_pending(&self) -> bool {
         !matches!(self.state, EntityState::Done(_) | EntityState::Unreached(_) | EntityState::SameAs(_))
@@ -231,7 +235,9 @@ impl InFlight {
             }
             WriteOutcome::Flushed => (EntityState::Done(Ok(Arc::new(answer))), NextStep::Nothing),
             WriteOutcome::NotFlushed | WriteOutcome::AlreadyIssued => (EntityState::Open(again), next_step),
-            WriteOutcome::GuardFailed(_) => (EntityState::Open(again), NextStep::Nothing),
+            WriteOutcome::GuardFailed(_) | WriteOutcome::HasReceived { .. } => {
+                (EntityState::Open(again), NextStep::Nothing)
+            }
             WriteOutcome::SettingsLocked => (EntityState::Open(again), NextStep::Pause),
             WriteOutcome::KeyNotClaimed => (EntityState::Open(open), NextStep::Nothing),
             WriteOutcome::CodeTaken if open.collisions + 1 >= MAX_COLLISIONS => failed(Refusal::Failed),

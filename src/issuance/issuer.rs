@@ -17,7 +17,7 @@ use super::settings_cache::SettingsCache;
 use crate::activity::Activity;
 use crate::config::IssuingSettings;
 use crate::db::writer::{Writer, WriterUsage};
-use crate::db::{Claims, Db, Presence, Purge};
+use crate::db::{Claims, Db, HistoryReader, Presence, Purge};
 use crate::model::{Caller, Clock, Entropy};
 use crate::telemetry::traces::RequestTrace;
 
@@ -45,8 +45,9 @@ impl Issuer {
         settings: IssuingSettings,
     ) -> Self {
         let resources = Resources {
+            history: HistoryReader::start(&db),
             claims: Claims::start(db.clone()),
-            settings_cache: SettingsCache::new(db.clone(), settings.settings_cache),
+            settings_cache: SettingsCache::new(db.clone(), settings.settings_cache_bytes),
             db,
             writer,
             presence,

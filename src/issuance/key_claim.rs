@@ -1,11 +1,11 @@
 //! Holding an `Idempotency-Key` (contract 6): how an attempt claims the key, and how it may lose the claim.
 //! `db::claims` stores the keys, or the writer together with a coupon.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use super::deadline::before_deadline;
 use super::error::IssueError;
 use super::request::{IssueRequest, RequestKey};
 use super::resources::Resources;
-use crate::db::writer::{KeyHold, KeyedEntity, WriteOutcome};
+use crate::db::writer::{AttemptEnd, KeyHold, KeyedEntity, WriteOutcome};
 use crate::db::{Claim, ClaimOutcome, NewClaim, RequestName};
 use crate::model::OrgId;
 use crate::telemetry::throttle::Throttle;
@@ -22,6 +22,8 @@ use crate::telemetry::traces;
 
 /// An answer waits at most this long until the end of its attempt is stored.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// The writer may store it later: an early deadline would be that of the whole batch.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 static END_NOT_STORED: Throttle = Throttle::new();
 
@@ -30,9 +32,9 @@ static END_NOT_STORED: Throttle = Throttle::new();
 /// ```text
 ///              ┌─────── the queue is full ───────┐
 ///              ▼                                 │
-///  new ──▶ Unclaimed ─── with the coupons ──▶ InFlight ─── none issued, one in doubt ───▶ Uncertain
+///  new ──▶ Unclaimed ─── with the coupons ──▶ InFlight ─── none claimed, one in doubt ──▶ Uncertain
 ///              │                               │    │
-///              │                   none issued │    └────────── one issued ──────────┐
+///              │          none claimed the key │    └── one claimed the key ─────────┐
 ///              │                               ▼                                     ▼
 ///              │                             Lapsed ◀── not found under the key ─── Held
 ///              │                               │                                     ▲
@@ -52,7 +54,7 @@ pub(super) enum KeyClaim {
     InFlight(Arc<NewClaim>, Arc<str>),
     /// The attempt holds the key.
     Held(HeldKey),
-    /// A statement must claim the key before anything is written. Holds the claim that was lost, if there was one.
+    /// A statement must claim the key before anything is written. Holds the claim that was lost, or that may be stored.
     Lapsed(Arc<NewClaim>, Option<Claim>),
     /// It is unknown whether the coupons that were to claim the key are stored.
     Uncertain(Arc<NewClaim>),
@@ -126,6 +128,7 @@ impl KeyClaim {
             entities: request.series_ids.len(),
             incarnation,
             lease_seconds: resources.lease_seconds(),
+            possible_claim: OnceLock::new(),
         }))
     }
 
@@ -162,7 +165,7 @@ impl KeyClaim {
         let claim = async {
             if let Self::Lapsed(_, Some(lost)) = &self {
                 // Should the lost claim still exist, it must not block this attempt.
-                resources.db.end_attempt(new.request, *lost, None).await?;
+                resources.db.end_attempt(new.request, *lost).await?;
             }
             resources.claims.claim(&new, answers).await
         };
@@ -221,7 +224,9 @@ impl KeyClaim {
     /// The state after the writer reported the outcomes of the entities with these indices.
     pub(super) fn after_write(self, outcomes: &[(usize, &WriteOutcome)]) -> Self {
         let first_coupon_id = outcomes.iter().find_map(|(index, outcome)| match outcome {
-            WriteOutcome::Issued { coupon_id, .. } => i64::try_from(*index).ok().map(|index| coupon_id - index),
+            WriteOutcome::Issued { coupon_id, .. } | WriteOutcome::HasReceived { coupon_id } => {
+                i64::try_from(*index).ok().map(|index| coupon_id - index)
+            }
             _ => None,
         });
         let is_any = |wanted: &WriteOutcome| outcomes.iter().any(|(_, outcome)| *outcome == wanted);
@@ -231,21 +236,30 @@ impl KeyClaim {
                     Self::Held(HeldKey { new, claim: Claim { first_coupon_id, attempt: 0 }, is_new: true, answers })
                 }
                 None if is_any(&WriteOutcome::InDoubt) => Self::Uncertain(new),
-                None => Self::Lapsed(new, None),
+                None => {
+                    let possible = new.possible_claim.get().copied();
+                    Self::Lapsed(new, possible)
+                }
             },
             held if is_any(&WriteOutcome::KeyNotClaimed) => held.after_loss(),
             other => other,
         }
     }
 
-    /// Ends the attempt and stores its answers. `answers` is `None` if the request failed as a whole. If storing fails, the lease ends
-    /// the attempt. Returns the indices of the resends that are not stored.
-    pub(super) async fn end(self, resources: &Resources, answers: Option<Vec<EntityAnswer>>) -> Vec<usize> {
+    /// Ends the attempt and stores its answers. `answers` is `None` if the request failed as a whole. `resent_since`: when the
+    /// first coupon was read whose resend has not waited for a flush. If storing fails, the lease ends the attempt. Returns the indices of the
+    /// resends that are not stored.
+    pub(super) async fn end(
+        self,
+        resources: &Resources,
+        answers: Option<Vec<EntityAnswer>>,
+        resent_since: Option<Instant>,
+    ) -> Vec<usize> {
         let (new, claim, final_answers, stored) = match self {
             Self::Held(held) => {
                 let final_answers = held.final_answers(answers.as_deref());
                 // The claim already stored these answers: no write.
-                if answers.is_some() && final_answers.as_deref() == Some(&*held.answers) {
+                if answers.is_some() && final_answers.as_deref() == Some(&*held.answers) && resent_since.is_none() {
                     return Vec::new();
                 }
                 (held.new, held.claim, final_answers, Some(held.answers))
@@ -255,12 +269,26 @@ impl KeyClaim {
                 return resends_not_stored(answers, None);
             }
         };
-        let end = resources.db.end_attempt(new.request, claim, final_answers.as_deref());
-        let error = match timeout_at(Instant::now() + END_TIMEOUT, end).await {
-            Ok(Ok(true)) if stored.is_some() => return Vec::new(),
-            Ok(Ok(_)) => return resends_not_stored(answers, stored.as_deref()),
-            Ok(Err(error)) => error.to_string(),
-            Err(_elapsed) => "it took too long".to_owned(),
+        let resent_id = |entity: &EntityAnswer| match entity.answer {
+            Answer::Resent(resend) => Some(resend.coupon_id),
+            Answer::NewCoupon | Answer::Refused(_) => None,
+        };
+        let resent_ids: Vec<i64> = answers.iter().flatten().filter_map(resent_id).collect();
+        let end = AttemptEnd {
+            request: new.request,
+            claim,
+            answers: final_answers,
+            // A resend is final under its key, so it must not be lost once it was answered.
+            read_since: resent_since.or_else(|| (!resent_ids.is_empty()).then(Instant::now)),
+        };
+        // A resend that has not waited for its flush is not confirmed by its claim: a crash may have undone both.
+        let confirmed = stored.clone().filter(|_| resent_since.is_none());
+        let now = Instant::now();
+        let ended = resources.end_attempt(end, &resent_ids, now + END_DEADLINE);
+        let error = match before_deadline(now + END_TIMEOUT, ended).await {
+            Ok(true) if stored.is_some() => return Vec::new(),
+            Ok(_) => return resends_not_stored(answers, confirmed.as_deref()),
+            Err(error) => error.to_string(),
         };
         END_NOT_STORED.log(|suppressed| {
             tracing::warn!(
@@ -269,7 +297,7 @@ impl KeyClaim {
                 "the end of a keyed attempt was not stored; retries get 409 until its lease ends"
             );
         });
-        resends_not_stored(answers, stored.as_deref())
+        resends_not_stored(answers, confirmed.as_deref())
     }
 }
 

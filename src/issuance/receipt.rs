@@ -51,7 +51,7 @@ pub(super) async fn load_receipt(
     deadline: Instant,
 ) -> Result<Option<Receipt>, IssueError> {
     let Some((stored, loaded)) = read_flushed(resources, caller.org_id, key, deadline).await? else { return Ok(None) };
-    let organisation = resources.cached_organisation(caller).await?;
+    let organisation = resources.current_organisation(caller).await?;
     let outcomes: Vec<Option<Result<Granted, Refusal>>> =
         (0..loaded.answers().len()).map(|index| loaded.outcome(index)).collect();
     let progress = if outcomes.iter().all(Option::is_some) {

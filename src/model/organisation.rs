@@ -10,8 +10,9 @@ pub struct OrgId(pub i64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(pub i64);
 
-/// The number of changes to an organisation's settings. The write of a coupon is guarded by the revision of its decision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Identifies a state of an organisation's settings; a later state has a higher one. The write of a coupon is guarded by the revision of its
+/// decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub i64);
 
 /// The settings of an organisation that issuing needs.

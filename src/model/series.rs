@@ -201,6 +201,18 @@ impl Series {
             || !self.do_not_resend_existing_voucher
             || self.min_days_between_vouchers.is_some()
     }
+
+    /// Below this number of received coupons, the customer gets another one whatever else the history of the series says. 0: the history
+    /// always decides. `None`: the series has no rule about earlier coupons.
+    #[must_use]
+    pub fn issues_below(&self) -> Option<i32> {
+        // With one coupon, the history can lead to a resend, a refusal or a gap.
+        let first_only = !self.is_multiple_vouchers_per_user_allowed
+            || !self.do_not_resend_existing_voucher
+            || self.min_days_between_vouchers.is_some();
+        let maximum = self.max_vouchers_per_user.map(|maximum| maximum.max(0));
+        if first_only { Some(maximum.map_or(1, |maximum| maximum.min(1))) } else { maximum }
+    }
 }
 
 #[cfg(test)]

@@ -91,13 +91,14 @@ fn start_all(world: &Arc<World>, sales: impl IntoIterator<Item = Sale>) -> JoinS
     sales.into_iter().enumerate().map(call).collect()
 }
 
-/// Starts all calls while their writes wait for this lock, so that all decisions are made before anything is written.
-async fn settle_all_behind(world: &Arc<World>, lock: &str, sales: impl IntoIterator<Item = Sale>) {
+/// Starts all calls while their writes wait for this lock, so that all decisions are made before anything is written: releases it once
+/// this number of batches wait.
+async fn settle_all_behind(world: &Arc<World>, batches: u32, lock: &str, sales: impl IntoIterator<Item = Sale>) {
     let mut holder = world.cluster.admin().await;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut holder).await.unwrap();
     let calls = start_all(world, sales);
-    let two_wait = async || waiting_calls(&mut world.cluster.admin().await).await.unwrap() >= 2;
-    wait_until("two batches wait for the lock", two_wait).await;
+    let all_wait = async || waiting_calls(&mut world.cluster.admin().await).await.unwrap() >= i64::from(batches);
+    wait_until("the batches wait for the lock", all_wait).await;
     holder.close().await.unwrap();
     calls.join_all().await;
 }
@@ -136,7 +137,7 @@ async fn a_cap_that_is_read_before_its_lock() {
         }
         let sales = (0..CALLERS).map(|number| sale(format!("late-{round}-{number}"), &[catalogue::HOT]));
         let lock = format!("begin; select pg_advisory_xact_lock(hashint8extended({}, 1))", catalogue::HOT);
-        settle_all_behind(world, &lock, sales).await;
+        settle_all_behind(world, 2, &lock, sales).await;
     });
     convicted_by_both(&judgement.await);
 }
@@ -147,13 +148,16 @@ async fn an_ordinal_that_is_not_unique() {
         let not_unique = "drop index coupon_ordinal;
                           create index coupon_ordinal on coupon (org_id, customer_id, series_id, ordinal)";
         world.cluster.execute(not_unique).await;
+        let lock = "not pg_try_advisory_xact_lock(hashtextextended(item.customer_id, -1 - item.series_id))";
+        mutate(world, "issue_coupons_1", &[(lock, "false", 2)]).await;
     };
     let judgement = convict("broken-ordinal", break_build, async |world, round| {
         let sales = (0..CALLERS).map(|number| {
             let key = format!("key-{round}-{number}");
             Sale::new(key, format!("customer-{round}"), vec![catalogue::ONE_EACH])
         });
-        settle_all_behind(world, "begin; lock table coupon in exclusive mode", sales).await;
+        // The sound build refuses the second batch before it waits.
+        settle_all_behind(world, 1 + round, "begin; lock table coupon in exclusive mode", sales).await;
     });
     convicted_by_both(&judgement.await);
 }
@@ -161,14 +165,14 @@ async fn an_ordinal_that_is_not_unique() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_that_issues_anew() {
     let break_build = async |world: &World| {
-        // The statement occurs twice in the procedure, with different indentation.
-        let sound = "item.answers)\n                on conflict do nothing";
-        let anew = "item.answers)\n                on conflict (org_id, key_hash) do update \
+        // The statement occurs three times in the procedure, with different indentation.
+        let sound = "item.answers)\n                    on conflict do nothing";
+        let anew = "item.answers)\n                    on conflict (org_id, key_hash) do update \
                     set first_coupon_id = excluded.first_coupon_id, attempt = excluded.attempt, answers = excluded.answers";
         mutate(
             world,
             "issue_coupons_1",
-            &[(sound, anew, 1), (&sound.replace("    on", "on"), &anew.replace("    on", "on"), 1)],
+            &[(sound, anew, 2), (&sound.replace("    on", "on"), &anew.replace("    on", "on"), 1)],
         )
         .await;
     };

@@ -18,8 +18,8 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Row};
 
 use crate::support::{
-    ORG, ReplacedWriter, TestApp, close, eventually, failure, fresh_dir, new_database, outcome, outcomes,
-    repeatable_series, tally,
+    ORG, ReplacedWriter, TestApp, close, default_series, eventually, failure, fresh_dir, new_database, outcome,
+    outcomes, repeatable_series, tally,
 };
 
 /// Starts a Postgres that the test may kill, and a service on it. `name`: of the directory of its data.
@@ -374,10 +374,11 @@ async fn a_broken_session_is_replaced() {
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
         "alter procedure issue_coupons_1 rename to original;
          create procedure issue_coupons_1(
-             coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[], inout issued_codes text[])
+             coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
+             inout issued_codes text[])
          language plpgsql as $$ begin
              if pg_backend_pid() = any ('{{{}}}') then raise exception 'cache lookup failed' using errcode = 'XX000'; end if;
-             call original(coupons, of_incarnation, durability, outcomes, issued_codes);
+             call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
          end $$",
         broken.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
     )))
@@ -391,6 +392,44 @@ async fn a_broken_session_is_replaced() {
     }
     let ready = app.client().get(app.url("/readyz")).send().await.unwrap();
     assert_eq!(ready.status(), 200);
+}
+
+/// The call has claimed the key, although it issued nothing, and then it breaks. The request must not take its own claim for that of
+/// another attempt.
+#[tokio::test]
+async fn a_claim_of_a_broken_call_does_not_block_its_own_request() {
+    let app = TestApp::start(&[default_series(1, "")]).await;
+    assert_eq!(app.issue_one("c", 1).await, "issued");
+    let body = json!({"seriesIds": [1], "customer": {"id": "c"}});
+    let keyed = async |key: &str| {
+        let answer = app.post(body.to_string()).header("Idempotency-Key", key).send().await.unwrap();
+        (answer.status().as_u16(), outcomes(&answer.json().await.unwrap()))
+    };
+    sqlx::raw_sql(
+        "alter procedure issue_coupons_1 rename to original;
+         create sequence calls;
+         create procedure issue_coupons_1(
+             coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
+             inout issued_codes text[])
+         language plpgsql as $$ declare
+             call_number integer := case when cardinality(coupons) > 0 then nextval('calls') end;
+         begin
+             if call_number = 2 then -- Sent alone: the settings are locked.
+                 outcomes := array[8::smallint];
+                 issued_codes := array[null::text];
+                 return;
+             end if;
+             call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
+             if call_number = 1 then raise exception 'broken'; end if;
+         end $$",
+    )
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    assert_eq!(keyed("k").await, (200, vec!["709".to_owned()]));
+    assert_eq!(keyed("k").await, (200, vec!["709".to_owned()]));
+    assert_eq!(app.count("select from keyed_request where incarnation = 0").await, 1);
+    assert_eq!(app.count("select where (select last_value from calls) >= 2").await, 1);
 }
 
 /// Some hosts of Postgres make a database read-only when its disk is nearly full. Sessions stay open.

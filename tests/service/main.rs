@@ -29,6 +29,7 @@ mod overload;
 mod pools;
 mod races;
 mod rate_limits;
+mod reads;
 mod replay;
 mod schema;
 mod settings;

@@ -165,15 +165,18 @@ async fn the_metrics_and_the_log_line_of_a_request_count_each_outcome() {
         r#"coupon_issuer_entities_refused_total{code="5005"} 1"#,
         r#"coupon_issuer_entities_refused_total{code="707"} 1"#,
         r#"coupon_issuer_coupon_writes_total{outcome="issued"} 3"#,
-        r#"coupon_issuer_coupon_writes_total{outcome="key_not_claimed"} 2"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="key_not_claimed"} 3"#,
         r#"coupon_issuer_key_claims_total{outcome="acquired"} 1"#,
         r#"coupon_issuer_key_claims_total{outcome="complete"} 1"#,
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="accepted"} 3"#,
         r#"coupon_issuer_authentications_total{scheme="basic",outcome="wrong"} 1"#,
         r#"coupon_issuer_requests_refused_total{route="/v2/coupon/bulk/issue",code="401",reason="the secret is wrong"} 1"#,
         r#"coupon_issuer_request_duration_seconds_count{route="/v2/coupon/bulk/issue"} 4"#,
-        // One batch for the first request, and one in which the retry learns that its key is used.
-        r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 2"#,
+        // One batch for the first request, one in which the retry learns that its key is used, and one in which the third request
+        // learns that the customer has received a coupon, and that the pool is empty.
+        r#"coupon_issuer_batch_duration_seconds_count{queue="coupons"} 3"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="has_received"} 1"#,
+        r#"coupon_issuer_coupon_writes_total{outcome="pool_empty"} 1"#,
         "coupon_issuer_writer_connections 2",
         r#"coupon_issuer_limited_series{kind="pool",state="used_up"} 1"#,
     ] {
@@ -256,10 +259,10 @@ async fn the_metrics_distinguish_a_timed_out_coupon_from_one_in_doubt() {
         .execute(
             "alter procedure issue_coupons_1 rename to original;
              create procedure issue_coupons_1(
-                 coupons new_coupon_1[], of_incarnation integer, durability text, inout outcomes smallint[],
+                 coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
                  inout issued_codes text[])
              language plpgsql as $$ begin
-                 call original(coupons, of_incarnation, durability, outcomes, issued_codes);
+                 call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
                  perform pg_terminate_backend(pg_backend_pid());
              end $$",
         )
@@ -400,7 +403,7 @@ async fn the_spans_of_an_issuance_are_in_the_trace_of_the_caller() {
         |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {exported:?}"));
     let request = named("POST /v2/coupon/bulk/issue");
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
-    for name in ["authenticate", "claim the key", "find the customer", "load the history", "write"] {
+    for name in ["authenticate", "claim the key", "find the customer", "load the settings", "write"] {
         assert_eq!(named(name).parent_span_id, request.span_id, "{name}");
     }
     for name in ["wait in the queue", "write a batch"] {

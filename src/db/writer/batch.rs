@@ -16,7 +16,7 @@ use super::numbering::{IdDemand, NumberedCoupon};
 use super::outcome::{Guard, WriteOutcome};
 use super::procedure::Reported;
 use super::session::{RECONNECT_PAUSE, Session};
-use super::work::Work;
+use super::work::{AttemptEnd, Work};
 use crate::db::coupon_ids::CouponIdLease;
 use crate::db::error::{DbError, describe, is_cancelled};
 use crate::telemetry::throttle::Throttle;
@@ -82,25 +82,18 @@ impl BatchWriter {
             return vec![WriteOutcome::Unavailable; works.len()];
         }
         let coupons: Vec<&NewCoupon> = works.iter().filter_map(Work::coupon).collect();
+        if coupons.is_empty() {
+            return self.end_and_flush(works).await;
+        }
         let coupons = match self.number(&coupons, deadline).await {
             Ok(numbered) => numbered,
-            Err(outcome) => {
-                return merge(works, std::iter::repeat_n(outcome, coupons.len()), |_| WriteOutcome::NotFlushed);
-            }
+            Err(outcome) => return vec![outcome; works.len()],
         };
         let began = Instant::now();
         let issued = self.session.issue(&coupons, Reported::Guarded).await;
         self.metrics.batch_duration.record(began.elapsed());
         match issued {
-            Ok(outcomes) => {
-                let connected_at = self.session.connected_at();
-                merge(works, outcomes.into_iter(), |read_since| barrier_outcome(connected_at, read_since))
-            }
-            Err(error) if coupons.is_empty() => {
-                self.metrics.broken_batches.increment(1);
-                let outcome = self.failed_flush(error).await;
-                merge(works, std::iter::empty(), |_| outcome.clone())
-            }
+            Ok(outcomes) => outcomes,
             Err(error) => {
                 let (error, coupon_count) = (describe(&error), coupons.len());
                 BROKEN.log(|suppressed| {
@@ -112,9 +105,52 @@ impl BatchWriter {
                     );
                 });
                 self.metrics.broken_batches.increment(1);
-                merge(works, self.settle(&coupons, deadline).await.into_iter(), |_| WriteOutcome::NotFlushed)
+                self.settle(&coupons, deadline).await
             }
         }
+    }
+
+    /// The works of a batch without coupons: ends the attempts, and flushes that and everything that was read, if somebody waits for it.
+    async fn end_and_flush(&mut self, works: &[Work]) -> Vec<WriteOutcome> {
+        let began = Instant::now();
+        let done = self.try_end_and_flush(works).await;
+        self.metrics.batch_duration.record(began.elapsed());
+        let ended = match done {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.metrics.broken_batches.increment(1);
+                return vec![self.failed_flush(error).await; works.len()];
+            }
+        };
+        // If the connection is newer than the read, a crash in between may have undone what was read.
+        let connected_at = self.session.connected_at();
+        let mut ended = ended.into_iter();
+        let outcome = |work: &Work| {
+            let is_certain =
+                work.read_since().is_none_or(|since| connected_at.is_some_and(|connected| connected <= since));
+            match work.attempt_end().map(|_| ended.next().unwrap_or(WriteOutcome::NotFlushed)) {
+                None | Some(WriteOutcome::Flushed) if !is_certain => WriteOutcome::NotFlushed,
+                None => WriteOutcome::Flushed,
+                Some(outcome) => outcome,
+            }
+        };
+        works.iter().map(outcome).collect()
+    }
+
+    /// The outcome of each end. If only they fail, everything else is flushed all the same.
+    async fn try_end_and_flush(&mut self, works: &[Work]) -> Result<Vec<WriteOutcome>, sqlx::Error> {
+        let ends: Vec<&AttemptEnd> = works.iter().filter_map(Work::attempt_end).collect();
+        let outcome = |has_ended| if has_ended { WriteOutcome::Flushed } else { WriteOutcome::KeyNotClaimed };
+        let ended = if ends.is_empty() { Ok(Vec::new()) } else { self.session.end_attempts(&ends).await };
+        let ended = match ended {
+            Ok(ended) => ended.into_iter().map(outcome).collect(),
+            Err(error) if self.session.is_connected() => vec![self.failed_flush(error).await; ends.len()],
+            Err(error) => return Err(error),
+        };
+        if works.iter().any(|work| work.read_since().is_some()) {
+            self.session.flush().await?;
+        }
+        Ok(ended)
     }
 
     /// Gives each coupon its id. An error: no ids could be leased; it is the outcome of every coupon, and nothing is stored.
@@ -145,7 +181,7 @@ impl BatchWriter {
         Err(WriteOutcome::Unavailable)
     }
 
-    /// The outcome of barriers whose flush failed.
+    /// The outcome of works whose flush failed.
     async fn failed_flush(&mut self, error: sqlx::Error) -> WriteOutcome {
         let reason = describe(&error);
         if self.session.is_connected() && is_cancelled(&error) {
@@ -164,6 +200,11 @@ impl BatchWriter {
     /// Settles the coupons of a failed call.
     async fn settle(&mut self, coupons: &[NumberedCoupon<'_>], deadline: Instant) -> Vec<WriteOutcome> {
         let settle_by = deadline + SETTLE_TIMEOUT;
+        for numbered in coupons {
+            if let (Some(key), Some(claim)) = (numbered.coupon.claims_key(), numbered.claim) {
+                key.possible_claim.get_or_init(|| claim);
+            }
+        }
         let mut outcomes: Vec<Option<WriteOutcome>> = vec![None; coupons.len()];
         while Instant::now() < settle_by && self.session.ensure_connected(settle_by).await {
             match self.settle_once(coupons, &mut outcomes, deadline).await {
@@ -258,27 +299,4 @@ fn refusal(coupon: &NewCoupon, error: sqlx::Error) -> WriteOutcome {
         tracing::error!(error = reason, series_id, suppressed, "the database server failed on a coupon");
     });
     WriteOutcome::ServerFault
-}
-
-/// If the connection is newer than the read, a crash in between may have undone what was read.
-fn barrier_outcome(connected_at: Option<Instant>, read_since: Instant) -> WriteOutcome {
-    match connected_at {
-        Some(connected_at) if connected_at <= read_since => WriteOutcome::Flushed,
-        _ => WriteOutcome::NotFlushed,
-    }
-}
-
-/// Puts the outcomes of coupons and barriers into the order of the works.
-fn merge(
-    works: &[Work],
-    mut coupon_outcomes: impl Iterator<Item = WriteOutcome>,
-    barrier_outcome: impl Fn(Instant) -> WriteOutcome,
-) -> Vec<WriteOutcome> {
-    works
-        .iter()
-        .map(|work| match work {
-            Work::Issue(_) => coupon_outcomes.next().unwrap_or(WriteOutcome::InDoubt),
-            Work::FlushBarrier(read_since) => barrier_outcome(*read_since),
-        })
-        .collect()
 }

@@ -19,6 +19,20 @@ pub enum Code {
     FromPool,
 }
 
+/// The number of a coupon among the customer's coupons of its series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbering {
+    /// The series has no rule about earlier coupons.
+    None,
+    /// This number, from the history that the decision rests on. Guard: nothing was issued since.
+    Ordinal(i32),
+    /// The next number. Guard: the customer must have received fewer coupons of the series than this.
+    Next {
+        /// The smallest number of coupons that fails the guard, at least 1.
+        received_below: i32,
+    },
+}
+
 /// The name under which an entity is issued at most once.
 #[derive(Debug, Clone)]
 pub enum Scope {
@@ -61,7 +75,7 @@ pub struct NewCoupon {
     pub series_version: i32,
     pub origin_id: i32,
     pub customer_id: CustomerId,
-    pub ordinal: Option<i32>,
+    pub numbering: Numbering,
     pub code: Code,
     pub expires_on: Date,
     pub issued_at: Timestamp,
@@ -77,4 +91,14 @@ pub struct NewCoupon {
     pub is_exclusive: bool,
     /// Whether the code is likely to exist already. If this is false, a collision breaks the batch, which is slower.
     pub may_collide: bool,
+}
+
+impl NewCoupon {
+    /// The key that this coupon or another one of its request claims.
+    pub(super) fn claims_key(&self) -> Option<&NewClaim> {
+        match &self.scope {
+            Scope::Key(KeyedEntity { key, hold: KeyHold::ClaimedWith(_), .. }) => Some(key),
+            Scope::Key(_) | Scope::Natural(_) | Scope::None => None,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! All coupons go through one bounded queue, and flush barriers through another. A few tasks, each with a connection of its own,
+//! All coupons go through one bounded queue, and flush barriers and the ends of attempts through another. A few tasks, each with a connection of its own,
 //! write whatever is waiting as one batch: each coupon is a transaction, and the batch shares the round trip and the flush. No
 //! request is answered before the flush.
 
@@ -15,7 +15,7 @@ mod queue;
 mod session;
 mod work;
 
-pub use coupon::{Code, KeyHold, KeyedEntity, NewCoupon, Scope};
+pub use coupon::{Code, KeyHold, KeyedEntity, NewCoupon, Numbering, Scope};
 pub use outcome::{Guard, WriteOutcome};
 pub use queue::{QueueFull, Writer, WriterUsage};
-pub use work::Work;
+pub use work::{AttemptEnd, Work};

@@ -26,10 +26,8 @@ pub(super) struct IdDemand {
 
 impl IdDemand {
     pub(super) fn of(coupons: &[&NewCoupon]) -> Self {
-        let new_claim = |coupon: &&NewCoupon| match &coupon.scope {
-            Scope::Key(KeyedEntity { key, hold: KeyHold::ClaimedWith(_), .. }) => Some((address(key), key.entities)),
-            Scope::Key(_) | Scope::Natural(_) | Scope::None => None,
-        };
+        let new_claim =
+            |coupon: &&NewCoupon| coupon.claims_key().map(|key| (std::ptr::from_ref(key).addr(), key.entities));
         let unkeyed = coupons.iter().filter(|coupon| !matches!(coupon.scope, Scope::Key(_))).count();
         Self { by_new_claim: coupons.iter().filter_map(new_claim).collect(), unkeyed }
     }

@@ -17,6 +17,12 @@ pub enum WriteOutcome {
     NotFlushed,
     /// A guard refused a stale decision. Decide again on a fresh history.
     GuardFailed(Guard),
+    /// The customer has received coupons of the series, so that the history must decide. A key that a coupon of this write was to claim
+    /// is claimed.
+    HasReceived {
+        /// The id that was reserved for the coupon.
+        coupon_id: i64,
+    },
     /// `apply` is changing the organisation's settings. Decide again, a moment later.
     SettingsLocked,
     /// The code exists already.

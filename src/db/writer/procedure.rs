@@ -1,6 +1,6 @@
 //! Encodes and decodes the call of procedure `issue_coupons_1`. `migrations/0002_procedures.sql` says what the outcomes mean.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use jiff_sqlx::ToSqlx;
 use sqlx::postgres::{PgArguments, PgHasArrayType, PgTypeInfo};
@@ -10,7 +10,7 @@ use sqlx::{Postgres, Type};
 use strum::FromRepr;
 use uuid::Uuid;
 
-use super::coupon::{Code, KeyHold, Scope};
+use super::coupon::{Code, KeyHold, Numbering, Scope};
 use super::numbering::NumberedCoupon;
 use super::outcome::{Guard, WriteOutcome};
 use crate::model::Metadata;
@@ -29,20 +29,23 @@ pub(super) fn issue_coupons<'q>(
     durability: &'q str,
 ) -> Query<'q, Postgres, PgArguments> {
     // The first coupon of a request claims its key.
-    let mut claimed = HashSet::new();
+    let mut claiming = HashMap::new();
     let values: Vec<NewCouponValue<'_>> = (1..)
         .zip(coupons)
         .map(|(position, numbered)| {
-            let claims_key = numbered.claim.is_none_or(|claim| claimed.insert(claim.first_coupon_id));
-            value(position, numbered, claims_key, reported)
+            let claimed_by = numbered.claim.map(|claim| *claiming.entry(claim.first_coupon_id).or_insert(position));
+            value(position, numbered, claimed_by, reported)
         })
         .collect();
     let incarnation = coupons.iter().find_map(|numbered| match &numbered.coupon.scope {
         Scope::Key(keyed) => Some(keyed.key.incarnation),
         Scope::None | Scope::Natural(_) => None,
     });
-    sqlx::query("call issue_coupons_1($1, $2, $3, null::smallint[], null::text[])")
+    let mut org_ids: Vec<i64> = coupons.iter().map(|numbered| numbered.coupon.org_id.0).collect();
+    org_ids.dedup();
+    sqlx::query("call issue_coupons_1($1, $2, $3, $4, null::smallint[], null::text[])")
         .bind(values)
+        .bind(org_ids)
         .bind(incarnation)
         .bind(durability)
 }
@@ -62,6 +65,7 @@ pub(super) enum Outcome {
     AlreadyIssued = 9,
     KeyNotClaimed = 10,
     IdTaken = 11,
+    HasReceived = 12,
 }
 
 /// The outcome does not say whether the coupon is stored.
@@ -118,6 +122,7 @@ fn decode(
         Outcome::OtherRevision => WriteOutcome::GuardFailed(Guard::OtherRevision),
         Outcome::CapReached => WriteOutcome::GuardFailed(Guard::CapReached),
         Outcome::OrdinalTaken => WriteOutcome::GuardFailed(Guard::OrdinalTaken),
+        Outcome::HasReceived => WriteOutcome::HasReceived { coupon_id: numbered.coupon_id },
         Outcome::HoldsExcluded => WriteOutcome::GuardFailed(Guard::HoldsExcluded),
         Outcome::PoolEmpty => WriteOutcome::GuardFailed(Guard::PoolEmpty),
     })
@@ -136,6 +141,7 @@ struct NewCouponValue<'c> {
     origin_id: i32,
     customer_id: &'c str,
     ordinal: Option<i32>,
+    received_below: Option<i32>,
     code: Option<&'c str>,
     from_pool: bool,
     expires_on: jiff_sqlx::Date,
@@ -147,12 +153,13 @@ struct NewCouponValue<'c> {
     cap: Option<i64>,
     exclusive: bool,
     unguarded: bool,
-    cap_or_key: bool,
+    simple: bool,
     natural_key: Option<Uuid>,
     key_hash: Option<Uuid>,
     claim_id: Option<i64>,
     attempt: Option<i32>,
     fingerprint: Option<i64>,
+    claimed_by: Option<i32>,
     answers: Option<&'c str>,
 }
 
@@ -168,8 +175,13 @@ impl PgHasArrayType for NewCouponValue<'_> {
     }
 }
 
-/// `claims_key`: whether this coupon claims the key, if one of the batch does.
-fn value<'c>(position: i32, numbered: &NumberedCoupon<'c>, claims_key: bool, reported: Reported) -> NewCouponValue<'c> {
+/// `claimed_by`: the position of the first coupon of its request.
+fn value<'c>(
+    position: i32,
+    numbered: &NumberedCoupon<'c>,
+    claimed_by: Option<i32>,
+    reported: Reported,
+) -> NewCouponValue<'c> {
     let coupon = numbered.coupon;
     let code = match &coupon.code {
         Code::Unique(code) => Some(code.as_str()),
@@ -180,16 +192,20 @@ fn value<'c>(position: i32, numbered: &NumberedCoupon<'c>, claims_key: bool, rep
         Scope::Natural(natural_key) => (Some(*natural_key), None),
         Scope::Key(keyed) => (None, Some(keyed)),
     };
+    let (ordinal, received_below) = match coupon.numbering {
+        Numbering::None => (None, None),
+        Numbering::Ordinal(ordinal) => (Some(ordinal), None),
+        Numbering::Next { received_below } => (None, Some(received_below)),
+    };
     let answers = keyed.and_then(|keyed| match &keyed.hold {
-        KeyHold::ClaimedWith(answers) if claims_key => Some(&**answers),
-        KeyHold::ClaimedWith(_) | KeyHold::Acquired(_) | KeyHold::Resumed(_) => None,
+        KeyHold::ClaimedWith(answers) => Some(&**answers),
+        KeyHold::Acquired(_) | KeyHold::Resumed(_) => None,
     });
     let may_be_issued = keyed.is_some_and(|keyed| matches!(keyed.hold, KeyHold::Resumed(_)));
-    let cap_or_key = reported == Reported::Guarded
+    let simple = reported == Reported::Guarded
         && !coupon.is_exclusive
         && !coupon.may_collide
-        && coupon.ordinal.is_none()
-        && coupon.code != Code::FromPool
+        && !matches!(coupon.numbering, Numbering::Ordinal(_))
         && natural_key.is_none()
         && !may_be_issued;
     let request_uuid = uuid(&coupon.request_id);
@@ -202,7 +218,8 @@ fn value<'c>(position: i32, numbered: &NumberedCoupon<'c>, claims_key: bool, rep
         series_version: coupon.series_version,
         origin_id: coupon.origin_id,
         customer_id: &coupon.customer_id.0,
-        ordinal: coupon.ordinal,
+        ordinal,
+        received_below,
         code,
         from_pool: coupon.code == Code::FromPool,
         expires_on: coupon.expires_on.to_sqlx(),
@@ -213,13 +230,18 @@ fn value<'c>(position: i32, numbered: &NumberedCoupon<'c>, claims_key: bool, rep
         request_uuid,
         cap: coupon.max_create,
         exclusive: coupon.is_exclusive,
-        unguarded: cap_or_key && keyed.is_none() && coupon.max_create.is_none(),
-        cap_or_key,
+        unguarded: simple
+            && keyed.is_none()
+            && coupon.max_create.is_none()
+            && received_below.is_none()
+            && coupon.code != Code::FromPool,
+        simple,
         natural_key,
         key_hash: keyed.map(|keyed| keyed.key.request.key_hash),
         claim_id: numbered.claim.map(|claim| claim.first_coupon_id),
         attempt: numbered.claim.map(|claim| claim.attempt),
         fingerprint: answers.and(keyed).map(|keyed| keyed.key.fingerprint),
+        claimed_by: answers.and(claimed_by),
         answers,
     }
 }

@@ -14,6 +14,7 @@ use super::coupon::{Code, Scope};
 use super::numbering::NumberedCoupon;
 use super::outcome::WriteOutcome;
 use super::procedure::{Reported, issue_coupons, write_outcome};
+use super::work::AttemptEnd;
 use crate::db::coupon_ids::CouponIdLease;
 use crate::db::error::{DbError, describe, is_cancelled, is_fatal, no_answer};
 use crate::telemetry::throttle::Throttle;
@@ -129,6 +130,17 @@ impl Session {
             write_outcomes(&row, coupons, order)
         })
         .await
+    }
+
+    /// Ends the attempts, without a flush. Returns for each whether it still held its key.
+    pub(super) async fn end_attempts(&mut self, ends: &[&AttemptEnd]) -> Result<Vec<bool>, sqlx::Error> {
+        let query = sqlx::query_scalar("select end_attempts_1($1, $2, $3, $4, $5)")
+            .bind(ends.iter().map(|end| end.request.org_id.0).collect::<Vec<_>>())
+            .bind(ends.iter().map(|end| end.request.key_hash).collect::<Vec<_>>())
+            .bind(ends.iter().map(|end| end.claim.first_coupon_id).collect::<Vec<_>>())
+            .bind(ends.iter().map(|end| end.claim.attempt).collect::<Vec<_>>())
+            .bind(ends.iter().map(|end| end.answers.as_deref()).collect::<Vec<_>>());
+        self.run(async |writer| query.fetch_one(&mut writer.connection).await).await
     }
 
     /// Finds what is stored under the ids of these coupons, by id: the coupon that was sent, or another one.

@@ -23,6 +23,14 @@ impl IssueRun<'_> {
         }
     }
 
+    /// If the claim was lost, a crash may also have undone what the decisions so far rest on.
+    pub(super) fn reopen_if_lapsed(&mut self) {
+        if matches!(self.idempotency, Idempotency::RequestKey(KeyClaim::Lapsed(..))) {
+            self.resent_since = None;
+            self.entities.iter_mut().filter(|entity| entity.is_refused_or_resent()).for_each(EntityRun::reopen);
+        }
+    }
+
     /// Claims the key by a statement.
     pub(super) async fn claim(&mut self, answers: Vec<EntityAnswer>) -> Result<Option<Claimed>, IssueError> {
         let Idempotency::RequestKey(claim) = std::mem::replace(&mut self.idempotency, Idempotency::None) else {

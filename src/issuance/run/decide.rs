@@ -6,8 +6,8 @@ use jiff::civil::Date;
 use super::plan::Plan;
 use super::precedence::Precedence;
 use super::state::IssueRun;
-use super::view::{View, Views};
-use crate::db::writer::{Code, NewCoupon, Work};
+use super::view::{View, ViewedHistory, Views};
+use crate::db::writer::{Code, NewCoupon, Numbering, Work};
 use crate::issuance::codes;
 use crate::issuance::entity::EntityState;
 use crate::issuance::error::IssueError;
@@ -16,8 +16,13 @@ use crate::issuance::refusal::Refusal;
 use crate::issuance::rules::{self, Decision, DecisionContext};
 use crate::model::{ClientHandling, EntropyError, HeldCoupon};
 
-/// The answer of an entity if the write succeeds, and the write.
-type Draft = (Granted, Work);
+/// A positive decision on an entity.
+enum Draft {
+    /// A resend of a coupon that is flushed, or that the end of the attempt flushes.
+    Flushed(Granted),
+    /// The answer if the write succeeds, and the write.
+    Write(Granted, Work),
+}
 
 impl IssueRun<'_> {
     /// Decides the open entities that need not wait, and returns the plan of the write.
@@ -51,7 +56,13 @@ impl IssueRun<'_> {
                 continue;
             }
             match self.decide_series(view, origin_id) {
-                Ok(Some((answer, work))) => {
+                Ok(Some(Draft::Flushed(answer))) => {
+                    self.resent_since = self.resent_since.or(Some(self.read_since));
+                    self.entities[index].send(answer);
+                    plan.add_flushed(index);
+                    precedence.add_sent(series_id, &view.settings);
+                }
+                Ok(Some(Draft::Write(answer, work))) => {
                     self.entities[index].send(answer);
                     plan.add(index, work);
                     precedence.add_sent(series_id, &view.settings);
@@ -72,9 +83,14 @@ impl IssueRun<'_> {
         let context =
             DecisionContext { now, zone: &self.organisation.time_zone, store_id: self.request.caller.store_id };
         let decision = match &view.history {
-            Some(history) => rules::decide(series, history, &context),
+            Some(ViewedHistory { history, .. }) => rules::decide(series, history, &context),
             None => match rules::may_issue(series, &context) {
-                Ok(expires_on) => Decision::Issue { expires_on, ordinal: None },
+                Ok(expires_on) => {
+                    let numbering = series
+                        .issues_below()
+                        .map_or(Numbering::None, |received_below| Numbering::Next { received_below });
+                    return self.draft_coupon(view, origin_id, now, expires_on, numbering).map(Some);
+                }
                 Err(_) => return Ok(None),
             },
         };
@@ -82,7 +98,8 @@ impl IssueRun<'_> {
             Decision::Refuse(refusal) => Err(refusal),
             Decision::Resend(held) => Ok(Some(self.draft_resend(view, held))),
             Decision::Issue { expires_on, ordinal } => {
-                self.draft_coupon(view, origin_id, now, expires_on, ordinal).map(Some)
+                let numbering = ordinal.map_or(Numbering::None, Numbering::Ordinal);
+                self.draft_coupon(view, origin_id, now, expires_on, numbering).map(Some)
             }
         }
     }
@@ -93,7 +110,12 @@ impl IssueRun<'_> {
             series_version: (held.series_version != view.settings.version).then_some(view.settings.version),
             redemption_count: held.redemption_count,
         };
-        (granted(view, held.code, held.expires_on, Some(resend)), Work::FlushBarrier(self.read_since))
+        let answer = granted(view, held.code, held.expires_on, Some(resend));
+        match &view.history {
+            Some(ViewedHistory { is_flushed: true, .. }) => Draft::Flushed(answer),
+            _ if self.idempotency.claim().is_some_and(|claim| claim.held().is_some()) => Draft::Flushed(answer),
+            _ => Draft::Write(answer, Work::FlushBarrier(self.read_since)),
+        }
     }
 
     fn draft_coupon(
@@ -102,7 +124,7 @@ impl IssueRun<'_> {
         origin_id: i32,
         now: Timestamp,
         expires_on: Date,
-        ordinal: Option<i32>,
+        numbering: Numbering,
     ) -> Result<Draft, Refusal> {
         let series = &view.settings.series;
         let code = self.new_code(&series.client_handling)?;
@@ -117,7 +139,7 @@ impl IssueRun<'_> {
             series_version: view.settings.version,
             origin_id,
             customer_id: self.customer_id().map_err(|error| missing_customer(&error))?.clone(),
-            ordinal,
+            numbering,
             code,
             expires_on,
             issued_at: now,
@@ -130,7 +152,7 @@ impl IssueRun<'_> {
             is_exclusive: view.settings.is_exclusive,
             may_collide: codes::may_collide(&series.client_handling),
         };
-        Ok((granted(view, code_in_answer, expires_on, None), Work::Issue(Box::new(coupon))))
+        Ok(Draft::Write(granted(view, code_in_answer, expires_on, None), Work::Issue(Box::new(coupon))))
     }
 
     fn new_code(&self, handling: &ClientHandling) -> Result<Code, Refusal> {

@@ -1,12 +1,11 @@
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tracing::Instrument;
 
 use super::idempotency::Idempotency;
 use super::state::{Customer, IssueRun};
-use super::view::{View, Views};
-use crate::db::{HistorySnapshot, SeriesHistory};
+use super::view::{View, ViewedHistory, Views};
+use crate::db::{HistoryLookup, HistorySnapshot, SeriesAtRevision, SeriesHistory, SeriesRules, SettingsSnapshot};
 use crate::issuance::customers;
 use crate::issuance::entity::{EntityState, Open};
 use crate::issuance::error::IssueError;
@@ -53,42 +52,23 @@ impl IssueRun<'_> {
     }
 
     /// Reads what the open entities need. `None`: the organisation's settings have changed or the key is lost, so the round starts again.
-    pub(super) async fn load_history(&mut self) -> Result<Option<Views>, IssueError> {
+    pub(super) async fn load_views(&mut self) -> Result<Option<Views>, IssueError> {
         let (mut views, missing) = self.cached_views().await;
-        if missing.is_empty() {
-            return Ok(Some(views));
-        }
-        let resources = self.resources;
-        let held = self.idempotency.claim().and_then(KeyClaim::held).map(HeldKey::request_and_claim);
-        let natural_key = self.idempotency.natural_key();
-        let history = resources.db.history(self.organisation.id, self.customer_id()?, &missing, natural_key, held);
-        let span = traces::span!("load the history", series = missing.len());
-        let HistorySnapshot { revision, holds_claim, series: found } = Box::pin(history.instrument(span)).await?;
-        if !holds_claim {
-            self.idempotency.update_claim(KeyClaim::after_loss);
+        if !missing.is_empty() && !Box::pin(self.load_settings(missing, &mut views)).await? {
             return Ok(None);
         }
-        if revision != self.organisation.revision {
-            Box::pin(self.reload_settings()).await?;
+        let wanted: Vec<SeriesRules> =
+            views.values().filter(|view| view.needs_history).map(|view| SeriesRules::from(&view.settings)).collect();
+        if !wanted.is_empty() && !Box::pin(self.load_history(wanted, &mut views)).await? {
             return Ok(None);
-        }
-        let issued: Vec<_> =
-            found.values().filter_map(|fresh| fresh.issued_coupon_id).map(|coupon_id| (coupon_id, None)).collect();
-        for (series_id, SeriesHistory { series, history, .. }) in found {
-            resources.settings_cache.insert_series(self.organisation.id, &series).await;
-            views.insert(series_id, View { settings: series, history: Some(history) });
-        }
-        if !issued.is_empty() {
-            Box::pin(self.load_issued_under_natural_key(&issued)).await?;
         }
         Ok(Some(views))
     }
 
-    /// The series for which cached settings are enough, and the ids of the other series.
-    async fn cached_views(&self) -> (Views, Vec<SeriesId>) {
+    /// The series of the open entities whose settings are cached, and the others.
+    async fn cached_views(&self) -> (Views, Vec<(SeriesId, Open)>) {
         let is_natural = self.idempotency.natural_key().is_some();
-        let mut views = HashMap::new();
-        let mut missing = HashSet::new();
+        let (mut views, mut missing) = (Views::with_capacity(self.entities.len()), Vec::new());
         for entity in &self.entities {
             let open = match entity.state {
                 EntityState::Open(open) => open,
@@ -96,13 +76,77 @@ impl IssueRun<'_> {
                 EntityState::Failed(_) if is_natural => Open::default(),
                 _ => continue,
             };
-            let cached = self.resources.settings_cache.series(&self.organisation, entity.series_id).await;
-            match cached.filter(|settings| !is_natural && !open.needs_history && settings.needs_no_history()) {
-                Some(settings) => drop(views.insert(entity.series_id, View { settings, history: None })),
-                None => drop(missing.insert(entity.series_id)),
+            if let Some(view) = views.get_mut(&entity.series_id) {
+                view.needs_history |= open.needs_history;
+            } else if let Some(settings) =
+                self.resources.settings_cache.series(&self.organisation, entity.series_id).await
+            {
+                views.insert(entity.series_id, self.view(settings, open));
+            } else {
+                missing.push((entity.series_id, open));
             }
         }
-        (views, missing.into_iter().collect())
+        (views, missing)
+    }
+
+    fn view(&self, settings: SeriesAtRevision, open: Open) -> View {
+        // A resend or a refusal must not wait behind the lock that stalls the queue.
+        let can_guard = settings.is_independent() || (settings.can_guard() && !self.resources.writer.is_stalled());
+        let needs_history = !can_guard || open.needs_history || self.idempotency.natural_key().is_some();
+        View { settings, needs_history, history: None }
+    }
+
+    /// Adds these series to the views, if they exist. False: the round starts again.
+    async fn load_settings(&mut self, missing: Vec<(SeriesId, Open)>, views: &mut Views) -> Result<bool, IssueError> {
+        let ids: Vec<SeriesId> = missing.iter().map(|(series_id, _)| *series_id).collect();
+        let span = traces::span!("load the settings", series = ids.len());
+        let settings = self.resources.db.series(self.organisation.id, &ids).instrument(span);
+        let SettingsSnapshot { revision, series } = settings.await?;
+        if revision != self.organisation.revision {
+            self.reload_settings().await?;
+            return Ok(false);
+        }
+        for settings in series {
+            self.resources.settings_cache.insert_series(&self.organisation, &settings).await;
+            for (series_id, open) in missing.iter().filter(|(series_id, _)| *series_id == settings.series.id) {
+                let view = views.entry(*series_id).or_insert_with(|| self.view(settings.clone(), *open));
+                view.needs_history |= open.needs_history;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Adds the history to the views of these series. False: the round starts again.
+    async fn load_history(&mut self, series: Vec<SeriesRules>, views: &mut Views) -> Result<bool, IssueError> {
+        let span = traces::span!("load the history", series = series.len());
+        let lookup = HistoryLookup {
+            org_id: self.organisation.id,
+            customer_id: self.customer_id()?.clone(),
+            series,
+            natural_key: self.idempotency.natural_key(),
+            claim: self.idempotency.claim().and_then(KeyClaim::held).map(HeldKey::request_and_claim),
+        };
+        let HistorySnapshot { revision, holds_claim, is_flushed, series: found } =
+            self.resources.history.read(lookup).instrument(span).await?;
+        if !holds_claim {
+            self.idempotency.update_claim(KeyClaim::after_loss);
+            return Ok(false);
+        }
+        if revision != self.organisation.revision {
+            Box::pin(self.reload_settings()).await?;
+            return Ok(false);
+        }
+        let issued: Vec<_> =
+            found.values().filter_map(|fresh| fresh.issued_coupon_id).map(|coupon_id| (coupon_id, None)).collect();
+        for (series_id, SeriesHistory { history, .. }) in found {
+            if let Some(view) = views.get_mut(&series_id) {
+                view.history = Some(ViewedHistory { history, is_flushed });
+            }
+        }
+        if !issued.is_empty() {
+            Box::pin(self.load_issued_under_natural_key(&issued)).await?;
+        }
+        Ok(true)
     }
 
     async fn load_issued_under_natural_key(&mut self, ids: &[(i64, Option<i32>)]) -> Result<(), IssueError> {

@@ -18,7 +18,7 @@ impl Precedence {
 
     pub(super) fn add_sent(&mut self, series_id: SeriesId, at: &SeriesAtRevision) {
         let series = &at.series;
-        let is_order_irrelevant = at.needs_no_history()
+        let is_order_irrelevant = at.is_independent()
             && series.max_create.is_none()
             && !matches!(series.client_handling, ClientHandling::Pool);
         if !is_order_irrelevant {

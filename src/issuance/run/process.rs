@@ -21,17 +21,19 @@ pub(in crate::issuance) async fn process(
     request: &IssueRequest,
     deadline: Instant,
 ) -> Result<Issuance, IssueError> {
-    let (idempotency, result) = match IssueRun::start(resources, request, deadline).await {
+    let (idempotency, resent_since, result) = match IssueRun::start(resources, request, deadline).await {
         Ok(mut run) => {
             let result = run.rounds().await;
-            finish(run, result)
+            let resent_since = run.resent_since;
+            let (idempotency, result) = finish(run, result);
+            (idempotency, resent_since, result)
         }
-        Err(error) => (Idempotency::None, Err(error)),
+        Err(error) => (Idempotency::None, None, Err(error)),
     };
     let result = after_server_fault(resources, request, result, deadline).await;
     let Idempotency::RequestKey(claim) = idempotency else { return result };
     let answers = result.as_ref().ok().map(|issuance| issuance.entities.iter().map(EntityAnswer::from).collect());
-    let not_stored = Box::pin(claim.end(resources, answers)).await;
+    let not_stored = Box::pin(claim.end(resources, answers, resent_since)).await;
     let mut issuance = result?;
     for index in not_stored {
         // A resend is final under its key. If it is not stored, a retry could get another answer.

@@ -52,8 +52,12 @@ impl IssueRun<'_> {
 
     async fn round(&mut self) -> Result<(), IssueError> {
         let deadline = self.deadline;
-        self.read_since = Instant::now();
+        // What was found in an earlier round keeps its time: it may not be flushed yet.
+        if !self.entities.iter().any(EntityRun::is_found) {
+            self.read_since = Instant::now();
+        }
         if self.needs_claim() {
+            self.reopen_if_lapsed();
             Box::pin(self.claim(self.answers_so_far())).await?;
         }
         if self.must_load_issued && matches!(self.idempotency, Idempotency::RequestKey(_)) {
@@ -64,10 +68,10 @@ impl IssueRun<'_> {
             // Only the current settings allow to create or to refuse a customer.
             Box::pin(before_deadline(deadline, self.identify())).await?;
         }
-        let Some(views) = before_deadline(deadline, pin!(self.load_history())).await? else { return Ok(()) };
+        let Some(views) = before_deadline(deadline, pin!(self.load_views())).await? else { return Ok(()) };
         let origin_id = self.origin(&views).await?;
         let mut plan = self.decide(&views, origin_id);
-        if !self.claim_for(&mut plan).await? || plan.works.is_empty() {
+        if !self.claim_for(&mut plan).await? || plan.is_empty() {
             return Ok(());
         }
         self.write(plan).await

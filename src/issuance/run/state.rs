@@ -13,7 +13,8 @@ use crate::issuance::key_claim::KeyClaim;
 use crate::issuance::refusal::Refusal;
 use crate::issuance::request::IssueRequest;
 use crate::issuance::resources::Resources;
-use crate::model::{CustomerId, Organisation};
+use crate::issuance::settings_cache::CachedOrganisation;
+use crate::model::CustomerId;
 
 /// The customer of a request.
 pub(super) enum Customer {
@@ -28,7 +29,7 @@ pub(super) enum Customer {
 pub(super) struct IssueRun<'a> {
     pub(super) resources: &'a Resources,
     pub(super) request: &'a IssueRequest,
-    pub(super) organisation: Arc<Organisation>,
+    pub(super) organisation: Arc<CachedOrganisation>,
     pub(super) customer: Customer,
     pub(super) idempotency: Idempotency,
     pub(super) deadline: Instant,
@@ -39,6 +40,8 @@ pub(super) struct IssueRun<'a> {
     pub(super) is_paused: bool,
     /// When this round began to read.
     pub(super) read_since: Instant,
+    /// When the first coupon was read whose resend waits for no flush of its own. The end of a keyed attempt flushes it.
+    pub(super) resent_since: Option<Instant>,
     /// The number of claims by a statement.
     pub(super) claim_count: u32,
 }
@@ -71,6 +74,7 @@ impl<'a> IssueRun<'a> {
             must_load_issued: false,
             is_paused: false,
             read_since: Instant::now(),
+            resent_since: None,
             claim_count: 0,
         })
     }

@@ -13,15 +13,17 @@ use crate::telemetry::traces;
 impl IssueRun<'_> {
     /// Writes a plan, and applies the outcomes to its entities.
     pub(super) async fn write(&mut self, plan: Plan) -> Result<(), IssueError> {
-        let Plan { indices, works } = plan;
+        let Plan { mut indices, works, flushed } = plan;
         let span = traces::span!("write", coupons = works.len());
         let written = self.resources.writer.write(works, self.deadline).instrument(span).await;
-        let Ok(outcomes) = written else {
+        let Ok(mut outcomes) = written else {
             // A full queue rejects all of them.
             self.entities.iter_mut().for_each(EntityRun::restore);
             self.idempotency.update_claim(KeyClaim::after_rejection);
             return Err(IssueError::Overloaded);
         };
+        outcomes.extend(flushed.iter().map(|_| WriteOutcome::Flushed));
+        indices.extend(flushed);
         self.settle(indices, outcomes);
         Ok(())
     }

@@ -26,29 +26,32 @@ impl Provisioning {
         }))
     }
 
-    /// Writes the organisation's own settings and increments its revision: decisions under the earlier one become stale.
+    /// Writes the organisation's own settings under a new revision: decisions under the earlier one become stale.
     ///
     /// # Errors
     /// When the database cannot be asked.
     pub async fn put_organisation(&mut self, id: OrgId, settings: &OrganisationSettings) -> Result<(), DbError> {
-        sqlx::query(
-            "insert into organisation as o (
-                 org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key)
-             values ($1, $2, $3, $4, $5, $6, $7)
-             on conflict (org_id) do update
-                set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
-                    default_access = excluded.default_access, rate_limit_per_minute = excluded.rate_limit_per_minute,
-                    natural_key = excluded.natural_key, revision = o.revision + 1",
-        )
-        .bind(id.0)
-        .bind(&settings.name)
-        .bind(&settings.time_zone)
-        .bind(settings.customer_policy.name())
-        .bind(settings.default_access.name())
-        .bind(settings.rate_limit.map(RateLimit::stored))
-        .bind(settings.natural_key)
-        .execute(&mut self.connection)
-        .await?;
+        sqlx::query(PUT_ORGANISATION)
+            .bind(id.0)
+            .bind(&settings.name)
+            .bind(&settings.time_zone)
+            .bind(settings.customer_policy.name())
+            .bind(settings.default_access.name())
+            .bind(settings.rate_limit.map(RateLimit::stored))
+            .bind(settings.natural_key)
+            .execute(&mut self.connection)
+            .await?;
         Ok(())
     }
 }
+
+const PUT_ORGANISATION: &str = "
+    with clock as (select (extract(epoch from clock_timestamp()) * 1000)::bigint as now)
+    insert into organisation as o (
+        org_id, name, time_zone, customer_policy, default_access, rate_limit_per_minute, natural_key, revision, recent_revisions)
+    select $1, $2, $3, $4, $5, $6, $7, c.now, array[c.now] from clock c
+    on conflict (org_id) do update
+       set name = excluded.name, time_zone = excluded.time_zone, customer_policy = excluded.customer_policy,
+           default_access = excluded.default_access, rate_limit_per_minute = excluded.rate_limit_per_minute,
+           natural_key = excluded.natural_key, revision = greatest(excluded.revision, o.revision + 1),
+           recent_revisions = (greatest(excluded.revision, o.revision + 1) || o.recent_revisions)[1:32]";

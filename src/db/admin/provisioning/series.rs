@@ -140,12 +140,24 @@ impl Provisioning {
     }
 }
 
-const DERIVE: [&str; 5] = [
-    "delete from series_exclusion where org_id = $1",
-    "insert into series_exclusion (org_id, series_id, excluded_series_id)
-     select s.org_id, s.series_id, other from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1
-     union
-     select s.org_id, other, s.series_id from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1",
+const DERIVE: [&str; 4] = [
+    "with wanted as (
+         select s.series_id, other as excluded_series_id
+           from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1
+         union
+         select other, s.series_id from series s, unnest(s.mutual_exclusive_series_ids) other where s.org_id = $1),
+     dropped as (
+         delete from series_exclusion x
+          where x.org_id = $1 and (x.series_id, x.excluded_series_id) not in (select w.series_id, w.excluded_series_id from wanted w)
+         returning x.series_id),
+     added as (
+         insert into series_exclusion (org_id, series_id, excluded_series_id)
+         select $1, w.series_id, w.excluded_series_id from wanted w
+         on conflict do nothing
+         returning series_id)
+     update series s set revision = o.revision from organisation o
+      where o.org_id = $1 and s.org_id = $1
+        and s.series_id in (select d.series_id from dropped d union select a.series_id from added a)",
     "delete from series_counter n using series s
       where n.org_id = $1 and s.org_id = n.org_id and s.series_id = n.series_id and s.max_create is null",
     "with new as (
@@ -174,7 +186,8 @@ const DERIVE: [&str; 5] = [
                 (s.description, s.info, s.discount_code, s.discount_type, s.discount_value, s.discount_upto,
                  s.generic_code, o.time_zone)
          returning series_id, version)
-     update series s set version = n.version from new n where s.org_id = $1 and s.series_id = n.series_id",
+     update series s set version = n.version, revision = o.revision from new n, organisation o
+      where o.org_id = $1 and s.org_id = $1 and s.series_id = n.series_id",
 ];
 
 const PUT_SERIES: &str = "
@@ -183,9 +196,9 @@ const PUT_SERIES: &str = "
         valid_till_date, expiry_strategy_type, expiry_strategy_value, redemption_valid_from, client_handling_type,
         alpha_numeric, random_code_length, coupon_prefix, coupon_suffix, generic_code, max_create,
         is_multiple_vouchers_per_user_allowed, max_vouchers_per_user, do_not_resend_existing_voucher,
-        min_days_between_vouchers, mutual_exclusive_series_ids, store_ids, externally_managed)
+        min_days_between_vouchers, mutual_exclusive_series_ids, store_ids, externally_managed, revision)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-            $25, $26)
+            $25, $26, (select o.revision from organisation o where o.org_id = $1))
     on conflict (org_id, series_id) do update set
         description = excluded.description, info = excluded.info, discount_code = excluded.discount_code,
         discount_type = excluded.discount_type, discount_value = excluded.discount_value,
@@ -200,7 +213,7 @@ const PUT_SERIES: &str = "
         do_not_resend_existing_voucher = excluded.do_not_resend_existing_voucher,
         min_days_between_vouchers = excluded.min_days_between_vouchers,
         mutual_exclusive_series_ids = excluded.mutual_exclusive_series_ids, store_ids = excluded.store_ids,
-        externally_managed = excluded.externally_managed,
+        externally_managed = excluded.externally_managed, revision = excluded.revision,
         limits_changed_at = case
             when (s.max_create, s.is_multiple_vouchers_per_user_allowed, s.max_vouchers_per_user,
                   s.do_not_resend_existing_voucher, s.min_days_between_vouchers, s.mutual_exclusive_series_ids)
