@@ -46,12 +46,12 @@ pub(super) enum Command {
     /// Import codes for a series that gives out uploaded codes, and show how many remain.
     #[command(subcommand)]
     Codes(CodesCommand),
-    /// Disable or enable a till, or change its password, without a file.
+    /// Disable or enable a till, or change its password, without `apply`.
     ///
     /// Each command takes effect at once on running services, is recorded in the table audit_log, and prints its record.
     #[command(subcommand)]
     Till(TillCommand),
-    /// Disable or enable an OAuth client, change its secret, or revoke its tokens, without a file.
+    /// Disable or enable an OAuth client, change its secret, or revoke its tokens, without `apply`.
     ///
     /// Each command takes effect at once on running services, is recorded in the table audit_log, and prints its record.
     #[command(subcommand)]
