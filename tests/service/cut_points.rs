@@ -258,6 +258,8 @@ impl Rig {
     }
 
     async fn arm(&self, cuts: &[Cut]) {
+        // A late call of the run before would take the first point: the sequence restarts before the cuts are visible.
+        eventually("no call is running", async || !self.is_call_running().await).await;
         let row = |(nth, (number, effect)): (usize, &Cut)| {
             format!("insert into cut (number, nth, effect) values ({number}, {nth}, '{effect}');")
         };
