@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Row};
 
 use crate::support::{
     ORG, ReplacedWriter, TestApp, close, default_series, eventually, failure, fresh_dir, new_database, outcome,
-    outcomes, repeatable_series, tally,
+    outcomes, repeatable_series, tally, wrap_writer,
 };
 
 /// Starts a Postgres that the test may kill, and a service on it. `name`: of the directory of its data.
@@ -371,20 +371,14 @@ async fn a_broken_session_is_replaced() {
                     where datname = current_database() and application_name = 'coupon-issuer writer'";
     let broken: Vec<i32> = sqlx::query_scalar(writers).fetch_all(&app.pool).await.unwrap();
     assert!(!broken.is_empty());
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
-        "alter procedure issue_coupons_1 rename to original;
-         create procedure issue_coupons_1(
-             coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
-             inout issued_codes text[])
-         language plpgsql as $$ begin
+    let body = format!(
+        "begin
              if pg_backend_pid() = any ('{{{}}}') then raise exception 'cache lookup failed' using errcode = 'XX000'; end if;
-             call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
-         end $$",
+             ORIGINAL;
+         end",
         broken.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
-    )))
-    .execute(&app.pool)
-    .await
-    .unwrap();
+    );
+    wrap_writer(&app.connect, &body).await;
     for round in 0..4 {
         let answers = issue_all(&app, (0..16).map(|caller| format!("{round}-{caller}"))).await;
         assert!(answers.iter().all(|answer| answer["failureCount"] == 0), "{answers:?}");
@@ -405,13 +399,8 @@ async fn a_claim_of_a_broken_call_does_not_block_its_own_request() {
         let answer = app.post(body.to_string()).header("Idempotency-Key", key).send().await.unwrap();
         (answer.status().as_u16(), outcomes(&answer.json().await.unwrap()))
     };
-    sqlx::raw_sql(
-        "alter procedure issue_coupons_1 rename to original;
-         create sequence calls;
-         create procedure issue_coupons_1(
-             coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
-             inout issued_codes text[])
-         language plpgsql as $$ declare
+    sqlx::raw_sql("create sequence calls").execute(&app.pool).await.unwrap();
+    let body = "declare
              call_number integer := case when cardinality(coupons) > 0 then nextval('calls') end;
          begin
              if call_number = 2 then -- Sent alone: the settings are locked.
@@ -419,13 +408,10 @@ async fn a_claim_of_a_broken_call_does_not_block_its_own_request() {
                  issued_codes := array[null::text];
                  return;
              end if;
-             call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
+             ORIGINAL;
              if call_number = 1 then raise exception 'broken'; end if;
-         end $$",
-    )
-    .execute(&app.pool)
-    .await
-    .unwrap();
+         end";
+    wrap_writer(&app.connect, body).await;
     assert_eq!(keyed("k").await, (200, vec!["709".to_owned()]));
     assert_eq!(keyed("k").await, (200, vec!["709".to_owned()]));
     assert_eq!(app.count("select from keyed_request where incarnation = 0").await, 1);

@@ -376,6 +376,24 @@ impl ReplacedWriter {
     }
 }
 
+/// Puts a procedure in front of the one that writes coupons. The body is PL/pgSQL, in which `ORIGINAL` calls that one.
+pub async fn wrap_writer(connect: &PgConnectOptions, body: &str) {
+    let mut connection = connect.connect().await.unwrap();
+    let (arguments, names): (String, Vec<String>) = sqlx::query_as(
+        "select pg_get_function_arguments(oid), proargnames from pg_proc where proname = 'issue_coupons_1'",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    let body = body.replace("ORIGINAL", &format!("call original({})", names.join(", ")));
+    let wrap = format!(
+        "alter procedure issue_coupons_1 rename to original;
+         create procedure issue_coupons_1({arguments}) language plpgsql as $$ {body} $$"
+    );
+    sqlx::raw_sql(AssertSqlSafe(wrap)).execute(&mut connection).await.unwrap();
+    close(connection).await;
+}
+
 /// Waits until the condition holds. Panics after at least 30 seconds.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     for _ in 0..600 {

@@ -22,7 +22,7 @@ use sqlx::{ConnectOptions, Executor};
 use tokio::task::AbortHandle;
 
 use crate::lifecycle::serve;
-use crate::support::{ORG, close, eventually, new_database, outcomes, repeatable_series};
+use crate::support::{ORG, close, eventually, new_database, outcomes, repeatable_series, wrap_writer};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const ALERTS: &str = include_str!("../../config/prometheus/alerts.yml");
@@ -255,19 +255,7 @@ async fn the_metrics_distinguish_a_timed_out_coupon_from_one_in_doubt() {
 
     // The coupon is stored, but then the connection breaks, and so does each connection of the recovery.
     let mut change = database.connect().await.unwrap();
-    change
-        .execute(
-            "alter procedure issue_coupons_1 rename to original;
-             create procedure issue_coupons_1(
-                 coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
-                 inout issued_codes text[])
-             language plpgsql as $$ begin
-                 call original(coupons, org_ids, of_incarnation, durability, outcomes, issued_codes);
-                 perform pg_terminate_backend(pg_backend_pid());
-             end $$",
-        )
-        .await
-        .unwrap();
+    wrap_writer(&database, "begin ORIGINAL; perform pg_terminate_backend(pg_backend_pid()); end").await;
     let body = json!({"seriesIds": [1], "customer": {"id": "cut"}});
     let keyed = || service.request(&body).header("Idempotency-Key", "k").send();
     let cut: Value = keyed().await.unwrap().json().await.unwrap();
