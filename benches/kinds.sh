@@ -78,8 +78,8 @@ for _ in $(seq 60); do
 done
 [ "$received" = $((2 * customers)) ] || fail "$customers known customers have $received coupons of two series"
 tally "$received"
-# An answer with refusals has status 200 like any other, so wrk cannot tell them apart. What known customers are answered is checked here,
-# and that they get nothing new is checked at the end, by the number of stored coupons.
+# wrk sees only the status, which is 200 for a refusal, too. So the answer to a known customer is checked here. That known customers get
+# nothing new is checked at the end, by the number of stored coupons.
 known=$(sql "$url" -c "select max(customer_id) from coupon where series_id = 1016")
 answer=$(curl -sSf -H "Authorization: $AUTHORIZATION" -H 'Content-Type: application/json' \
     -d '{"seriesIds":[1015,1016],"customer":{"id":"'"$known"'"}}' "http://$listen/v2/coupon/bulk/issue")

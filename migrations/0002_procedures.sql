@@ -204,13 +204,13 @@ declare
     this_revision bigint;
     series_key bigint;
     locked_key bigint;
-    counted_series bigint;                  -- the series whose count so_far is known, since its lock was kept
+    counted_series bigint;                  -- the series of so_far. Null once its lock is released
     so_far bigint;
     is_claimed boolean;                     -- by this coupon
     late constant timestamptz := statement_timestamp() + interval '2 seconds'; -- a lease may end, but not before this
     has_received boolean;                   -- too many for a decision without the history
     next_ordinal integer;
-    pool_series bigint;                     -- the series whose next codes are in these arrays, since its lock was kept
+    pool_series bigint;                     -- the series of the codes below. Null once its lock is released
     pool_has_personal boolean;              -- whether the pool has codes for one customer
     pool_position bigint;                   -- the last position that was given out
     pool_rows tid[];
@@ -353,7 +353,7 @@ begin
         end if;
         if series_key is not null and locked_key is null and not item.exclusive then
             if not pg_try_advisory_lock(series_key) then
-                -- A retry whose key is in use is refused without waiting for the series.
+                -- If another attempt uses the key, refuse the coupon instead of waiting for the series lock.
                 if item.key_hash is not null and (
                     item.answers is null or exists (
                         select from keyed_request r where r.org_id = this_org and r.key_hash = item.key_hash))

@@ -1,7 +1,8 @@
 use std::collections::HashMap;
 
-use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
 use uuid::Uuid;
 
 use super::error::{DbError, unknown_value};
@@ -104,7 +105,7 @@ pub(super) async fn read_histories(
     lookups.iter().map(snapshot).collect()
 }
 
-fn query(lookups: &[&HistoryLookup]) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+fn query(lookups: &[&HistoryLookup]) -> Query<'static, Postgres, PgArguments> {
     let wanted = || lookups.iter().flat_map(|lookup| lookup.series.iter().map(move |rules| (*lookup, rules)));
     let claim = |lookup: &HistoryLookup| lookup.claim.map(|(_, claim)| claim);
     sqlx::query(HISTORY)

@@ -10,7 +10,6 @@ use super::batching::FairReceiver;
 use super::connection::Db;
 use super::error::{DbError, no_answer};
 use super::history::{HistoryLookup, HistorySnapshot, read_histories};
-use super::session::READ_COMMITTED;
 use crate::model::OrgId;
 
 /// Statements at once. While they run, further look-ups wait and share the next statement.
@@ -103,12 +102,10 @@ async fn read_batch(
     current: &mut Option<PgConnection>,
     lookups: &[&HistoryLookup],
 ) -> Result<Vec<HistorySnapshot>, DbError> {
-    if current.is_none() {
-        let mut connection = connect.connect().await?;
-        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
-        *current = Some(connection);
-    }
-    let Some(connection) = current else { return Err(no_answer().into()) };
+    let connection = match current {
+        Some(connection) => connection,
+        empty => empty.insert(connect.connect().await?),
+    };
     read_histories(connection, lookups).await
 }
 

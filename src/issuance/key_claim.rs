@@ -237,8 +237,8 @@ impl KeyClaim {
                 }
                 None if is_any(&WriteOutcome::InDoubt) => Self::Uncertain(new),
                 None => {
-                    let possible = new.possible_claim.get().copied();
-                    Self::Lapsed(new, possible)
+                    let may_be_stored = new.possible_claim.get().copied();
+                    Self::Lapsed(new, may_be_stored)
                 }
             },
             held if is_any(&WriteOutcome::KeyNotClaimed) => held.after_loss(),
@@ -246,9 +246,9 @@ impl KeyClaim {
         }
     }
 
-    /// Ends the attempt and stores its answers. `answers` is `None` if the request failed as a whole. `resent_since`: when the
-    /// first coupon was read whose resend has not waited for a flush. If storing fails, the lease ends the attempt. Returns the indices of the
-    /// resends that are not stored.
+    /// Ends the attempt and stores its answers. `answers` is `None` if the request failed as a whole. `resent_since`: when the oldest
+    /// resend was read that has not waited for a flush. If storing fails, the lease ends the attempt. Returns the indices of the resends
+    /// that are not stored.
     pub(super) async fn end(
         self,
         resources: &Resources,

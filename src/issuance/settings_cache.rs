@@ -1,5 +1,5 @@
-//! Only issued coupons rely on cached settings, because the write is guarded by the revision of the settings. Refusals never do.
-//! Caps, limits and histories are never cached.
+//! A decision may rest on cached settings because something confirms their revision: the write of a coupon, or the statement that reads
+//! the history for a refusal or a resend. Caps, limits and histories are never cached.
 //!
 //! Settings stay cached until they change, however long that takes. A replica learns of a change when the database reports another
 //! revision: then it reads which series changed since the revision that it knows, and keeps the others.

@@ -95,7 +95,7 @@ pub struct NewCoupon {
 
 impl NewCoupon {
     /// The key that this coupon or another one of its request claims.
-    pub(super) fn claims_key(&self) -> Option<&NewClaim> {
+    pub(super) fn claims_key(&self) -> Option<&Arc<NewClaim>> {
         match &self.scope {
             Scope::Key(KeyedEntity { key, hold: KeyHold::ClaimedWith(_), .. }) => Some(key),
             Scope::Key(_) | Scope::Natural(_) | Scope::None => None,

@@ -1,6 +1,6 @@
-//! All coupons go through one bounded queue, and flush barriers and the ends of attempts through another. A few tasks, each with a connection of its own,
-//! write whatever is waiting as one batch: each coupon is a transaction, and the batch shares the round trip and the flush. No
-//! request is answered before the flush.
+//! All coupons go through one bounded queue, and flush barriers and the ends of attempts through another. A few tasks, each with a
+//! connection of its own, write whatever is waiting as one batch: each coupon is a transaction, and the batch shares the round trip and
+//! the flush. No request is answered before the flush.
 
 mod batch;
 mod connection;

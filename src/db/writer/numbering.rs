@@ -26,8 +26,7 @@ pub(super) struct IdDemand {
 
 impl IdDemand {
     pub(super) fn of(coupons: &[&NewCoupon]) -> Self {
-        let new_claim =
-            |coupon: &&NewCoupon| coupon.claims_key().map(|key| (std::ptr::from_ref(key).addr(), key.entities));
+        let new_claim = |coupon: &&NewCoupon| coupon.claims_key().map(|key| (address(key), key.entities));
         let unkeyed = coupons.iter().filter(|coupon| !matches!(coupon.scope, Scope::Key(_))).count();
         Self { by_new_claim: coupons.iter().filter_map(new_claim).collect(), unkeyed }
     }
