@@ -10,6 +10,7 @@ use super::batching::FairReceiver;
 use super::connection::Db;
 use super::error::{DbError, no_answer};
 use super::history::{HistoryLookup, HistorySnapshot, read_histories};
+use super::session::PLANNED_ONCE;
 use crate::model::OrgId;
 
 /// Statements at once. While they run, further look-ups wait and share the next statement.
@@ -17,8 +18,6 @@ const TASKS: usize = 2;
 const QUEUE_SIZE: usize = 4096;
 /// The most series of one statement, which bounds its duration.
 const BATCH_SIZE: usize = 128;
-/// Without it, Postgres plans each execution anew, at 400 µs: it overestimates what a plan for the given values saves.
-const PLANNED_ONCE: (&str, &str) = ("plan_cache_mode", "force_generic_plan");
 /// After this time the look-ups of a batch are repeated one by one.
 const BATCH_TIMEOUT: Duration = Duration::from_secs(3);
 

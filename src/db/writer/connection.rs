@@ -5,7 +5,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::Instant;
 
-use crate::db::session::{KEY_LOOKUP_OPTIONS, READ_COMMITTED};
+use crate::db::session::{KEY_LOOKUP_OPTIONS, PLANNED_ONCE, READ_COMMITTED};
 use crate::telemetry::metrics::{ActiveCount, ActiveGuard};
 
 /// Opens the connections of one task. They do not come from a pool: batches rely on the settings of the session.
@@ -36,7 +36,7 @@ pub(super) struct Backend {
 impl Connector {
     /// `connections` counts the open connections.
     pub(super) fn new(options: PgConnectOptions, statement_timeout: Duration, connections: ActiveCount) -> Self {
-        Self { options: options.options(KEY_LOOKUP_OPTIONS), statement_timeout, connections }
+        Self { options: options.options(KEY_LOOKUP_OPTIONS).options([PLANNED_ONCE]), statement_timeout, connections }
     }
 
     /// After this time without an answer the connection counts as broken. Postgres cancels the statement one second earlier.
