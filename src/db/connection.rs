@@ -84,13 +84,14 @@ impl Db {
     /// swallows the answer. They may drop the connection in the middle of a statement.
     pub(super) async fn connection(&self) -> Result<PooledConnection, sqlx::Error> {
         let (_waits, since) = (self.waiting.enter(), Instant::now());
-        let acquired = self.pool.acquire().await;
+        // Boxed, because it takes 4 KB, which every future that awaits it would contain.
+        let acquired = Box::pin(self.pool.acquire()).await;
         self.acquire.record(since.elapsed());
         match acquired {
             Ok(connection) => Ok(PooledConnection(connection)),
             // The pool does not say whether all connections were in use or none could be made.
             Err(sqlx::Error::PoolTimedOut) => {
-                Err(self.diagnose().await.map_or(sqlx::Error::PoolTimedOut, cannot_connect))
+                Err(Box::pin(self.diagnose()).await.map_or(sqlx::Error::PoolTimedOut, cannot_connect))
             }
             Err(error) => Err(error),
         }
