@@ -19,8 +19,8 @@
 --
 -- Outcomes 2 to 12 store no coupon. A pool code that turns out to be useless is deleted all the same (5).
 --
--- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. The last
--- transaction of a batch writes something and commits with `durability`. This flushes the log, and with it every coupon of the
+-- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. If a batch issued a
+-- coupon, its last transaction writes something and commits with `durability`. This flushes the log, and with it every coupon of the
 -- batch. A coupon is durable when its call has returned, and no request is answered before that. Claims are not flushed: a crash that
 -- loses a claim also loses its coupons. A lease of coupon ids is flushed before its first id is used, so that no id is used twice.
 --
@@ -550,12 +550,15 @@ begin
         perform pg_advisory_unlock(locked_key);
     end if;
 
-    ignored := set_config('synchronous_commit', durability, true);
-    ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
-    commit;
-    -- If a time-out cancels the wait of a commit for a standby, the commit succeeds with only a warning.
-    if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
-        raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
+    -- A call that issued nothing has nothing to flush. A call without coupons is a request for a flush.
+    if cardinality(coupons) = 0 or 1 = any (outcomes) then
+        ignored := set_config('synchronous_commit', durability, true);
+        ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
+        commit;
+        -- If a time-out cancels the wait of a commit for a standby, the commit succeeds with only a warning.
+        if clock_timestamp() - statement_timestamp() >= nullif(current_setting('statement_timeout'), '0')::interval then
+            raise exception 'the flush took too long to be sure of' using errcode = 'query_canceled';
+        end if;
     end if;
     ignored := pg_advisory_unlock_all();
 end
