@@ -219,6 +219,7 @@ declare
     pool_uploaded_codes text[];
     pool_index integer;
     next_position bigint;                   -- the position that this coupon gives out
+    is_counted boolean;                     -- whether pool_counter has a position of this call
     pool_fetch integer;                     -- the number of codes to read at once
     given text;
     given_as text;                          -- the code as it was uploaded, if that differs
@@ -237,7 +238,8 @@ begin
       into revisions
       from unnest(org_ids, is_locked) with ordinality as t (org_id, is_locked, n);
 
-    -- The insert is written out four times: a call or a condition would cost each coupon about a microsecond, and `on conflict` five.
+    -- The usual coupons come first, and their inserts are written out: `on conflict` costs five microseconds, and each expression 0.2,
+    -- because PL/pgSQL initialises it in every transaction.
     foreach item in array coupons loop
         if item.org_id is distinct from this_org then
             loop
@@ -267,9 +269,12 @@ begin
             continue;
         end if;
 
-        if item.simple and not item.from_pool
-           -- A coupon without a cap may wait for its key, so it first releases the series lock, below.
-           and ((item.cap is null and locked_key is null) or (item.series_id = counted_series and so_far < item.cap)) then
+        if item.simple
+           and (case when item.from_pool
+                     then item.series_id = pool_series and is_counted and not pool_has_personal and pool_rows[pool_index] is not null
+                     -- A coupon without a cap may wait for its key, so it first releases the series lock, below.
+                     else item.cap is not null or locked_key is null end)
+           and (item.cap is null or (item.series_id = counted_series and so_far < item.cap)) then
             -- A key that this call has claimed cannot be taken over: its lease has just begun, and this replica is alive
             -- (is_in_progress_1).
             if item.key_hash is not null and (item.claimed_by = item.place or outcomes[item.claimed_by] not in (1, 12)
@@ -301,26 +306,26 @@ begin
                     rollback;
                     continue;
                 end if;
-            end if;
-            if item.received_below = 1 then
-                perform from coupon c
-                  where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
-                  limit 1;
-                has_received := found;
-                next_ordinal := 1;
-            elsif item.received_below is not null then
-                -- Looks at no more rows than it needs. Unnumbered coupons, of a time when the series had no limit, come first.
-                select count(*) > item.received_below or count(*) filter (where r.revoked_at is null) >= item.received_below,
-                       coalesce(max(r.ordinal), 0) + 1
-                  into has_received, next_ordinal
-                  from (select c.ordinal, c.revoked_at from coupon c
-                         where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
-                         order by c.ordinal desc limit item.received_below + 1::bigint) r;
-            end if;
-            if item.received_below is not null and has_received then
-                outcomes[item.place] := 12;
-                commit;
-                continue;
+                if item.received_below = 1 then
+                    perform from coupon c
+                      where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
+                      limit 1;
+                    has_received := found;
+                    next_ordinal := 1;
+                else
+                    -- Looks at no more rows than it needs. Unnumbered coupons, of a time when the series had no limit, come first.
+                    select count(*) > item.received_below or count(*) filter (where r.revoked_at is null) >= item.received_below,
+                           coalesce(max(r.ordinal), 0) + 1
+                      into has_received, next_ordinal
+                      from (select c.ordinal, c.revoked_at from coupon c
+                             where c.org_id = item.org_id and c.customer_id = item.customer_id and c.series_id = item.series_id
+                             order by c.ordinal desc limit item.received_below + 1::bigint) r;
+                end if;
+                if has_received then
+                    outcomes[item.place] := 12;
+                    commit;
+                    continue;
+                end if;
             end if;
             if item.cap is not null then
                 so_far := so_far + 1;
@@ -329,6 +334,23 @@ begin
                     delete from series_counter c
                      where c.org_id = this_org and c.series_id = counted_series and c.issued between so_far - 101 and so_far - 1;
                 end if;
+            end if;
+            if item.from_pool then
+                delete from pool_code p
+                 where p.ctid = pool_rows[pool_index] and p.org_id = item.org_id and p.code = pool_codes[pool_index];
+                if not found then
+                    raise exception 'a code of the pool of series % moved while the series was locked', item.series_id;
+                end if;
+                insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
+                                    ordinal, customer_id, code, uploaded_code, request_id, account_id, metadata)
+                values (item.org_id, item.coupon_id, item.series_id, item.issued_at, item.request_uuid, item.series_version,
+                        item.origin_id, item.expires_on, next_ordinal, item.customer_id, pool_codes[pool_index],
+                        pool_uploaded_codes[pool_index], item.request_id, item.account_id, item.metadata);
+                commit;
+                issued_codes[item.place] := coalesce(pool_uploaded_codes[pool_index], pool_codes[pool_index]);
+                pool_position := pool_positions[pool_index];
+                pool_index := pool_index + 1;
+                continue;
             end if;
             insert into coupon (org_id, coupon_id, series_id, issued_at, request_uuid, series_version, origin_id, expires_on,
                                 ordinal, customer_id, code, request_id, account_id, metadata)
@@ -455,9 +477,10 @@ begin
                 select g.position into pool_position from pool_counter g
                  where g.org_id = this_org and g.series_id = item.series_id order by g.position desc limit 1;
                 pool_position := coalesce(pool_position, 0);
-                pool_fetch := 2;
+                pool_fetch := 4;
                 pool_index := 1;
                 pool_rows := null;
+                is_counted := false;
             end if;
             if pool_has_personal then
                 delete from pool_code where ctid = (
@@ -485,12 +508,15 @@ begin
                     if not found then
                         raise exception 'a code of the pool of series % moved while the series was locked', item.series_id;
                     end if;
-                    insert into pool_counter (org_id, series_id, position)
-                    values (this_org, item.series_id, pool_positions[pool_index]);
-                    if pool_positions[pool_index] / 100 > pool_position / 100 then
-                        delete from pool_counter g
-                         where g.org_id = this_org and g.series_id = item.series_id
-                           and g.position between pool_position / 100 * 100 and pool_position;
+                    -- Only the first code of a call is counted. The next call skips the others of this call, which are few.
+                    if not is_counted then
+                        insert into pool_counter (org_id, series_id, position)
+                        values (this_org, item.series_id, pool_positions[pool_index]);
+                        if pool_positions[pool_index] / 100 > pool_position / 100 then
+                            delete from pool_counter g
+                             where g.org_id = this_org and g.series_id = item.series_id
+                               and g.position between pool_position / 100 * 100 and pool_position;
+                        end if;
                     end if;
                     next_position := pool_positions[pool_index];
                 end if;
@@ -520,6 +546,7 @@ begin
                 if next_position is not null then
                     pool_position := next_position;
                     pool_index := pool_index + 1;
+                    is_counted := true;
                 end if;
                 continue;
             end if;

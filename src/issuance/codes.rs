@@ -17,8 +17,8 @@ const COLLISION_FREE_SPACE: u128 = 100_000_000_000_000;
 pub(super) fn may_collide(handling: &ClientHandling) -> bool {
     match handling {
         ClientHandling::Generated(shape) => space_size(shape) < COLLISION_FREE_SPACE,
-        ClientHandling::Generic(_) => false,
-        ClientHandling::Pool => true,
+        // An upload rejects codes that exist, so only a change by hand can make an uploaded code collide.
+        ClientHandling::Generic(_) | ClientHandling::Pool => false,
     }
 }
 

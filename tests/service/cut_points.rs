@@ -26,9 +26,10 @@ use crate::support::{TestApp, eventually, fresh_dir, new_database, outcome, repe
 
 /// The first step. Each of [`COMMITS`] has two more: step `2 * index + 1` before it, and the next one after it.
 const START: usize = 0;
-const COMMITS: [&str; 7] = [
+const COMMITS: [&str; 8] = [
     "an unguarded coupon",
     "the claim of a simple coupon that is refused",
+    "a simple coupon with an uploaded code",
     "a simple coupon",
     "a coupon",
     "the claim of a coupon that is refused",
@@ -36,10 +37,11 @@ const COMMITS: [&str; 7] = [
     "the flush",
 ];
 const UNGUARDED: usize = 0;
-const SIMPLE: usize = 2;
-const GUARDED: usize = 3;
+const UPLOADED: usize = 2;
+const SIMPLE: usize = 3;
+const GUARDED: usize = 4;
 /// No test reaches the other commits: the customers of the tests have received nothing, and nobody has issued an uploaded code by hand.
-const FLUSH: usize = 6;
+const FLUSH: usize = 7;
 
 /// The points of a batch of four: its start, two for each coupon, two for the flush.
 const POINTS: i64 = 11;
@@ -359,10 +361,9 @@ impl Rig {
         Run { batch, customer, cuts: cuts.to_vec(), struck, reached, status, answer }
     }
 
-    /// Sends four requests for a capped coupon while another call hangs, so that they form one batch. Cuts that batch at this point.
-    async fn run_together(&self, number: i64) -> Vec<Run> {
+    /// Sends this request of four customers while another call hangs, so that they form one batch. Cuts that batch at this point.
+    async fn run_together(&self, batch: Batch, number: i64) -> Vec<Run> {
         const UNLIMITED: Batch = Batch { series: &[1], idempotency: Idempotency::None };
-        const CAPPED: Batch = Batch { series: &[2], idempotency: Idempotency::Key };
         // The other call has five points. The test uses a sixth to let it go on.
         let cuts = [(1, "hang"), (6 + number, "session")];
         self.arm(&cuts).await;
@@ -370,22 +371,14 @@ impl Rig {
         let send = |batch, customer| tokio::spawn(request(self.app.client().clone(), url.clone(), batch, customer));
         let first = send(UNLIMITED, self.new_customer());
         eventually("a call hangs", async || self.has_struck(1).await).await;
-        let requests: Vec<_> = (0..4).map(|_| self.new_customer()).map(|id| (id.clone(), send(CAPPED, id))).collect();
+        let requests: Vec<_> = (0..4).map(|_| self.new_customer()).map(|id| (id.clone(), send(batch, id))).collect();
         sleep(Duration::from_millis(50)).await;
         sqlx::query("select nextval('points')").execute(&self.pool).await.unwrap();
         first.await.unwrap();
         let mut runs = Vec::new();
         for (customer, response) in requests {
             let (status, answer) = response.await.unwrap();
-            runs.push(Run {
-                batch: CAPPED,
-                customer,
-                cuts: cuts.to_vec(),
-                struck: Vec::new(),
-                reached: 0,
-                status,
-                answer,
-            });
+            runs.push(Run { batch, customer, cuts: cuts.to_vec(), struck: Vec::new(), reached: 0, status, answer });
         }
         let (_, struck) = self.disarm().await;
         for run in &mut runs {
@@ -633,26 +626,32 @@ async fn a_batch_on_the_fast_paths_cut_twice_is_issued_once() {
     cut_twice(&rigs, twice).await;
 }
 
-/// Four requests for one capped series. After the first, the procedure keeps the count and takes its fast path.
+/// Four requests for one series, with a cap or with uploaded codes. After the first coupon, the procedure keeps the count or the codes and
+/// takes its fast path.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_of_several_requests_that_is_cut_is_issued_once() {
+    const CAPPED: Batch = Batch { series: &[2], idempotency: Idempotency::Key };
+    const UPLOADED_CODES: Batch = Batch { series: &[4], idempotency: Idempotency::None };
+    const KEYED_CODES: Batch = Batch { series: &[4], idempotency: Idempotency::Key };
     let rigs = rigs(2).await;
-    let all = for_each(&rigs, 1..=POINTS, |rig, number| async move {
-        loop {
-            let runs = rig.run_together(number).await;
-            for run in &runs {
-                rig.assert_issued(run).await;
+    for (batch, fast) in [(CAPPED, SIMPLE), (UPLOADED_CODES, UPLOADED), (KEYED_CODES, UPLOADED)] {
+        let all = for_each(&rigs, 1..=POINTS, move |rig, number| async move {
+            loop {
+                let runs = rig.run_together(batch, number).await;
+                for run in &runs {
+                    rig.assert_issued(run).await;
+                }
+                // A request that came too late for the batch spoils the round.
+                if let [struck] = runs[0].struck[1..]
+                    && struck.coupons == runs.len()
+                {
+                    return struck;
+                }
             }
-            // A request that came too late for the batch spoils the round.
-            if let [struck] = runs[0].struck[1..]
-                && struck.coupons == runs.len()
-            {
-                return struck;
-            }
-        }
-    })
-    .await;
-    assert_all_steps(all, &[SIMPLE, GUARDED]);
+        })
+        .await;
+        assert_all_steps(all, &[fast, GUARDED]);
+    }
 }
 
 /// An error of the statement, an error of the server, a deadlock, and a cancelled statement, as after a time-out.

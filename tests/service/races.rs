@@ -99,23 +99,66 @@ async fn of_two_exclusive_series_only_the_first_listed_is_issued() {
     assert_eq!(app.count("select from coupon where series_id = 2").await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_uploaded_code_is_issued_once() {
-    let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
+/// Gives each of the first series forty codes.
+async fn upload(app: &TestApp, series: i64) {
     sqlx::query(
         "insert into pool_code (org_id, series_id, code, position)
          select 1, s, s || '-' || n, n from generate_series(1, $1) s, generate_series(1, 40) n",
     )
-    .bind(ROUNDS)
+    .bind(series)
     .execute(&app.pool)
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uploaded_code_is_issued_once() {
+    let app = start_rounds("client_handling_type = \"DISC_CODE_PIN\"").await;
+    upload(&app, ROUNDS).await;
     for round in 1..=ROUNDS {
         let answers = at_once(&app, &[round], |caller| caller.to_string()).await.concat();
         assert_eq!(tally(answers), counted(&[("issued", 40), ("5005", 24)]), "round {round}");
     }
     assert_eq!(app.count("select distinct code from coupon").await, 8000);
     assert_eq!(app.count("select from coupon where code not like series_id || '-%'").await, 0);
+    assert_eq!(app.count("select from pool_code").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploaded_codes_are_given_out_in_order_within_all_limits() {
+    let settings = "client_handling_type = \"DISC_CODE_PIN\"\nmax_create = 30";
+    let all: Vec<String> = (1..=20).map(|id| default_series(id, settings)).collect();
+    let app = Arc::new(TestApp::start(&all).await);
+    upload(&app, 20).await;
+    for round in 1..=20 {
+        let answers = at_once(&app, &[round], |caller| (caller / 2).to_string()).await.concat();
+        let issued = answers.iter().filter(|outcome| *outcome == "issued").count();
+        assert_eq!(issued, 30, "round {round}: {answers:?}");
+    }
+    assert_eq!(app.count("select distinct series_id, customer_id from coupon").await, 600);
+    assert_eq!(app.count("select from pool_code where position > 30").await, 200);
+    assert_eq!(app.count("select from pool_code").await, 200);
+}
+
+/// A change by hand. It makes the call of a batch fail, which must not fail the batch's coupons.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uploaded_code_that_a_coupon_has_already_is_skipped() {
+    let all: Vec<String> =
+        (1..=20).map(|id| repeatable_series(id, "client_handling_type = \"DISC_CODE_PIN\"")).collect();
+    let app = Arc::new(TestApp::start(&all).await);
+    upload(&app, 20).await;
+    sqlx::query(
+        "insert into coupon (org_id, coupon_id, series_id, issued_at, series_version, origin_id, expires_on, customer_id, code)
+         select 1, 1000000000 + row_number() over (), p.series_id, now(), 1, 1, '2099-12-31', 'by hand', p.code
+           from pool_code p where p.position in (1, 20, 21)",
+    )
+    .execute(&app.pool)
+    .await
+    .unwrap();
+    for round in 1..=20 {
+        let answers = at_once(&app, &[round], |caller| caller.to_string()).await.concat();
+        assert_eq!(tally(answers), counted(&[("issued", 37), ("5005", 27)]), "round {round}");
+    }
     assert_eq!(app.count("select from pool_code").await, 0);
 }
 

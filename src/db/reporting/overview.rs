@@ -324,7 +324,10 @@ const SERIES: &str = "
                                           limit $3) n) as near,
                   coalesce((select p.position from pool_code p
                              where p.org_id = s.org_id and p.series_id = s.series_id and p.position > last.position
-                             order by p.position desc limit 1) - last.position, 0) as positions,
+                             order by p.position desc limit 1) - (
+                            select p.position - 1 from pool_code p
+                             where p.org_id = s.org_id and p.series_id = s.series_id and p.position > last.position
+                             order by p.position limit 1), 0) as positions,
                   (select count(*) from (select from pool_code p
                                           where p.org_id = s.org_id and p.series_id = s.series_id
                                             and p.customer_id is not null

@@ -71,8 +71,8 @@ impl Db {
     }
 }
 
-// The codes of a pool that are for any customer have positions and are given out in order: the remaining ones lie between the last
-// position given out and the last position. Pools whose codes are for one customer each are skipped: what remains of them differs
+// The codes of a pool that are for any customer have positions and are given out in order: the remaining ones lie between the first and
+// the last position. Pools whose codes are for one customer each are skipped: what remains of them differs
 // from customer to customer.
 const REMAINING: &str = "
     with living as (
@@ -85,8 +85,11 @@ const REMAINING: &str = "
                           order by g.position desc limit 1), 0) as given
           from living l where l.is_pool),
     pool as materialized (
-        select n.org_id, n.series_id, n.given,
-               -- Starts behind the last position given out: the rows before it were deleted.
+        select n.org_id, n.series_id,
+               -- Starts behind the counter: the rows before it were deleted. The counter may be a batch behind.
+               coalesce((select p.position from pool_code p
+                          where p.org_id = n.org_id and p.series_id = n.series_id and p.position > n.given
+                          order by p.position limit 1) - 1, n.given) as given,
                coalesce((select p.position from pool_code p
                           where p.org_id = n.org_id and p.series_id = n.series_id and p.position > n.given
                           order by p.position desc limit 1), n.given) as last
