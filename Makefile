@@ -4,10 +4,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test chaos history check deny advisories bench chart image tools postgres wrk k6 gnuplot cargo-deny clean
+.PHONY: help demo test test-pgbouncer chaos history check deny advisories bench chart image tools postgres pgbouncer wrk k6 gnuplot cargo-deny clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: tools postgres ## Issue coupons on a private Postgres, at http://127.0.0.1:8080
 	@echo "Building the service (the first time this takes some minutes) ..."
@@ -19,6 +19,9 @@ test: tools postgres ## Run all tests, on DATABASE_URL's Postgres or a private o
 
 chaos: tools postgres ## Inject faults for 40 minutes, and check that no coupon is lost or duplicated
 	cargo test --test chaos every_fault_many_times -- --ignored --nocapture
+
+test-pgbouncer: tools postgres pgbouncer ## Run the service tests through PgBouncer in session mode; transaction mode must be refused
+	tests/pgbouncer.sh
 
 history: tools ## Check the recorded history of a chaos run again: make history FILE=target/tmp/chaos-long/history.jsonl
 	@[ -f "$(FILE)" ] || { echo "make history FILE=...: file not found: $(FILE)" >&2; exit 1; }
@@ -79,6 +82,14 @@ postgres:
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q postgresql-server; \
 	elif command -v brew >/dev/null; then brew install --quiet postgresql@17; \
 	else echo "Install Postgres 14 or newer, or set DATABASE_URL or COUPON_ISSUER_PG_BIN, then run make again." >&2; exit 1; fi
+
+pgbouncer:
+	@if [ -n "$${PGBOUNCER:-}" ] || command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ]; then exit 0; fi; \
+	echo "Installing PgBouncer with the system's package manager ..."; \
+	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq pgbouncer; \
+	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y -q pgbouncer; \
+	elif command -v brew >/dev/null; then brew install --quiet pgbouncer; \
+	else echo "Install PgBouncer, or set PGBOUNCER, then run make again." >&2; exit 1; fi
 
 wrk:
 	@if command -v wrk >/dev/null; then exit 0; fi; \

@@ -21,7 +21,7 @@
 --
 -- DURABILITY. Sessions of the writer have synchronous_commit off: the coupons of a batch commit without a flush. If a batch issued a
 -- coupon, its last transaction writes something and commits with `durability`. This flushes the log, and with it every coupon of the
--- batch. A coupon is durable when its call has returned, and no request is answered before that. Claims are not flushed: a crash that
+-- batch. A call without coupons does so, too. A coupon is durable when its call has returned, and no request is answered before that. Claims are not flushed: a crash that
 -- loses a claim also loses its coupons. A lease of coupon ids is flushed before its first id is used, so that no id is used twice.
 --
 -- LOCKS, in the order in which a coupon takes them, and what else takes them
@@ -191,8 +191,8 @@ comment on column new_coupon_1.claimed_by is 'The place of the first coupon of i
 comment on column new_coupon_1.answers is 'keyed_request.answers, if a coupon of the batch claims the key. If the first one is refused, its claim is undone, and the next one claims the key. Null: the key is claimed already.';
 
 create procedure issue_coupons_1(
-    coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, inout outcomes smallint[],
-    inout issued_codes text[])
+    coupons new_coupon_1[], org_ids bigint[], of_incarnation integer, durability text, of_session text,
+    inout outcomes smallint[], inout issued_codes text[])
 language plpgsql as $$
 declare
     item new_coupon_1;
@@ -226,6 +226,11 @@ declare
     outcome smallint;
     ignored text;
 begin
+    if current_setting('coupon_issuer.session', true) is distinct from of_session then
+        raise exception 'the call has reached another session than the one that its writer has opened'
+            using errcode = 'connection_exception',
+                  hint = 'A pooler must be in session mode: its transaction mode gives every transaction to another session.';
+    end if;
     outcomes := array_fill(1::smallint, array[cardinality(coupons)]);
     issued_codes := array_fill(null::text, array[cardinality(coupons)]);
     if of_incarnation is not null then
@@ -238,8 +243,8 @@ begin
       into revisions
       from unnest(org_ids, is_locked) with ordinality as t (org_id, is_locked, n);
 
-    -- The usual coupons come first, and their inserts are written out: `on conflict` costs five microseconds, and each expression 0.2,
-    -- because PL/pgSQL initialises it in every transaction.
+    -- The usual coupons come first, and their inserts are written out: `on conflict` costs five microseconds, and each expression 0.2
+    -- microseconds, because PL/pgSQL initialises it anew in every transaction.
     foreach item in array coupons loop
         if item.org_id is distinct from this_org then
             loop
@@ -271,7 +276,7 @@ begin
 
         if item.simple
            and (case when item.from_pool
-                     then item.series_id = pool_series and is_counted and not pool_has_personal and pool_rows[pool_index] is not null
+                     then locked_key is not null and item.series_id = pool_series and is_counted and not pool_has_personal and pool_rows[pool_index] is not null
                      -- A coupon without a cap may wait for its key, so it first releases the series lock, below.
                      else item.cap is not null or locked_key is null end)
            and (item.cap is null or (item.series_id = counted_series and so_far < item.cap)) then
@@ -508,7 +513,7 @@ begin
                     if not found then
                         raise exception 'a code of the pool of series % moved while the series was locked', item.series_id;
                     end if;
-                    -- Only the first code of a call is counted. The next call skips the others of this call, which are few.
+                    -- Only the first code of a call is counted. The next call skips the others of this call, at most a batch.
                     if not is_counted then
                         insert into pool_counter (org_id, series_id, position)
                         values (this_org, item.series_id, pool_positions[pool_index]);
@@ -577,7 +582,8 @@ begin
         perform pg_advisory_unlock(locked_key);
     end if;
 
-    -- A call that issued nothing has nothing to flush. A call without coupons is a request for a flush.
+    -- A call that issued nothing has stored at most claims, which are not flushed, and deletions of useless codes. A call without
+    -- coupons asks for a flush.
     if cardinality(coupons) = 0 or 1 = any (outcomes) then
         ignored := set_config('synchronous_commit', durability, true);
         ignored := pg_logical_emit_message(true, 'coupon-issuer', '');
@@ -590,8 +596,8 @@ begin
     ignored := pg_advisory_unlock_all();
 end
 $$;
-comment on procedure issue_coupons_1(new_coupon_1[], bigint[], integer, text, smallint[], text[]) is
-    'Writes a batch of coupons, each in a transaction of its own, and returns their outcomes. The caller orders the batch by organisation and series, so that a hot series is locked once; org_ids are the organisations in this order. After a failed call the session still holds its locks: the caller releases them with pg_advisory_unlock_all. of_incarnation: the incarnation of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush.';
+comment on procedure issue_coupons_1(new_coupon_1[], bigint[], integer, text, text, smallint[], text[]) is
+    'Writes a batch of coupons, each in a transaction of its own, and returns their outcomes. The caller orders the batch by organisation and series, so that a hot series is locked once; org_ids are the organisations in this order. After a failed call the session still holds its locks: the caller releases them with pg_advisory_unlock_all. of_incarnation: the incarnation of the caller, if the batch has keyed coupons. durability: the synchronous_commit of the flush. of_session: the setting coupon_issuer.session of the session that the caller has opened; in any other session the call fails, since it relies on the settings and the locks of its own.';
 
 create function is_in_progress_1(of_request keyed_request, lease_seconds integer) returns boolean language plpgsql as $$
 begin

@@ -284,7 +284,8 @@ impl DatabaseSettings {
         // A URL has an IPv6 address in brackets, which a host look-up does not accept.
         let bare = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned);
         let options = if let Some(host) = bare { options.host(&host) } else { options };
-        Ok(options.application_name("coupon-issuer"))
+        // PgBouncer refuses the setting, and binary floating-point numbers do not depend on it.
+        Ok(options.extra_float_digits(None).application_name("coupon-issuer"))
     }
 }
 

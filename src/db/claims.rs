@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -16,7 +15,7 @@ use super::connection::Db;
 use super::coupon_ids::CouponIdLease;
 use super::error::{DbError, no_answer, unknown_value};
 use super::keyed_requests::{Claim, RequestName, end_attempt};
-use super::session::READ_COMMITTED;
+use super::session::SessionOptions;
 
 const QUEUE_SIZE: usize = 1024;
 const BATCH_SIZE: usize = 256;
@@ -90,7 +89,7 @@ impl Claims {
     #[must_use]
     pub fn start(db: Db) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE_SIZE);
-        tokio::spawn(run(db.connect.clone().application_name("coupon-issuer claims"), jobs));
+        tokio::spawn(run(db.session.clone().named("coupon-issuer claims"), jobs));
         Self { db, queue }
     }
 
@@ -119,12 +118,12 @@ impl Claims {
     }
 }
 
-async fn run(connect: PgConnectOptions, mut jobs: mpsc::Receiver<Job>) {
+async fn run(session: SessionOptions, mut jobs: mpsc::Receiver<Job>) {
     let mut current = None;
     while let Some(batch) = take_batch(&mut jobs, BATCH_SIZE, |_| 1).await {
         let new: Vec<(&NewClaim, &str)> = batch.iter().map(|job| (&*job.new, job.answers.as_str())).collect();
         let mut ids = Vec::new();
-        let claimed = timeout(BATCH_TIMEOUT, claim_batch(&connect, &mut current, &new, &mut ids)).await;
+        let claimed = timeout(BATCH_TIMEOUT, claim_batch(&session, &mut current, &new, &mut ids)).await;
         let outcomes: Vec<Result<ClaimOutcome, Option<i64>>> =
             match claimed.unwrap_or_else(|_elapsed| Err(no_answer().into())) {
                 Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
@@ -154,15 +153,13 @@ async fn release(connection: &mut PgConnection, new: &NewClaim, outcome: ClaimOu
 }
 
 async fn claim_batch(
-    connect: &PgConnectOptions,
+    session: &SessionOptions,
     current: &mut Option<(PgConnection, CouponIdLease)>,
     new: &[(&NewClaim, &str)],
     ids: &mut Vec<i64>,
 ) -> Result<Vec<ClaimOutcome>, DbError> {
     if current.is_none() {
-        let mut connection = connect.connect().await?;
-        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
-        *current = Some((connection, CouponIdLease::empty()));
+        *current = Some((session.open().await?, CouponIdLease::empty()));
     }
     let Some((connection, lease)) = current else { return Err(no_answer().into()) };
     *ids = lease_first_ids(connection, lease, new).await?;

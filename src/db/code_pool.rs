@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 
 use super::error::DbError;
-use super::session::{KEY_LOOKUP_OPTIONS, READ_COMMITTED};
+use super::session::{KEY_LOOKUP, READ_COMMITTED, SessionOptions};
 use super::settings_rows::series_from;
 use crate::model::{ClientHandling, CodeShape, OrgId, SeriesId, canonical};
 
@@ -80,6 +80,10 @@ macro_rules! uploaded {
     };
 }
 
+fn upload_session(connect: &PgConnectOptions) -> SessionOptions {
+    SessionOptions::new(connect.clone()).with(KEY_LOOKUP).with([READ_COMMITTED])
+}
+
 /// The upload of one file into one series' pool.
 pub struct CodeUpload {
     connection: PgConnection,
@@ -100,7 +104,7 @@ impl CodeUpload {
         series_id: SeriesId,
         file_sha256: Vec<u8>,
     ) -> Result<Option<Self>, DbError> {
-        let mut connection = connect.clone().options(KEY_LOOKUP_OPTIONS).connect().await?;
+        let mut connection = upload_session(connect).open().await?;
         // A lock of the session: two uploads at once would assign the same positions. (No customer's lock has this seed: theirs is the
         // organisation's id, which is never negative.)
         let is_mine: bool =
@@ -112,8 +116,6 @@ impl CodeUpload {
         if !is_mine {
             return Ok(None);
         }
-        // Each statement must see what was committed before it.
-        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
         sqlx::query(concat!(uploaded!(), " on commit delete rows")).execute(&mut connection).await?;
         let row = sqlx::query(
             "insert into code_import as i (org_id, series_id, file_sha256) values ($1, $2, $3)
@@ -241,7 +243,7 @@ impl DryRunUpload {
         series_id: SeriesId,
         file_sha256: &[u8],
     ) -> Result<Self, DbError> {
-        let mut connection = connect.clone().options(KEY_LOOKUP_OPTIONS).connect().await?;
+        let mut connection = upload_session(connect).open().await?;
         let row =
             sqlx::query("select i.* from code_import i where org_id = $1 and series_id = $2 and file_sha256 = $3")
                 .bind(org_id.0)

@@ -5,12 +5,12 @@ use std::time::Duration;
 use metrics::Histogram;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Postgres};
+use sqlx::{Connection, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::error::describe;
-use super::session::KEY_LOOKUP_OPTIONS;
+use super::session::{KEY_LOOKUP, READ_COMMITTED, SessionOptions};
 use crate::config::DatabaseSettings;
 use crate::telemetry::metrics::{self as metric, ActiveCount};
 
@@ -24,7 +24,8 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Db {
     pub(super) pool: PgPool,
-    pub(super) connect: PgConnectOptions,
+    /// How other sessions with the same settings are opened.
+    pub(super) session: SessionOptions,
     diagnosis: Arc<Mutex<Option<Diagnosis>>>,
     waiting: ActiveCount,
     acquire: Histogram,
@@ -51,10 +52,11 @@ impl Db {
     #[must_use]
     pub fn new(connect: PgConnectOptions, settings: &DatabaseSettings) -> Self {
         let statement_timeout = format!("{}ms", settings.statement_timeout.as_millis());
-        let isolation = ("default_transaction_isolation", "read committed");
-        let timeout = ("statement_timeout", statement_timeout.as_str());
-        let connect = connect.options([timeout, isolation]).options(KEY_LOOKUP_OPTIONS);
-        let pool = PgPoolOptions::new()
+        let session = SessionOptions::new(connect)
+            .with([("statement_timeout", statement_timeout)])
+            .with([READ_COMMITTED])
+            .with(KEY_LOOKUP);
+        let options = PgPoolOptions::new()
             .max_connections(settings.max_connections)
             .acquire_timeout(settings.acquire_timeout)
             // sqlx's own test pings before every use: one more round trip for each read.
@@ -66,10 +68,10 @@ impl Db {
                     }
                     Ok(true)
                 })
-            })
-            .connect_lazy_with(connect.clone());
+            });
+        let pool = session.clone().pool(options);
         let acquire = metrics::histogram!(metric::DATABASE_ACQUIRE.name);
-        Self { pool, connect, diagnosis: Arc::default(), waiting: ActiveCount::default(), acquire }
+        Self { pool, session, diagnosis: Arc::default(), waiting: ActiveCount::default(), acquire }
     }
 
     /// How the connection pool is used now.
@@ -105,7 +107,7 @@ impl Db {
         {
             return cause.clone();
         }
-        let cause = match timeout(DIAGNOSIS_TIMEOUT, self.connect.connect()).await {
+        let cause = match timeout(DIAGNOSIS_TIMEOUT, self.session.open()).await {
             Ok(Ok(_connection)) => None,
             Ok(Err(sqlx::Error::Io(error))) => Some(error.to_string()),
             Ok(Err(error)) => Some(describe(&error)),

@@ -10,8 +10,11 @@ use super::connection::Db;
 use super::error::DbError;
 
 const CHANNEL: &str = "coupon_issuer_credentials";
-/// How often a silent connection is tested, and how long the test may take.
-const LIVENESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a silent connection is tested.
+const TEST_INTERVAL: Duration = Duration::from_secs(1);
+const TEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// A pooler may have reset the session. A notification to oneself would test the same, but it is a transaction that writes.
+const IS_LISTENING: &str = "select exists (select from pg_listening_channels() as c where c = $1)";
 
 /// Notifies every replica when the current transaction commits.
 pub(super) async fn notify(connection: &mut PgConnection) -> Result<(), DbError> {
@@ -32,8 +35,7 @@ impl Db {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn credential_changes(&self) -> Result<CredentialChanges, DbError> {
-        let options = (*self.pool.connect_options()).clone().application_name("coupon-issuer listener");
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(options);
+        let pool = self.session.clone().named("coupon-issuer listener").pool(PgPoolOptions::new().max_connections(1));
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen(CHANNEL).await?;
@@ -42,19 +44,19 @@ impl Db {
 }
 
 impl CredentialChanges {
-    /// Waits a few seconds for a change. `false`: there was none.
+    /// Waits a second for a change. `false`: there was none.
     ///
     /// # Errors
     /// When the connection is lost. Changes may have been missed.
     pub async fn next(&mut self) -> Result<bool, DbError> {
-        match timeout(LIVENESS_TIMEOUT, self.listener.try_recv()).await {
+        match timeout(TEST_INTERVAL, self.listener.try_recv()).await {
             Ok(Ok(Some(_))) => Ok(true),
             Ok(Ok(None)) => Err(connection_lost()),
             Ok(Err(error)) => Err(error.into()),
             Err(_elapsed) => {
-                let answered = timeout(LIVENESS_TIMEOUT, sqlx::query("select 1").execute(&mut self.listener)).await;
-                answered.map_err(|_| connection_lost())??;
-                Ok(false)
+                let query = sqlx::query_scalar(IS_LISTENING).bind(CHANNEL).fetch_one(&mut self.listener);
+                let is_listening: bool = timeout(TEST_TIMEOUT, query).await.map_err(|_| connection_lost())??;
+                if is_listening { Ok(false) } else { Err(connection_lost()) }
             }
         }
     }

@@ -1,8 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::ConnectOptions;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -10,7 +9,7 @@ use super::batching::FairReceiver;
 use super::connection::Db;
 use super::error::{DbError, no_answer};
 use super::history::{HistoryLookup, HistorySnapshot, read_histories};
-use super::session::PLANNED_ONCE;
+use super::session::{PLANNED_ONCE, SessionOptions};
 use crate::model::OrgId;
 
 /// Statements at once. While they run, further look-ups wait and share the next statement.
@@ -41,9 +40,9 @@ impl HistoryReader {
     pub fn start(db: &Db) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE_SIZE);
         let jobs = Arc::new(Mutex::new(FairReceiver::new(jobs)));
-        let connect = db.connect.clone().application_name("coupon-issuer histories").options([PLANNED_ONCE]);
+        let session = db.session.clone().named("coupon-issuer histories").with([PLANNED_ONCE]);
         for _ in 0..TASKS {
-            tokio::spawn(run(connect.clone(), Arc::clone(&jobs)));
+            tokio::spawn(run(session.clone(), Arc::clone(&jobs)));
         }
         Self { db: db.clone(), queue }
     }
@@ -68,7 +67,7 @@ impl HistoryReader {
     }
 }
 
-async fn run(connect: PgConnectOptions, jobs: Arc<Mutex<FairReceiver<Job>>>) {
+async fn run(session: SessionOptions, jobs: Arc<Mutex<FairReceiver<Job>>>) {
     let mut current = None;
     loop {
         let Some(mut batch) = jobs.lock().await.take(BATCH_SIZE, |job| job.lookup.series.len()).await else { return };
@@ -78,7 +77,7 @@ async fn run(connect: PgConnectOptions, jobs: Arc<Mutex<FairReceiver<Job>>>) {
             continue;
         }
         let lookups: Vec<&HistoryLookup> = batch.iter().map(|job| &job.lookup).collect();
-        let read = timeout(BATCH_TIMEOUT, read_batch(&connect, &mut current, &lookups)).await;
+        let read = timeout(BATCH_TIMEOUT, read_batch(&session, &mut current, &lookups)).await;
         match read.unwrap_or_else(|_elapsed| Err(no_answer().into())) {
             Ok(snapshots) => {
                 for (job, snapshot) in batch.into_iter().zip(snapshots) {
@@ -97,13 +96,13 @@ async fn run(connect: PgConnectOptions, jobs: Arc<Mutex<FairReceiver<Job>>>) {
 }
 
 async fn read_batch(
-    connect: &PgConnectOptions,
+    session: &SessionOptions,
     current: &mut Option<PgConnection>,
     lookups: &[&HistoryLookup],
 ) -> Result<Vec<HistorySnapshot>, DbError> {
     let connection = match current {
         Some(connection) => connection,
-        empty => empty.insert(connect.connect().await?),
+        empty => empty.insert(session.open().await?),
     };
     read_histories(connection, lookups).await
 }

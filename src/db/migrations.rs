@@ -8,6 +8,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 use super::connection::Db;
+use super::pooling::has_sessions;
 
 static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrator = sqlx::migrate!();
@@ -16,12 +17,18 @@ static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
     migrator
 });
 
-/// Why the schema cannot be used. The message quotes the source.
+/// Why the database cannot be used. The message quotes the source.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The database cannot be asked.
     #[error("the database cannot be asked for its schema: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// The statements of one connection run in several sessions.
+    #[error(
+        "a pooler in transaction mode is in front of the database, where coupons could be stored twice: connect to Postgres itself, \
+         or put the pooler into session mode (PgBouncer: pool_mode = session)"
+    )]
+    NoSessions,
     /// Migrations are missing.
     #[error(
         "the schema is behind this version by {0} migration(s): run `coupon-issuer migrate`, or serve with --migrate"
@@ -75,6 +82,7 @@ impl From<sqlx::Error> for SchemaError {
 /// # Errors
 /// When the database is unreachable, or its schema is too new.
 pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
+    require_sessions(connect).await?;
     let mut connection = connect.connect().await?;
     check_encoding(&mut connection).await?;
     if let Err(error @ SchemaError::BeforeRelease) = check(&mut connection).await {
@@ -89,11 +97,12 @@ pub async fn migrate(connect: &PgConnectOptions) -> Result<(), SchemaError> {
     Ok(())
 }
 
-/// Fails unless this version can work on the schema of the database.
+/// Fails unless this version can work on the database and its schema.
 ///
 /// # Errors
 /// When it cannot, or when the database cannot be asked.
 pub async fn require(connect: &PgConnectOptions) -> Result<(), SchemaError> {
+    require_sessions(connect).await?;
     let mut connection = connect.connect().await?;
     check(&mut connection).await?;
     connection.close().await?;
@@ -116,6 +125,14 @@ pub async fn create_database(connect: &PgConnectOptions) -> Result<(), sqlx::Err
         sqlx::raw_sql(AssertSqlSafe(format!("create database \"{quoted}\""))).execute(&mut connection).await?;
     }
     connection.close().await
+}
+
+/// Fails unless each connection to the database has a session of its own.
+///
+/// # Errors
+/// When they have none, or when the database cannot be asked.
+pub async fn require_sessions(connect: &PgConnectOptions) -> Result<(), SchemaError> {
+    if has_sessions(connect).await? { Ok(()) } else { Err(SchemaError::NoSessions) }
 }
 
 impl Db {

@@ -15,6 +15,7 @@ mod history_reader;
 mod keyed_requests;
 pub mod migrations;
 mod origins;
+mod pooling;
 mod presence;
 mod reporting;
 mod series_settings;

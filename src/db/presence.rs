@@ -7,20 +7,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection};
 use tokio::sync::OnceCell;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::error::{DbError, no_answer};
+use super::session::{SessionOptions, Setting};
 use crate::telemetry::throttle::Throttle;
 
 /// Regular traffic lets both ends notice when the other one is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A host that vanishes does not close its connections. With these settings the server notices after a few seconds.
-const KEEPALIVE: [(&str, &str); 4] = [
+const KEEPALIVE: [Setting; 4] = [
     ("tcp_keepalives_idle", "1"),
     ("tcp_keepalives_interval", "1"),
     ("tcp_keepalives_count", "3"),
@@ -35,7 +36,7 @@ pub struct Presence(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    connect: PgConnectOptions,
+    session: SessionOptions,
     incarnation: OnceCell<(i32, LockTask)>,
 }
 
@@ -52,8 +53,8 @@ impl Presence {
     /// Does not take a number yet: that needs the database.
     #[must_use]
     pub fn new(connect: &PgConnectOptions) -> Self {
-        let connect = connect.clone().application_name("coupon-issuer presence").options(KEEPALIVE);
-        Self(Arc::new(Inner { connect, incarnation: OnceCell::new() }))
+        let session = SessionOptions::new(connect.clone()).named("coupon-issuer presence").with(KEEPALIVE);
+        Self(Arc::new(Inner { session, incarnation: OnceCell::new() }))
     }
 
     /// The number of this replica, if it has taken one.
@@ -69,8 +70,8 @@ impl Presence {
     pub async fn incarnation(&self) -> Result<i32, DbError> {
         let take = || async {
             let (connection, incarnation) =
-                timeout(STATEMENT_TIMEOUT, take(&self.0.connect)).await.unwrap_or_else(|_elapsed| Err(no_answer()))?;
-            let lock_task = tokio::spawn(hold_lock(self.0.connect.clone(), connection, incarnation));
+                timeout(STATEMENT_TIMEOUT, take(&self.0.session)).await.unwrap_or_else(|_elapsed| Err(no_answer()))?;
+            let lock_task = tokio::spawn(hold_lock(self.0.session.clone(), connection, incarnation));
             tracing::debug!(incarnation, "this replica has taken its incarnation number");
             Ok::<_, DbError>((incarnation, LockTask(lock_task.abort_handle())))
         };
@@ -78,8 +79,8 @@ impl Presence {
     }
 }
 
-async fn take(connect: &PgConnectOptions) -> Result<(PgConnection, i32), sqlx::Error> {
-    let mut connection = connect.connect().await?;
+async fn take(session: &SessionOptions) -> Result<(PgConnection, i32), sqlx::Error> {
+    let mut connection = session.open().await?;
     let incarnation: i32 = sqlx::query_scalar("select next_incarnation_1()").fetch_one(&mut connection).await?;
     lock(&mut connection, incarnation).await?;
     Ok((connection, incarnation))
@@ -92,7 +93,7 @@ async fn lock(connection: &mut PgConnection, incarnation: i32) -> Result<(), sql
 
 /// Keeps the lock, and reconnects when the connection breaks. While the lock is not held, another replica may take attempts over.
 /// They are fenced, so a takeover costs only a retry.
-async fn hold_lock(connect: PgConnectOptions, mut connection: PgConnection, incarnation: i32) {
+async fn hold_lock(session: SessionOptions, mut connection: PgConnection, incarnation: i32) {
     loop {
         sleep(PING_INTERVAL).await;
         let pinged = timeout(STATEMENT_TIMEOUT, connection.ping()).await;
@@ -107,7 +108,7 @@ async fn hold_lock(connect: PgConnectOptions, mut connection: PgConnection, inca
         });
         connection = loop {
             let relocked = async {
-                let mut connection = connect.connect().await?;
+                let mut connection = session.open().await?;
                 lock(&mut connection, incarnation).await?;
                 Ok::<_, sqlx::Error>(connection)
             };

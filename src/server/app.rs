@@ -16,7 +16,7 @@ use super::sampler::Sampler;
 use crate::activity::{Activity, ActivityTasks};
 use crate::auth::{Authenticator, KeyError, KeySource, SigningKeys};
 use crate::config::{HttpSettings, Settings};
-use crate::db::migrations::SchemaError;
+use crate::db::migrations::{self, SchemaError};
 use crate::db::writer::Writer;
 use crate::db::{Db, Presence};
 use crate::http::{self, Http, Readiness, ReadinessCheck, router};
@@ -60,7 +60,11 @@ impl App {
     ) -> anyhow::Result<Self> {
         let db = Db::new(connect.clone(), &settings.database);
         let startup_timeout = settings.database.startup_timeout;
-        retry_until(startup_timeout, SchemaError::is_unavailable, async || db.check_schema().await).await?;
+        let check = async || {
+            migrations::require_sessions(connect).await?;
+            db.check_schema().await
+        };
+        retry_until(startup_timeout, SchemaError::is_unavailable, check).await?;
         let load = async || {
             SigningKeys::load(db.clone(), KeySource::from_settings(&settings.auth), environment.clock.clone()).await
         };

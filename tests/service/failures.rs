@@ -418,6 +418,20 @@ async fn a_claim_of_a_broken_call_does_not_block_its_own_request() {
     assert_eq!(app.count("select where (select last_value from calls) >= 2").await, 1);
 }
 
+/// A pooler that changes to transaction mode while the service runs. A call in another session than its writer's writes nothing.
+#[tokio::test]
+async fn a_call_in_another_session_issues_nothing() {
+    let app = TestApp::start(&[repeatable_series(1, "")]).await;
+    assert_eq!(app.issue_one("before", 1).await, "issued");
+    let body = "begin perform set_config('coupon_issuer.session', 'of another writer', false); ORIGINAL; end";
+    wrap_writer(&app.connect, body).await;
+    let (status, answer) = app.send(&json!({"seriesIds": [1], "customer": {"id": "c"}})).await;
+    assert_eq!(status, 503, "{answer}");
+    assert_eq!(app.count("select from coupon").await, 1);
+    let ready = app.client().get(app.url("/readyz")).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+}
+
 /// Some hosts of Postgres make a database read-only when its disk is nearly full. Sessions stay open.
 #[tokio::test]
 async fn while_the_database_is_read_only_requests_get_503() {

@@ -154,7 +154,7 @@ impl TestApp {
         let clock = Arc::new(TestClock(AtomicI64::new(0)));
         clock.set(NOW);
         let environment = Environment { clock: clock.clone(), entropy: Arc::new(OsEntropy) };
-        let app = App::build(&settings, &connect, environment).await.unwrap();
+        let app = App::build(&settings, &through_pooler(&connect).await, environment).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stops) = mpsc::channel(1);
@@ -331,6 +331,16 @@ async fn server() -> PgConnectOptions {
         Err(_) => tokio::task::spawn_blocking(|| private_server().url("postgres")).await.unwrap(),
     };
     PgConnectOptions::from_str(&url).unwrap()
+}
+
+/// `POOLER_URL` names a pooler in front of the server, for the services only (tests/pgbouncer.sh). Not for one that has a `Wire` in front.
+async fn through_pooler(database: &PgConnectOptions) -> PgConnectOptions {
+    let Ok(url) = std::env::var("POOLER_URL") else { return database.clone() };
+    if database.get_socket() != server().await.get_socket() {
+        return database.clone();
+    }
+    let pooler = PgConnectOptions::from_str(&url).unwrap().extra_float_digits(None);
+    pooler.database(database.get_database().unwrap())
 }
 
 /// No test stops it: its watchdog does, when this process ends.

@@ -2,15 +2,15 @@ use std::time::Duration;
 
 use jiff_sqlx::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{ConnectOptions, Connection};
 use tokio::time::Instant;
 
-use crate::db::session::{KEY_LOOKUP_OPTIONS, PLANNED_ONCE, READ_COMMITTED};
+use crate::db::session::{KEY_LOOKUP, PLANNED_ONCE, READ_COMMITTED, SessionOptions};
 use crate::telemetry::metrics::{ActiveCount, ActiveGuard};
 
 /// Opens the connections of one task. They do not come from a pool: batches rely on the settings of the session.
 pub(super) struct Connector {
-    options: PgConnectOptions,
+    session: SessionOptions,
     statement_timeout: Duration,
     connections: ActiveCount,
 }
@@ -20,6 +20,8 @@ pub(super) struct WriterConnection {
     pub(super) connection: PgConnection,
     /// The `synchronous_commit` of the flush: the server's own setting, or `on` if the server has it off.
     pub(super) durability: String,
+    /// The name that the session has given itself. A call fails in any other session: a pooler in transaction mode would run it there.
+    pub(super) session: String,
     pub(super) backend: Backend,
     /// The database did not crash since: a crash would have broken the connection.
     pub(super) connected_at: Instant,
@@ -35,8 +37,16 @@ pub(super) struct Backend {
 
 impl Connector {
     /// `connections` counts the open connections.
-    pub(super) fn new(options: PgConnectOptions, statement_timeout: Duration, connections: ActiveCount) -> Self {
-        Self { options: options.options(KEY_LOOKUP_OPTIONS).options([PLANNED_ONCE]), statement_timeout, connections }
+    pub(super) fn new(connect: PgConnectOptions, statement_timeout: Duration, connections: ActiveCount) -> Self {
+        let timeout = format!("{}ms", statement_timeout.as_millis());
+        let session = SessionOptions::new(connect)
+            .named("coupon-issuer writer")
+            .with(KEY_LOOKUP)
+            .with([PLANNED_ONCE, READ_COMMITTED])
+            .with([("statement_timeout", timeout.clone()), ("lock_timeout", timeout)])
+            // All commits of a batch share the flush of its last transaction (migrations/0002, "DURABILITY").
+            .with([("synchronous_commit", "off")]);
+        Self { session, statement_timeout, connections }
     }
 
     /// After this time without an answer the connection counts as broken. Postgres cancels the statement one second earlier.
@@ -45,30 +55,21 @@ impl Connector {
     }
 
     pub(super) async fn connect(&self) -> Result<WriterConnection, sqlx::Error> {
-        let mut connection = self.options.connect().await?;
-        let row = sqlx::query(
-            "select pg_backend_pid() as pid, current_setting('synchronous_commit') as durability,
-                    (select backend_start from pg_stat_activity where pid = pg_backend_pid()) as started",
+        let mut connection = self.session.connect_options().connect().await?;
+        let (pid, started, durability, session): (i32, Timestamp, String, String) = sqlx::query_as(
+            "select pid, backend_start, current_setting('synchronous_commit'),
+                    set_config('coupon_issuer.session', pid || ' ' || backend_start, false)
+               from pg_stat_activity where pid = pg_backend_pid()",
         )
         .fetch_one(&mut connection)
         .await?;
-        let durability: String = row.try_get("durability")?;
-        let backend = Backend { pid: row.try_get("pid")?, started: row.try_get("started")? };
-
-        // All commits of a batch share the flush of its last transaction (migrations/0002, "DURABILITY").
-        sqlx::query(
-            "select set_config('synchronous_commit', 'off', false), set_config('statement_timeout', $1, false),
-                    set_config('lock_timeout', $1, false), set_config('application_name', 'coupon-issuer writer', false)",
-        )
-        .bind(format!("{}ms", self.statement_timeout.as_millis()))
-        .execute(&mut connection)
-        .await?;
-        sqlx::query(READ_COMMITTED).execute(&mut connection).await?;
+        self.session.configure(&mut connection).await?;
         let durability = if durability == "off" { "on".to_owned() } else { durability };
         Ok(WriterConnection {
             connection,
             durability,
-            backend,
+            session,
+            backend: Backend { pid, started },
             connected_at: Instant::now(),
             _counted: self.connections.enter(),
         })

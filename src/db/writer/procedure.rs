@@ -26,7 +26,7 @@ pub(super) enum Reported {
 pub(super) fn issue_coupons<'q>(
     coupons: &[NumberedCoupon<'_>],
     reported: Reported,
-    durability: &'q str,
+    (durability, session): (&'q str, &'q str),
 ) -> Query<'q, Postgres, PgArguments> {
     // The first coupon of a request claims its key.
     let mut claiming = HashMap::new();
@@ -43,11 +43,12 @@ pub(super) fn issue_coupons<'q>(
     });
     let mut org_ids: Vec<i64> = coupons.iter().map(|numbered| numbered.coupon.org_id.0).collect();
     org_ids.dedup();
-    sqlx::query("call issue_coupons_1($1, $2, $3, $4, null::smallint[], null::text[])")
+    sqlx::query("call issue_coupons_1($1, $2, $3, $4, $5, null::smallint[], null::text[])")
         .bind(values)
         .bind(org_ids)
         .bind(incarnation)
         .bind(durability)
+        .bind(session)
 }
 
 /// The outcomes of the procedure, by its numbers.

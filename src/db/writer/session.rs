@@ -125,8 +125,8 @@ impl Session {
             (coupon.org_id.0, coupon.series_id.0)
         });
         let sorted: Vec<NumberedCoupon<'_>> = order.iter().map(|index| coupons[*index]).collect();
-        self.run(async |WriterConnection { connection, durability, .. }| {
-            let row = issue_coupons(&sorted, reported, durability).fetch_one(connection).await?;
+        self.run(async |WriterConnection { connection, durability, session, .. }| {
+            let row = issue_coupons(&sorted, reported, (durability, session)).fetch_one(connection).await?;
             write_outcomes(&row, coupons, order)
         })
         .await
