@@ -335,7 +335,7 @@ create table pool_counter (
     position  bigint not null,
     constraint pool_counter_pkey primary key (org_id, series_id, position)
 );
-comment on table pool_counter is 'A position that a pool gave out: of each batch, the first. The search for the next code begins behind it and skips the deleted codes.';
+comment on table pool_counter is 'The first position that a call gave out when it began to use the pool; the highest value counts. The search for the next code begins behind it and skips the codes that were deleted since.';
 comment on column pool_counter.org_id is 'The organisation.';
 comment on column pool_counter.series_id is 'The series.';
 comment on column pool_counter.position is 'The position; the highest value counts.';

@@ -364,7 +364,8 @@ macro_rules! new_codes {
     };
 }
 
-/// Appends the new codes to the pool, and returns the lines of the others. Positions are never reused.
+/// Appends the new codes to the pool, and returns the lines of the others. Positions are greater than the counter and than
+/// those in the pool. After the pool ran empty, those behind the counter recur.
 const INSERT_NEW: &str = concat!(
     "with ",
     new_codes!(),

@@ -516,11 +516,11 @@ async fn a_wrong_code_in_a_pool_is_found() {
             ),
             (
                 "insert into pool_code (org_id, series_id, code, position) values (1, 9, 'OLD-1', 3), (1, 9, 'OLD-2', 21)",
-                &["org 1 series 9 code OL…: position 3; must be: above 3, the last position given out"],
+                &["org 1 series 9 code OL…: position 3; must be: above 3, where the search for codes begins"],
             ),
             (
                 "insert into pool_code (org_id, series_id, code, position) values (1, 6, 'OLD-1', 0)",
-                &["org 1 series 6 code OL…: position 0; must be: above 0, the last position given out"],
+                &["org 1 series 6 code OL…: position 0; must be: above 0, where the search for codes begins"],
             ),
             (
                 "alter table pool_code drop constraint pool_code_position;

@@ -55,7 +55,7 @@ pub struct SeriesRow {
 pub struct PoolRow {
     /// Codes for any customer, counted up to one more than [`COUNTED_CODES`].
     pub remaining: i64,
-    /// Positions after the last one given out: an upper bound of the remaining codes.
+    /// Positions from the first remaining code to the last: an upper bound of the remaining codes.
     pub positions: i64,
     /// Codes for one customer each, counted up to one more than [`COUNTED_CODES`].
     pub remaining_for_one: i64,

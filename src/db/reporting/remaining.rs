@@ -36,7 +36,7 @@ pub struct SeriesRemaining {
     pub series_id: SeriesId,
     /// The coupons that it can still issue; of a pool, to any customer.
     pub remaining: i64,
-    /// The cap, or the number of codes that the pool ever held.
+    /// The cap, or the number of codes that the pool ever held; of a used-up pool, it may be a batch less.
     pub total: i64,
     /// The number of series of the same kind in the same state (used up or not).
     pub series: i64,

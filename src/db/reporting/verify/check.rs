@@ -180,7 +180,7 @@ const CODES: CheckQuery = CheckQuery {
           from wrong w"#,
 };
 
-/// A code that was given out is no longer in the pool. A code at or below the counter is never given out, and of two codes at one
+/// A code that was given out is no longer in the pool. A code at or below the counter is never found, and of two codes at one
 /// position one is lost.
 const POOLS: CheckQuery = CheckQuery {
     checked: "select count(*) from pool_code p where $1::bigint is null or p.org_id = $1",
@@ -222,7 +222,7 @@ const POOLS: CheckQuery = CheckQuery {
               from pool p join crowded o on o.org_id = p.org_id and o.series_id = p.series_id and o.position = p.position
             union all
             select p.*, format('position %s', p.position),
-                   format('above %s, the last position given out', coalesce(g.position, 0))
+                   format('above %s, where the search for codes begins', coalesce(g.position, 0))
               from pool p left join counter g on g.org_id = p.org_id and g.series_id = p.series_id
              where p.position <= coalesce(g.position, 0))
         select w.org_id, w.series_id, w.customer_id, w.found, w.expected,
