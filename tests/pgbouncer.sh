@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the service tests through PgBouncer in session mode, then shows that transaction mode is refused. PgBouncer has its default
-# settings, except for the number of connections: the tests run side by side, and some start several replicas. Two tests are left out,
-# because PgBouncer keeps sessions of Postgres that the tests expect to be new.
+# settings, except for the numbers of connections and how long idle ones are kept: each test has a database of its own, and some start
+# several replicas. Two tests are left out, because PgBouncer keeps sessions of Postgres that the tests expect to be new.
 #
 #   tests/pgbouncer.sh [filter]
 set -euo pipefail
@@ -38,7 +38,7 @@ start_postgres() { # sets server, its URL
     psql=$(grep -o "[^ ]*psql '" "$data/demo.log" | head -n 1 | sed "s/ *'$//")
 }
 start_postgres
-"$psql" -XqAt "$server" -c 'alter system set max_connections = 500' -c 'alter system set fsync = off'
+"$psql" -XqAt "$server" -c 'alter system set fsync = off'
 kill "${started[0]}"
 wait "${started[0]}" || true
 start_postgres
@@ -57,8 +57,9 @@ listen_port = $port
 unix_socket_dir =
 auth_type = any
 pool_mode = $1
-default_pool_size = 150
+default_pool_size = 100
 max_client_conn = 1000
+server_idle_timeout = 1
 INI
     local as=()
     [ "$(id -u)" != 0 ] || as=(setpriv --reuid "$(stat -c %u "$data/demo")" --clear-groups)
